@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mosaic.core.checks import AtLeast0, check_fields
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
-from sim.hardware.iteration_time import graph_sizes, padded_seqs, unsplit_seqs
-from sim.hardware.skew_time import MAX_WAVES, AttentionSkew, SkewAwareIterationTime
+from sim.hardware.iteration_time import Chunks, IterationTime, graph_sizes, padded_seqs, unsplit_seqs
+from sim.hardware.skew_time import MAX_WAVES, AttentionSkew
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class Work(NamedTuple):
     """Of prompts beside decodes whose lengths matter: tokens, and tokens before them."""
 
 
-class _Counter(SkewAwareIterationTime):
+class _Counter(IterationTime):
     """An iteration time that prices every iteration at one second and keeps what was in it.
 
     NOTE: the engine asks for the time of a jump once where all requests are there from the start, so every question
@@ -97,13 +97,7 @@ class _Counter(SkewAwareIterationTime):
         self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_tokens, tuple(longest)))
         return float(num_steps)
 
-    def mixed_s(
-        self,
-        chunks: Sequence[tuple[int, int]],
-        num_decodes: int,
-        decode_kv_tokens: float,
-        longest: Sequence[int] = (),
-    ) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
         pairs = sum(tokens * (tokens + 2 * context) for tokens, context in chunks)
         started = sum(context == 0 for _, context in chunks)
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)

@@ -16,7 +16,6 @@ from scipy.optimize import nnls
 
 from mosaic.core.results import CallRecord
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.skew_time import SkewAwareIterationTime
 
 MIN_STRETCHES = 20
 """With fewer a fit would be that of noise."""
@@ -70,10 +69,7 @@ def excess_s(stretch: Stretch, time: IterationTime) -> float:
 
 
 def _step_s(lengths: Sequence[int], time: IterationTime) -> float:
-    if isinstance(time, SkewAwareIterationTime):
-        longest = lengths[-time.num_longest :] if time.num_longest else ()
-        return time.decode_span_s(len(lengths), sum(lengths), 1, longest)
-    return time.decode_span_s(len(lengths), sum(lengths), 1)
+    return time.decode_span_s(len(lengths), sum(lengths), 1, lengths[-time.num_longest :] if time.num_longest else ())
 
 
 def fit_host(found: Sequence[Stretch], time: IterationTime) -> tuple[float, float]:

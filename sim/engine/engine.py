@@ -14,7 +14,6 @@ from mosaic.core.engine_options import EngineOptions
 from sim.engine.batching import Batcher
 from sim.engine.request import Request
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.skew_time import SkewAwareIterationTime
 
 
 class Engine:
@@ -48,12 +47,13 @@ class Engine:
         start_ts: float = 0.0,
     ) -> None:
         self._time = iteration_time
-        self._skew_time = iteration_time if isinstance(iteration_time, SkewAwareIterationTime) else None
         self._longest: list[int] = []
         """Length of the longest sequence in the iteration that starts at _now, where it matters."""
-        num_longest = self._skew_time.num_longest if self._skew_time else 0
         self._batcher = Batcher(
-            settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, num_longest=num_longest
+            settings=settings,
+            kv_tokens=kv_tokens,
+            context_tokens=context_tokens,
+            num_longest=iteration_time.num_longest,
         )
         self.target_ts = start_ts
         """Up to here the caller has seen everything."""
@@ -273,11 +273,8 @@ class Engine:
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
-        if self._skew_time is None:
-            seconds = self._time.mixed_s(chunks, num_decodes, kv_read)
-        else:
-            longest = batcher.decoding.longest() if num_decodes else []
-            seconds = self._skew_time.mixed_s(chunks, num_decodes, kv_read, longest)
+        longest = batcher.decoding.longest() if num_decodes else []
+        seconds = self._time.mixed_s(chunks, num_decodes, kv_read, longest)
         self._jump_end_ts = self._now + self._pace * seconds
         self._jump_steps = 1
 
@@ -286,8 +283,7 @@ class Engine:
         # After a preemption one step: what was freed may admit someone in the next iteration.
         limit = 1 if batcher.preempted else decoding.steps_to_finish()
         steps = batcher.kv.steps_that_fit(decoding.counter, limit)
-        if self._skew_time is not None:
-            self._longest = decoding.longest_one()
+        self._longest = decoding.longest_one()
         end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
         if arrival_ts < end_ts and batcher.would_admit:
@@ -300,9 +296,7 @@ class Engine:
         decoding = self._batcher.decoding
         num_seqs = decoding.kv.num_growing
         kv_tokens = decoding.kv_tokens + num_seqs
-        if self._skew_time is None:
-            return self._now + self._pace * self._time.decode_span_s(num_seqs, kv_tokens, steps)
-        return self._now + self._pace * self._skew_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
+        return self._now + self._pace * self._time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
 
     def _commit(self, steps: int) -> None:
         """Complete the planned iteration, or that many steps of the planned jump."""

@@ -3,19 +3,27 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import Protocol
+from math import ceil, inf
+from typing import Protocol, TypeAlias
 
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, segment
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
-from sim.hardware.skew_time import AttentionSkew, EagerDecode, SkewAwareIterationTime
+from sim.hardware.skew_time import AttentionSkew, EagerDecode
+
+Chunks: TypeAlias = Sequence[tuple[int, int]]
+"""Per prefilled sequence: tokens computed now, tokens already in its KV cache."""
 
 
 class IterationTime(Protocol):
     """Time of an engine's iterations for one model on one kind of GPU at one tensor-parallel degree."""
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
+    num_longest: int = 0
+    """How many of the longest lengths it needs."""
+    max_graph_tokens: int | None = None
+    """Longest sequence of a step with CUDA graphs; None: there is no limit."""
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         """Time of consecutive pure decode iterations over an unchanged batch.
 
         Parameters
@@ -28,18 +36,26 @@ class IterationTime(Protocol):
             before.
         num_steps
             Number of steps k.
+        longest
+            Tokens that the first step reads of the longest sequence, the last of those that are given; without them
+            all lengths are taken for equal.
         """
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
         """Time of one iteration that prefills chunks, with or without decodes beside them.
 
         Parameters
         ----------
         chunks
-            Per prefilled sequence: tokens computed now, tokens already in its KV cache.
-        num_decodes, decode_kv_tokens
-            Sequences that decode in the same iteration and the tokens that their attention reads.
+            What is prefilled.
+        num_decodes, decode_kv_tokens, longest
+            Sequences that decode in the same iteration, the tokens that their attention reads, and those of the longest
+            of them, in rising order.
         """
+
+    def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
+        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
+        return self.decode_span_s(num_seqs, read_tokens, 1)
 
 
 def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> IterationTime:
@@ -210,7 +226,7 @@ class _BatchTime:
         return self(padded_seqs(num_seqs, self.captured), num_seqs)
 
 
-class FittedTime:
+class FittedTime(IterationTime):
     """Iteration time where attention is linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
 
     __slots__ = ("_attention", "_batch", "_decode_fixed_s", "_kv_token_s", "_prefill_scale", "_step_s")
@@ -231,7 +247,7 @@ class FittedTime:
         self._prefill_scale = prefill_scale
         self._step_s: list[float] = [0.0]
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         try:
             step_s = self._step_s[num_seqs]
         except IndexError:
@@ -246,7 +262,7 @@ class FittedTime:
             self._step_s.append(self._batch.decode(size) + fixed_s + per_seq_s * size)
         return self._step_s[num_seqs]
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
         num_tokens, prefill_s = num_decodes, 0.0
         per_token_s, per_pair_s = self._attention.prefill_per_token_s, self._attention.prefill_per_token_pair_s
         for tokens, context in chunks:
@@ -259,7 +275,7 @@ class FittedTime:
         return seconds
 
 
-class MeasuredTime:
+class MeasuredTime(IterationTime):
     """Iteration time where attention is a grid: a span is a sum of arithmetic sums, one per segment it crosses."""
 
     __slots__ = ("_batch", "_beside", "_decode", "_launch_s", "_pair_s", "_prefill", "_rows")
@@ -275,7 +291,7 @@ class MeasuredTime:
         self._launch_s = self._prefill.values_s[0][0]
         self._rows: dict[int, tuple[float, tuple[float, ...], tuple[float, ...]]] = {}
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         step_s, values_s, slopes_s = self._rows.get(num_seqs) or self._add_row(num_seqs)
         knots = self._decode.columns
         last = len(slopes_s) - 1
@@ -300,14 +316,107 @@ class MeasuredTime:
         self._rows[num_seqs] = (self._batch.decode(num_seqs), values_s, slopes_s)
         return self._rows[num_seqs]
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
-        num_tokens, longest, attention_s = num_decodes, 0, 0.0
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+        num_tokens, longest_chunk, attention_s = num_decodes, 0, 0.0
         for tokens, context in chunks:
             num_tokens += tokens
-            longest = max(longest, tokens)
+            longest_chunk = max(longest_chunk, tokens)
             # One launch serves all chunks, so its fixed time counts once.
             attention_s += self._prefill(tokens, context) - self._launch_s
         if num_decodes:
             attention_s += self._beside(num_decodes, decode_kv_tokens / num_decodes)
-            attention_s += self._pair_s * num_decodes * longest
+            attention_s += self._pair_s * num_decodes * longest_chunk
         return self._batch(num_tokens, num_decodes + len(chunks)) + max(0.0, attention_s + self._launch_s)
+
+
+class SkewAwareIterationTime(IterationTime):
+    """GPU time by totals, and on top what depends on lengths and what the host takes for every token.
+
+    Without lengths all are taken for equal.
+    """
+
+    __slots__ = (
+        "_base_s",
+        "_busy_tokens",
+        "_eager",
+        "_gpu",
+        "_graph_tokens",
+        "_idle_s",
+        "_per_kv_token_s",
+        "_per_seq_s",
+        "_skew",
+        "_unsplit_seqs",
+        "max_graph_tokens",
+        "num_longest",
+    )
+
+    def __init__(
+        self,
+        gpu: IterationTime,
+        *,
+        host_base_s: float = 0.0,
+        host_per_seq_s: float = 0.0,
+        host_per_kv_token_s: float = 0.0,
+        skew: AttentionSkew | None = None,
+        eager: EagerDecode | None = None,
+    ) -> None:
+        self._gpu = gpu
+        self._base_s = host_base_s
+        self._per_seq_s = host_per_seq_s
+        self._per_kv_token_s = host_per_kv_token_s
+        self._skew = skew
+        self._unsplit_seqs = skew.min_seqs if skew else inf
+        self._idle_s = skew.longest_wait_s(1, 0.0) if skew else 0.0
+        self._eager = eager
+        self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
+        """Steps that read a sequence of so many tokens are eager."""
+        self._busy_tokens: dict[int, float] = {}
+        """Per batch size, tokens to read that are known to take longer than the launches."""
+        self.max_graph_tokens = eager.max_graph_tokens if eager else None
+        self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+        step_s = self._base_s + self._per_seq_s * num_seqs
+        step_s += self._per_kv_token_s * (kv_tokens + num_seqs * (num_steps - 1) / 2)
+        launches_s = 0.0
+        if longest:
+            most_tokens, skew_s = longest[-1], 0.0
+            if num_seqs >= self._unsplit_seqs:
+                skew_s = self._idle_s * (most_tokens - kv_tokens / num_seqs)
+                step_s += skew_s
+            if most_tokens + num_steps > self._graph_tokens and kv_tokens < self._busy_tokens.get(num_seqs, inf):
+                launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, most_tokens, skew_s)
+        return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
+
+    def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
+        """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
+        assert self._eager is not None, "called where there is a limit"
+        gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
+        num_graphs = max(0, self._eager.max_graph_tokens - most_tokens + 1)
+        kv_tokens += num_graphs * num_seqs
+        first_s = gpu_s(num_seqs, kv_tokens, 1)
+        if first_s >= launch_s:
+            if first_s >= self._eager.launch_s:
+                self._busy_tokens[num_seqs] = kv_tokens
+            return 0.0
+        num_eager = num_steps - num_graphs
+        steps = range(num_eager)
+        waits = bisect_left(steps, launch_s, key=lambda step: gpu_s(num_seqs, kv_tokens + step * num_seqs, 1))
+        return waits * launch_s - gpu_s(num_seqs, kv_tokens, waits)
+
+    def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
+        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
+        gpu_s = self._gpu.decode_span_s(num_seqs, read_tokens, 1)
+        if self._eager is not None and longest > self._eager.max_graph_tokens:
+            gpu_s = max(gpu_s, self._eager.launch_s)
+        return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
+
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+        """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""
+        seconds = self._gpu.mixed_s(chunks, num_decodes, decode_kv_tokens)
+        if self._skew is not None and longest:
+            skew_s = self._skew.beside_prefill_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
+            # Equal lengths leave at most half of their waves idle.
+            seconds = max(seconds / 2, seconds + skew_s)
+        host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
+        return seconds + host_s + self._per_kv_token_s * decode_kv_tokens

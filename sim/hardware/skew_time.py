@@ -1,22 +1,11 @@
-"""Iteration time that knows how long the longest sequences are, and not only how many tokens are read."""
+"""What depends on how long the longest sequences are, and not only on how many tokens are read."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from math import ceil, inf
-from typing import Protocol
+from math import ceil
 
 from mosaic.core.checks import AtLeast1, NotNegative, checked
-
-
-class GpuTime(Protocol):
-    """Time of iterations by totals, without the host's; see ``sim.hardware.iteration_time``."""
-
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float: ...
-
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float: ...
-
 
 TILE_TOKENS = 64
 """Query tokens that one thread block of FlashAttention serves."""
@@ -103,115 +92,3 @@ class EagerDecode:
     """vLLM V0's max_seq_len_to_capture: a batch with a longer sequence runs eagerly, all of it."""
     launch_s: NotNegative
     """Least time of such a step on the GPU."""
-
-
-class SkewAwareIterationTime:
-    """GPU time by totals, and on top what depends on lengths and what the host takes for every token.
-
-    Without lengths all are taken for equal.
-    """
-
-    __slots__ = (
-        "_base_s",
-        "_busy_tokens",
-        "_eager",
-        "_gpu",
-        "_graph_tokens",
-        "_idle_s",
-        "_per_kv_token_s",
-        "_per_seq_s",
-        "_skew",
-        "_unsplit_seqs",
-        "num_longest",
-    )
-
-    def __init__(
-        self,
-        gpu: GpuTime,
-        *,
-        host_base_s: float = 0.0,
-        host_per_seq_s: float = 0.0,
-        host_per_kv_token_s: float = 0.0,
-        skew: AttentionSkew | None = None,
-        eager: EagerDecode | None = None,
-    ) -> None:
-        self._gpu = gpu
-        self._base_s = host_base_s
-        self._per_seq_s = host_per_seq_s
-        self._per_kv_token_s = host_per_kv_token_s
-        self._skew = skew
-        self._unsplit_seqs = skew.min_seqs if skew else inf
-        self._idle_s = skew.longest_wait_s(1, 0.0) if skew else 0.0
-        self._eager = eager
-        self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
-        """Steps that read a sequence of so many tokens are eager."""
-        self._busy_tokens: dict[int, float] = {}
-        """Per batch size, tokens to read that are known to take longer than the launches."""
-        self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
-        """How many of the longest lengths it needs."""
-
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
-        """Time of consecutive decode steps over an unchanged batch.
-
-        Parameters
-        ----------
-        num_seqs, kv_tokens, num_steps
-            As for ``IterationTime``.
-        longest
-            Tokens that the first step reads of the longest sequence, the last of those that are given.
-        """
-        step_s = self._base_s + self._per_seq_s * num_seqs
-        step_s += self._per_kv_token_s * (kv_tokens + num_seqs * (num_steps - 1) / 2)
-        launches_s = 0.0
-        if longest:
-            most_tokens, skew_s = longest[-1], 0.0
-            if num_seqs >= self._unsplit_seqs:
-                skew_s = self._idle_s * (most_tokens - kv_tokens / num_seqs)
-                step_s += skew_s
-            if most_tokens + num_steps > self._graph_tokens and kv_tokens < self._busy_tokens.get(num_seqs, inf):
-                launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, most_tokens, skew_s)
-        return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
-
-    def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
-        """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
-        assert self._eager is not None, "called where there is a limit"
-        gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
-        num_graphs = max(0, self._eager.max_graph_tokens - most_tokens + 1)
-        kv_tokens += num_graphs * num_seqs
-        first_s = gpu_s(num_seqs, kv_tokens, 1)
-        if first_s >= launch_s:
-            if first_s >= self._eager.launch_s:
-                self._busy_tokens[num_seqs] = kv_tokens
-            return 0.0
-        num_eager = num_steps - num_graphs
-        steps = range(num_eager)
-        waits = bisect_left(steps, launch_s, key=lambda step: gpu_s(num_seqs, kv_tokens + step * num_seqs, 1))
-        return waits * launch_s - gpu_s(num_seqs, kv_tokens, waits)
-
-    @property
-    def max_graph_tokens(self) -> int | None:
-        """Longest sequence of a step with CUDA graphs; None: there is no limit."""
-        return self._eager.max_graph_tokens if self._eager else None
-
-    def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
-        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
-        gpu_s = self._gpu.decode_span_s(num_seqs, read_tokens, 1)
-        if self._eager is not None and longest > self._eager.max_graph_tokens:
-            gpu_s = max(gpu_s, self._eager.launch_s)
-        return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
-
-    def mixed_s(
-        self,
-        chunks: Sequence[tuple[int, int]],
-        num_decodes: int,
-        decode_kv_tokens: float,
-        longest: Sequence[int] = (),
-    ) -> float:
-        """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""
-        seconds = self._gpu.mixed_s(chunks, num_decodes, decode_kv_tokens)
-        if self._skew is not None and longest:
-            skew_s = self._skew.beside_prefill_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
-            # Equal lengths leave at most half of their waves idle.
-            seconds = max(seconds / 2, seconds + skew_s)
-        host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
-        return seconds + host_s + self._per_kv_token_s * decode_kv_tokens

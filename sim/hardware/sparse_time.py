@@ -6,8 +6,7 @@ from typing import NamedTuple
 from mosaic.core.checks import require
 from mosaic.core.workload import Expert, SparseKv
 from sim.hardware.hardware import Hardware
-from sim.hardware.iteration_time import IterationTime
-from sim.hardware.skew_time import SkewAwareIterationTime
+from sim.hardware.iteration_time import Chunks, IterationTime
 
 
 class SparseBatch(NamedTuple):
@@ -35,7 +34,7 @@ class SparseBatch(NamedTuple):
         )
 
 
-class SparseTime:
+class SparseTime(IterationTime):
     """Time of the iterations of one model with a sparse KV cache on one kind of GPU.
 
     NOTE: rankings of stable heads are spread over the steps. A request that ranks sits out the next step while its
@@ -50,8 +49,7 @@ class SparseTime:
 
     def __init__(self, time: IterationTime, kv: SparseKv, *, kv_bytes: int, context_tokens: int, link_s: float) -> None:
         self._time = time
-        self._skew_time = time if isinstance(time, SkewAwareIterationTime) else None
-        self.num_longest = min(1, self._skew_time.num_longest) if self._skew_time else 0
+        self.num_longest = min(1, time.num_longest)
         self._every = kv.rerank_every
         self._long_read = kv.long_read_tokens()
         self._scored = kv.scored_tokens_per_token()
@@ -75,7 +73,7 @@ class SparseTime:
 
         Reads grow evenly, so the middle step is the mean one where time is linear in them.
         """
-        limit = self._skew_time.max_graph_tokens if self._skew_time else None
+        limit = self._time.max_graph_tokens
         if limit is not None and batch.longest <= limit < batch.longest + num_steps - 1:
             num_graphs = int(limit - batch.longest) + 1
             later = batch.after(num_graphs)
@@ -87,21 +85,17 @@ class SparseTime:
 
     def _step_s(self, batch: SparseBatch) -> float:
         reads = self.read_tokens(batch)
-        seconds = self._plain_step_s(batch.num_seqs, reads, batch) + self._pauses_s(batch)
+        seconds = self._time.step_s(batch.num_seqs, reads, batch.kv_tokens, batch.longest) + self._pauses_s(batch)
         return max(seconds, self.promoted_s(batch), batch.num_long * self._offload_s)
 
     def _pauses_s(self, batch: SparseBatch) -> float:
         """Price what pauses add: who pauses reads its tokens a step later, and the rest of a step is done once more."""
         if not batch.num_long:
             return 0.0
-        return batch.num_long / (batch.num_seqs * self._every) * self._plain_step_s(1, 1.0, batch)
+        step_s = self._time.step_s(1, 1.0, batch.kv_tokens, batch.longest)
+        return batch.num_long / (batch.num_seqs * self._every) * step_s
 
-    def _plain_step_s(self, num_seqs: int, reads: float, batch: SparseBatch) -> float:
-        if self._skew_time is not None:
-            return self._skew_time.step_s(num_seqs, reads, batch.kv_tokens, batch.longest)
-        return self._time.decode_span_s(num_seqs, reads, 1)
-
-    def mixed_sparse_s(self, chunks: Sequence[tuple[int, int]], batch: SparseBatch) -> float:
+    def mixed_sparse_s(self, chunks: Chunks, batch: SparseBatch) -> float:
         """Time of an iteration that reads chunks of prompts, with or without decodes beside them."""
         num_tokens = sum(tokens for tokens, _ in chunks)
         reads = self.read_tokens(batch) if batch.num_seqs else 0.0
@@ -109,14 +103,14 @@ class SparseTime:
         seconds += self._pauses_s(batch)
         return max(seconds, self.promoted_s(batch), num_tokens * self._offload_s)
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         """Bound the time of steps of which only totals are known.
 
         A token costs least in the longest sequence, and no step takes less than the first one.
         """
         return num_steps * self._time.decode_span_s(num_seqs, kv_tokens * self._least_read_frac, 1)
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
         """Bound the time of an iteration of which only totals are known."""
         return self._time.mixed_s(chunks, num_decodes, decode_kv_tokens * self._least_read_frac)
 

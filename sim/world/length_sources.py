@@ -1,27 +1,25 @@
-"""Where length distributions come from: configuration, a profile, or an earlier run's calls.parquet.
+"""Where length distributions come from: configuration, or an earlier run's calls.parquet.
 
-A distribution is configured per expert in one of four forms; every parameter declares its source::
+A distribution is configured per expert in one of three forms; every parameter declares its source::
 
     LlamaR1:
       mean: {value: 3146, source: published}        # after clipping
       sigma: {value: 1.05, source: fitted}
       clip_tokens: {value: 32768, source: published}
     Gemma: {sample: [120, 310, 85], source: measured}
-    Qwen: {profile: profiles/mine.json}
     GLM: {calls: results/runs/mine/calls.parquet}
 
-In place of the whole mapping, one path to a profile (.json) or to a calls.parquet covers every expert in it.
+In place of the whole mapping, one path to a calls.parquet covers every expert in it.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from mosaic.core.checks import require, require_name, require_number
+from mosaic.core.checks import require, require_number
 from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, ExpertName
-from mosaic.planning.profiles import load_profile
 
 Config: TypeAlias = Mapping[str, Any]
 
@@ -43,11 +41,12 @@ def length_distributions(
 
     Raises
     ------
-    ValueError, TypeError, ProfileError
+    ValueError, TypeError
         Naming the key, the rule and the value.
     """
+    lengths: dict[ExpertName, LengthDistribution]
     if isinstance(config, str | Path):
-        lengths = _lengths_in_file(config)
+        lengths = {name: Empirical(sample=tuple(sample)) for name, sample in _samples_in_calls(config).items()}
     elif isinstance(config, Mapping):
         lengths = {name: length_distribution(entry, expert=name) for name, entry in config.items()}
     else:
@@ -66,7 +65,7 @@ def length_distribution(config: Config, *, expert: ExpertName, key: str = "outpu
 
     Raises
     ------
-    ValueError, TypeError, ProfileError
+    ValueError, TypeError
         Naming the key, the rule and the value.
 
     Examples
@@ -78,15 +77,17 @@ def length_distribution(config: Config, *, expert: ExpertName, key: str = "outpu
     if not isinstance(config, Mapping):
         raise TypeError(f"{label} must be a mapping, got {config!r}")
     keys = set(config)
-    if keys == {"profile"}:
-        return _pick(_samples_in_profile(config["profile"]), expert, config["profile"])
     if keys == {"calls"}:
-        return _pick(_samples_in_calls(config["calls"]), expert, config["calls"])
+        samples = _samples_in_calls(config["calls"])
+        require(
+            expert in samples, f"{label}: {config['calls']}", f"a run that has calls of {expert!r}", sorted(samples)
+        )
+        return Empirical(sample=tuple(samples[expert]))
     if keys == {"sample", "source"}:
         return _from_sample(config, label)
     if keys == set(_PARAMETERS):
         return _from_parameters(config, label)
-    rule = "one of {mean, sigma, clip_tokens}, {sample, source}, {profile}, {calls}"
+    rule = "one of {mean, sigma, clip_tokens}, {sample, source}, {calls}"
     raise ValueError(f"{label}: keys must be {rule}, got {sorted(keys)}")
 
 
@@ -130,21 +131,6 @@ def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
     return entry["value"], cast(Source, entry["source"])
 
 
-def _lengths_in_file(path: str | Path) -> dict[ExpertName, LengthDistribution]:
-    suffix = Path(path).suffix
-    require(suffix in (".json", ".parquet"), "output_tokens", "a profile (.json) or a calls.parquet", str(path))
-    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path)
-    return {name: _pick(samples, name, path) for name in samples}
-
-
-def _samples_in_profile(path: str | Path) -> dict[ExpertName, list[int]]:
-    samples: dict[ExpertName, list[int]] = {}
-    for entry in load_profile(path).entries:
-        if entry.output_tokens:
-            samples.setdefault(entry.expert, list(entry.output_tokens))
-    return samples
-
-
 def _samples_in_calls(path: str | Path) -> dict[ExpertName, list[int]]:
     """Read the lengths of finished proposals; what an expert writes as an aggregator is another distribution."""
     import pyarrow.parquet as pq
@@ -161,10 +147,3 @@ def _samples_in_calls(path: str | Path) -> dict[ExpertName, list[int]]:
         if node == PROPOSE and status == CallStatus.FINISHED:
             samples.setdefault(name, []).append(tokens)
     return samples
-
-
-def _pick(samples: Mapping[ExpertName, Sequence[int]], expert: ExpertName, path: str | Path) -> Empirical:
-    require_name(expert, "expert")
-    if expert not in samples:
-        raise ValueError(f"output_tokens: {path} must hold lengths of {expert!r}, it has those of {sorted(samples)}")
-    return Empirical(sample=tuple(samples[expert]))

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.skew_time import SkewAwareIterationTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearTime:
+class LinearTime(IterationTime):
     """An iteration time with constants that no sum of round numbers hits."""
 
     base_s: float = 0.0107613
@@ -21,11 +20,11 @@ class LinearTime:
     per_prefill_token_s: float = 6.7713e-5
     per_prefill_pair_s: float = 3.6131e-9
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest=()) -> float:
         kv_read = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
         return num_steps * (self.base_s + self.per_seq_s * num_seqs) + self.per_kv_token_s * kv_read
 
-    def mixed_s(self, chunks, num_decodes, decode_kv_tokens):
+    def mixed_s(self, chunks, num_decodes, decode_kv_tokens, longest=()):
         tokens = pairs = 0
         for num_new, num_cached in chunks:
             tokens += num_new
@@ -279,7 +278,7 @@ class Oracle:
     def seconds(self, decodes, chunks) -> float:
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
         lengths = sorted(seq.computed + 1 for seq in decodes)
-        longest = (lengths,) if isinstance(self.time, SkewAwareIterationTime) else ()
+        longest = (lengths,) if self.time.num_longest else ()
         if chunks:
             gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
             gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))

@@ -4,8 +4,8 @@ from random import Random
 import pytest
 
 from sim.hardware.hardware import hardware_from_config
-from sim.hardware.iteration_time import iteration_time, unsplit_seqs
-from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew, EagerDecode, SkewAwareIterationTime
+from sim.hardware.iteration_time import SkewAwareIterationTime, iteration_time, unsplit_seqs
+from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew, EagerDecode
 from tests.factories import make_shape
 from tests.sim.test_hardware import make_config
 
