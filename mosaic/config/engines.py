@@ -21,7 +21,6 @@ from mosaic.engines.endpoint import (
     Endpoint,
     EndpointEngines,
     EndpointPatience,
-    EndpointSettings,
     key_problems,
 )
 from mosaic.engines.launcher import Patience
@@ -172,7 +171,7 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
     _check_endpoints(endpoints, inputs)
     patience = backend.patience
     engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend.max_in_flight)
-    launcher = LocalLauncher(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE, device=None)
+    launcher = LocalLauncher(engines, ENDPOINT_ENGINE, device=None)
     return _site(
         inputs,
         "endpoint",
@@ -181,9 +180,7 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
         Patience(
             # How long a worker may finish no step: its engine steps while its server is silent.
             stall_timeout_s=patience.reply_timeout_s + patience.max_wait_s,
-            outage_timeout_s=patience.outage_timeout_s,
-            first_pause_s=patience.first_wait_s,
-            max_pause_s=patience.max_wait_s,
+            servers=patience,
         ),
         expert_by_server={worker: endpoint.expert for worker, endpoint in enumerate(endpoints)},
         problems=lambda is_failing: key_problems(endpoints),

@@ -27,9 +27,6 @@ class CallQueue:
     def __len__(self) -> int:
         return len(self._ranks)
 
-    def __contains__(self, key: CallKey) -> bool:
-        return key in self._ranks
-
     def in_order(self) -> list[CallKey]:
         """List the calls in the order of their ranks."""
         return sorted(self._ranks, key=self._ranks.__getitem__)

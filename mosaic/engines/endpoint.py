@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, checked, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import BackendError, FatalEngineError
-from mosaic.core.workload import Expert, ExpertName
+from mosaic.core.workload import Expert
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.requests import ServedExpert
 
@@ -113,62 +113,41 @@ class EndpointPatience:
         >>> [patience.wait_s(number) for number in range(4)]
         [0.5, 1.0, 2.0, 3]
         """
-        return min(self.max_wait_s, self.first_wait_s * 2.0**num_retries)
+        return min(self.max_wait_s, self.first_wait_s * 2.0 ** min(num_retries, 60))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("endpoint.")
-class EndpointSettings:
-    """How the engine of a worker serves calls, where the worker is a server."""
-
-    endpoint: Endpoint
-    patience: EndpointPatience = EndpointPatience()
-    max_in_flight: AtLeast1 = 64
-    """Most requests that the server has in its hands."""
-
-
-def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertName]) -> dict[ExpertName, Endpoint]:
-    """Give each expert one of its servers: which of them answers must not decide the response.
-
-    Raises
-    ------
-    ValueError
-        If a server's expert is none of these, or two servers of an expert are asked in different ways.
-    """
-    known = sorted(experts)
-    found: dict[ExpertName, Endpoint] = {}
-    for endpoint in endpoints:
-        require(endpoint.expert in known, "endpoint.expert", f"one of {known}", endpoint.expert)
-        first = found.setdefault(endpoint.expert, endpoint)
-        rule = f"asked alike, as {first.request_form}"
-        require(
-            first.request_form == endpoint.request_form,
-            f"endpoints of {endpoint.expert!r}",
-            rule,
-            endpoint.request_form,
-        )
-    return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointEngines:
-    """The server of each worker, in order. Servers of one expert are asked in one way."""
+    """The server of each worker, in order; the settings of a worker's engine have its own server alone."""
 
     endpoints: tuple[Endpoint, ...]
-    patience: EndpointPatience = field(default_factory=EndpointPatience)
-    max_in_flight: int = 64
+    patience: EndpointPatience = EndpointPatience()
+    max_in_flight: AtLeast1 = 64
+    """Most requests that a server has in its hands."""
 
     def served(self, expert: Expert) -> ServedExpert:
-        """Take an expert as its servers have it; a server cuts a response off where its context ends."""
-        known = sorted({endpoint.expert for endpoint in self.endpoints})
-        if expert.name not in known:
+        """Take an expert as its servers have it; a server cuts a response off where its context ends.
+
+        Raises
+        ------
+        BackendError
+            If no server has it.
+        ValueError
+            If two of its servers get their requests in different forms: which of them answers must not decide the
+            response.
+        """
+        forms = [endpoint.request_form for endpoint in self.endpoints if endpoint.expert == expert.name]
+        if not forms:
+            known = sorted({endpoint.expert for endpoint in self.endpoints})
             raise BackendError(f"expert must be one that a server has, {known}, got {expert.name!r}")
-        endpoint = endpoint_by_expert(self.endpoints, known)[expert.name]
+        for form in forms:
+            require(form == forms[0], f"endpoints of {expert.name!r}", f"asked alike, as {forms[0]}", form)
         return ServedExpert(
             expert=expert,
             context_tokens=expert.context_tokens,
             vocab_size=None,
-            decides=("endpoint", expert.checkpoint, *endpoint.request_form),
+            decides=("endpoint", expert.checkpoint, *forms[0]),
         )
 
     def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
@@ -190,13 +169,12 @@ class EndpointEngines:
                 f"worker {workers[0].id} must serve {expert.name!r}, but {endpoint.base_url} serves "
                 f"{endpoint.expert!r} and a server keeps its expert; plan with workers for it only"
             )
-        settings = EndpointSettings(endpoint=endpoint, patience=self.patience, max_in_flight=self.max_in_flight)
         return EngineSpec(
             expert=expert.name,
             num_workers=1,
             context_tokens=expert.context_tokens,
             max_num_seqs=self.max_in_flight,
-            settings=settings,
+            settings=replace(self, endpoints=(endpoint,)),
             is_remote=True,
         )
 

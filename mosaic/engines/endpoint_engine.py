@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mosaic.core.checks import require
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.core.workload import CallKey
-from mosaic.engines.endpoint import EndpointSettings
+from mosaic.engines.endpoint import EndpointEngines
 from mosaic.engines.endpoint_client import Client, Tries
 from mosaic.engines.endpoint_faults import NO_SERVER, Fault, RequestError, what_to_do
 from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
@@ -89,9 +89,9 @@ class EndpointEngine:
     servers, or for this one when it is well.
     """
 
-    def __init__(self, settings: EndpointSettings, context_tokens: int, *, has_served: bool = False) -> None:
-        key = settings.endpoint.api_key()
-        self._endpoint = settings.endpoint
+    def __init__(self, settings: EndpointEngines, context_tokens: int, *, has_served: bool = False) -> None:
+        (self._endpoint,) = settings.endpoints
+        key = self._endpoint.api_key()
         self._context_tokens = context_tokens
         self._calls: dict[CallKey, Call] = {}
         """Those that have not ended."""
@@ -111,7 +111,7 @@ class EndpointEngine:
         self._may_send.set()
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._loop = asyncio.new_event_loop()
-        self._client = self._loop.run_until_complete(_open_client(settings, key, has_served))
+        self._client = self._loop.run_until_complete(self._open_client(settings, key, has_served))
 
     def submit(self, request: Request) -> None:
         """Take a request, which is sent in the next step.
@@ -193,6 +193,9 @@ class EndpointEngine:
             self._loop.run_until_complete(self._client.close())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
+
+    async def _open_client(self, settings: EndpointEngines, key: str | None, has_served: bool) -> Client:
+        return Client(self._endpoint, settings.patience, key, has_served=has_served)
 
     def _break_off(self, calls: Iterable[Call]) -> None:
         tasks = [call.task for call in calls if call.task is not None]
@@ -291,10 +294,6 @@ class EndpointEngine:
     def _end(self, call: Call, response: Output) -> None:
         self._calls.pop(response.key, None)
         self._ended[response.key] = (call, response)
-
-
-async def _open_client(settings: EndpointSettings, key: str | None, has_served: bool) -> Client:
-    return Client(settings.endpoint, settings.patience, key, has_served=has_served)
 
 
 async def _wait_for(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.checks import AtLeast0, Positive, checked
+from mosaic.engines.endpoint import EndpointPatience
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, There, ToWorker
 
@@ -80,11 +81,8 @@ class Patience:
     """
     max_restarts: AtLeast0 = 2
     """Times that a worker may fail to load anything, or lose its fork server, likewise, before it is given up."""
-    outage_timeout_s: Positive = 1800.0
-    """A server that has served calls, and serves no more, is waited for so long."""
-    first_pause_s: Positive = 0.5
-    """Before it is tried again; the pause doubles each time."""
-    max_pause_s: Positive = 30.0
+    servers: EndpointPatience = field(default_factory=EndpointPatience)
+    """Where workers are servers."""
 
 
 class Phase(StrEnum):

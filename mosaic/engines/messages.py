@@ -64,8 +64,6 @@ class Serve:
     load_start_ts: float
     is_resident: bool
     """The expert stayed from the session before, or is a server's, so nothing is loaded."""
-    is_remote: bool = False
-    """It is a server's, whose processor time is not known."""
 
 
 class Quit(NamedTuple):

@@ -10,7 +10,7 @@ from mosaic.core.events import Finished, Prefilled, Progress, Ready
 from mosaic.core.results import CallRecord, CallStatus, PrefillRecord, Response
 from mosaic.core.workload import CallKey
 from mosaic.engines.engine import Engine, Output, Request
-from mosaic.engines.messages import FromWorker, Serve, ToWorker
+from mosaic.engines.messages import FromWorker, Load, Serve, ToWorker
 from mosaic.runtime.journal import ClosedSession
 
 HEARTBEAT_S = 0.5
@@ -25,17 +25,18 @@ class SessionService:
     def __init__(
         self,
         serve: Serve,
+        load: Load,
         engine: Engine,
         send: Callable[[FromWorker], None],
         link: Connection,
-        zero_ts: float,
     ) -> None:
         self._serve = serve
         self._session = serve.session
         self._engine = engine
         self._send = send
         self._link = link
-        self._zero_ts = zero_ts
+        self._is_remote = load.spec.is_remote
+        self._zero_ts = load.zero_ts
         self._running: dict[CallKey, Request] = {}
         self._limits: dict[CallKey, int] = {}
         self._beginnings: dict[CallKey, tuple[Request, float]] = {}
@@ -61,7 +62,7 @@ class SessionService:
                 self._cut()
             self._show_life()
         self._drop_beginnings(list(self._beginnings))
-        cpu_s = None if serve.is_remote else time.process_time() - spent_cpu_s
+        cpu_s = None if self._is_remote else time.process_time() - spent_cpu_s
         self._send(ClosedSession(session=self._session.id, end_ts=self._now(), cpu_s=cpu_s))
 
     def _now(self) -> float:

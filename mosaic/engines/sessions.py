@@ -232,7 +232,6 @@ class Sessions:
                 session=replace(state.session, shard=()),
                 load_start_ts=state.load_start_ts,
                 is_resident=is_resident or state.spec.is_remote,
-                is_remote=state.spec.is_remote,
             )
         )
 
@@ -424,15 +423,14 @@ class Sessions:
         nor one whose refusal no waiting heals. The only call that it had, each time, is why it failed; after some
         such calls in a row it is not the calls.
         """
-        now, patience = self.now(), self._patience
+        now, patience = self.now(), self._patience.servers
         state.ill_ts = now if state.ill_ts is None else state.ill_ts
         is_awaited = (state.spec.has_served or failure.wait_s > 0) and not failure.is_fatal
         if not is_awaited or now + failure.wait_s - state.ill_ts > patience.outage_timeout_s:
             self._broken[state.session.expert] = failure.cause
             self._give_up(state.session.workers, failure.cause)
             return
-        pause_s = min(patience.max_pause_s, patience.first_pause_s * 2.0 ** min(state.num_failures, 60))
-        state.resume_ts = now + max(pause_s, failure.wait_s)
+        state.resume_ts = now + max(patience.wait_s(state.num_failures), failure.wait_s)
         state.num_failures += 1
         is_alone = len(held) == 1 and not failure.is_worker
         if is_alone and state.num_failures >= NUM_TIMES and state.num_isolated < MAX_ISOLATED:

@@ -80,7 +80,7 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
     try:
         while not isinstance(message, Quit):
             if isinstance(message, Serve):  # a cancellation may come when its session is over
-                SessionService(message, engine, sender.send, link, load.zero_ts).run()
+                SessionService(message, load, engine, sender.send, link).run()
             message = link.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from mosaic.core.engine_options import Device
 from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointSettings
+from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import VLLM_ENGINE, LocalLauncher
 from mosaic.engines.requests import RunContent, ServedExpert
@@ -22,7 +22,7 @@ from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 def launcher_of(engine_module: str) -> LocalLauncher:
     """One launcher for all tests of a process, started: no run's clock counts imports."""
     is_server = engine_module == ENDPOINT_ENGINE
-    settings = EndpointSettings(endpoint=server_of("A").endpoint) if is_server else OPTIONS
+    settings = EndpointEngines(endpoints=(server_of("A").endpoint,)) if is_server else OPTIONS
     return kept_launcher(settings, engine_module, None if is_server else Device.CPU).started()
 
 
@@ -84,7 +84,7 @@ class ServerOfExpert:
             num_workers=1,
             context_tokens=expert.context_tokens,
             max_num_seqs=8,
-            settings=EndpointSettings(endpoint=server_of(expert.name).endpoint),
+            settings=EndpointEngines(endpoints=(server_of(expert.name).endpoint,)),
             is_remote=True,
         )
 

@@ -49,9 +49,7 @@ def run(servers: list[BadServer], num_calls: int, folder) -> dict[str, Seen]:
         content=RunContent(prompts=lambda call, inputs: f"question {call.key.question}"),
         engines=EndpointEngines(endpoints=endpoints, patience=QUICK, max_in_flight=4),
         launcher=launcher_of(ENDPOINT_ENGINE),
-        patience=Patience(
-            outage_timeout_s=QUICK.outage_timeout_s, first_pause_s=QUICK.first_wait_s, max_pause_s=QUICK.max_wait_s
-        ),
+        patience=Patience(servers=QUICK),
     )
     plan = plan_of_servers(questions, {number: one.expert for number, one in enumerate(endpoints)})
     return seen_of(drive(backend, [Servers(questions=questions, plan=plan)], num_workers=len(servers)), num_calls)

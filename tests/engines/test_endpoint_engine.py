@@ -16,8 +16,6 @@ from mosaic.engines.endpoint import (
     Endpoint,
     EndpointEngines,
     EndpointPatience,
-    EndpointSettings,
-    endpoint_by_expert,
 )
 from mosaic.engines.endpoint_client import Pace, Tries
 from mosaic.engines.endpoint_engine import is_device_lost, open_engine
@@ -48,8 +46,8 @@ ERROR = {"error": {"message": "too\n many"}}
 @contextmanager
 def opened(server, *, patience=QUICK, max_in_flight=64, context_tokens=32768, **changes):
     """An engine on a server; changes are those of the endpoint."""
-    settings = EndpointSettings(
-        endpoint=replace(server.endpoint, **changes), patience=patience, max_in_flight=max_in_flight
+    settings = EndpointEngines(
+        endpoints=(replace(server.endpoint, **changes),), patience=patience, max_in_flight=max_in_flight
     )
     engine = open_engine(replace(make_spec(settings), context_tokens=context_tokens))
     try:
@@ -746,12 +744,12 @@ LOCAL = {"base_url": "http://localhost:8000/v1/", "expert": "A", "model": "m"}
         (Endpoint, {"api": "soap"}, ValueError, r"api must be one of \['chat', 'completions'\], got 'soap'"),
         (Endpoint, {"api_key_env": "sk-123"}, ValueError, "api_key_env must be the name of an environment variable"),
         (Endpoint, {"max_requests_per_min": 0}, ValueError, "max_requests_per_min must be at least 1, got 0"),
-        (EndpointSettings, {"max_in_flight": 0}, ValueError, "max_in_flight must be at least 1"),
+        (EndpointEngines, {"max_in_flight": 0}, ValueError, "max_in_flight must be at least 1"),
         (EndpointPatience, {"reply_timeout_s": 0}, ValueError, "patience.reply_timeout_s must be above 0"),
     ],
 )
 def test_what_is_given_is_checked(kind, values, error, message):
-    given = {Endpoint: LOCAL, EndpointSettings: {"endpoint": Endpoint(**LOCAL)}}.get(kind, {})
+    given = {Endpoint: LOCAL, EndpointEngines: {"endpoints": (Endpoint(**LOCAL),)}}.get(kind, {})
     with pytest.raises(error, match=message) as raised:
         kind(**given | values)
     assert "pass" not in str(raised.value)
@@ -762,9 +760,11 @@ def test_what_is_given_is_checked(kind, values, error, message):
 def test_servers_of_one_expert_are_asked_alike():
     a = Endpoint(base_url="http://localhost:8000/v1", expert="A", model="m")
     b, moved = replace(a, expert="B"), replace(a, base_url="http://other/v1", api_key_env="KEY")
-    assert endpoint_by_expert([a, b, moved], "AB") == {"A": a, "B": b}
-    with pytest.raises(ValueError, match=r"endpoint.expert must be one of \['A', 'B'\], got 'Z'"):
-        endpoint_by_expert([a, replace(b, expert="Z")], "AB")
+    expert = make_expert("A")
+    served = EndpointEngines(endpoints=(a, b, moved)).served(expert)
+    assert served == EndpointEngines(endpoints=(moved,)).served(expert)
+    with pytest.raises(BackendError, match=r"expert must be one that a server has, \['B'\], got 'A'"):
+        EndpointEngines(endpoints=(b,)).served(expert)
     for change in ({"model": "other"}, {"api": "completions"}, {"is_vllm": False}, {"opens_thinking": True}):
         with pytest.raises(ValueError, match="endpoints of 'A' must be asked alike"):
-            endpoint_by_expert([a, replace(a, **change)], "AB")
+            EndpointEngines(endpoints=(a, replace(a, **change))).served(expert)

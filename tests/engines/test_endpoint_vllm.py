@@ -22,7 +22,7 @@ import pytest
 
 from mosaic.core.errors import FatalEngineError, OutageError
 from mosaic.engines import vllm_engine
-from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
+from mosaic.engines.endpoint import Endpoint, EndpointEngines, EndpointPatience
 from mosaic.engines.endpoint_engine import is_device_lost, open_engine
 from mosaic.engines.vllm_engines import VllmSettings
 from tests.engines.endpoint_calls import make_request, make_spec, serve
@@ -137,8 +137,8 @@ def end_group(process):
 
 @contextmanager
 def opened(server, *, max_in_flight=16, **changes):
-    settings = EndpointSettings(
-        endpoint=replace(server[1], **changes),
+    settings = EndpointEngines(
+        endpoints=(replace(server[1], **changes),),
         patience=EndpointPatience(max_retries=1, first_wait_s=0.05),
         max_in_flight=max_in_flight,
     )

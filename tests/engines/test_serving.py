@@ -12,7 +12,7 @@ from mosaic.core.events import Finished, Prefilled, Progress, Ready
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.engines.engine import EngineSpec, Output, Request
-from mosaic.engines.messages import Serve
+from mosaic.engines.messages import Load, Serve
 from mosaic.engines.prompt_text import opens_thinking
 from mosaic.engines.serving import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost
@@ -69,7 +69,8 @@ def serve(*requests: Request, later=(), is_resident: bool = False):
         ours.send(Close(4))
     said = []
     engine = Script(FakeEngine(SPEC), ours.send, later)
-    SessionService(make_serve(is_resident=is_resident), engine, said.append, theirs, time.monotonic() - 1.0).run()
+    load = Load(spec=SPEC, zero_ts=time.monotonic() - 1.0)
+    SessionService(make_serve(is_resident=is_resident), load, engine, said.append, theirs).run()
     return said
 
 
@@ -180,7 +181,7 @@ def test_an_idle_session_says_that_it_lives():
         if len(said) == 3:
             ours.send(Close(4))
 
-    SessionService(make_serve(), FakeEngine(SPEC), tell, theirs, time.monotonic()).run()
+    SessionService(make_serve(), Load(spec=SPEC, zero_ts=time.monotonic()), FakeEngine(SPEC), tell, theirs).run()
     assert [message.tokens for message in said if isinstance(message, Progress)][:2] == [{}, {}]
 
 
