@@ -38,6 +38,65 @@ class CheckpointError(BackendError):
     """A checkpoint is absent, incomplete or damaged."""
 
 
+class ModelConfig:
+    """A checkpoint's config.json; that of a model of several kinds has the dimensions in its text part.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there, or is none of a model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise CheckpointError(f"checkpoint {path}: no such folder")
+        self._file = path / "config.json"
+        whole = read_json(self._file)
+        if not whole.get("architectures"):
+            raise CheckpointError(f"checkpoint {self._file}: must name the model's architectures")
+        self._values: dict[str, Any] = {**whole, **whole.get("text_config", whole)}
+
+    def get(self, name: str) -> Any:
+        """Read a value under its usual name or the one that GLM-4 and Exaone have for it."""
+        value = self._values.get(name)
+        return self._values.get(OTHER_NAMES.get(name, name)) if value is None else value
+
+    def whole(self, name: str) -> int:
+        """Read a whole number above 0.
+
+        Raises
+        ------
+        CheckpointError
+            If it is none.
+        """
+        value = self.get(name)
+        if type(value) is not int or value < 1:
+            other = OTHER_NAMES.get(name, name)
+            key = other if self._values.get(name) is None and self._values.get(other) is not None else name
+            raise CheckpointError(f"checkpoint {self._file}: {key} must be a whole number above 0, got {value!r}")
+        return value
+
+    @property
+    def num_query_heads(self) -> int:
+        return self.whole("num_attention_heads")
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Fewer than those of queries where these share them in groups."""
+        if self.get("multi_query_attention"):
+            return self.whole("multi_query_group_num")
+        return self.get("num_key_value_heads") or self.num_query_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.get("head_dim") or self.whole("hidden_size") // self.num_query_heads
+
+    @property
+    def value_bytes(self) -> int:
+        """Of a weight in the type that it names."""
+        return value_bytes(str(self.get("dtype") or self.get("torch_dtype")).removeprefix("torch."))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A checkpoint that passed the checks."""
@@ -50,22 +109,10 @@ class Checkpoint:
     context_tokens: int | None
     """Positions that the model was made for; None: its configuration does not say."""
     vocab_size: int
-    num_layers: int
-    num_query_heads: int
-    num_kv_heads: int
-    """Fewer than those of queries where these share them in groups."""
     head_dim: int
-    hidden_size: int | None
-    ffn_size: int | None
-    """None, likewise: only who makes an expert of it needs to know."""
-    tied_embeddings: bool
-    value_bytes: int
-    """Of a weight in the type that its configuration names."""
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Count the numbers that one token leaves in the KV cache of all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+    kv_values_per_token: int
+    """Numbers that one token leaves in the KV cache of all layers."""
+    config: ModelConfig
 
 
 def find_checkpoint(name: str, folder: Path | None = None, *, weights: bool = True, tokenizer: bool = True) -> Path:
@@ -112,7 +159,7 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
     CheckpointError
         Naming the file and what is wrong with it.
     """
-    config = read_config(path)
+    config = ModelConfig(path)
     files = _weight_files(path) if weights else ()
     if tokenizer and not any(all(_has_content(path / name) for name in group) for group in TOKENIZERS):
         raise CheckpointError(
@@ -124,7 +171,11 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
         path=path,
         fingerprint=_fingerprint(path, files, digests),
         weight_bytes=sum(file.stat().st_size for file in files),
-        **_model_values(path, config),
+        context_tokens=config.get("max_position_embeddings"),
+        vocab_size=config.whole("vocab_size"),
+        head_dim=config.head_dim,
+        kv_values_per_token=2 * config.whole("num_hidden_layers") * config.num_kv_heads * config.head_dim,
+        config=config,
     )
 
 
@@ -161,22 +212,6 @@ def write_manifest(path: Path) -> Path:
     return manifest
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint's config.json.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not there, or is none of a model.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"checkpoint {path}: no such folder")
-    config = read_json(path / "config.json")
-    if not config.get("architectures"):
-        raise CheckpointError(f"checkpoint {path / 'config.json'}: must name the model's architectures")
-    return config
-
-
 def read_json(path: Path) -> Mapping[str, Any]:
     """Read a JSON object of a checkpoint.
 
@@ -193,44 +228,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"checkpoint {path}: not a JSON file ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {path}: must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _model_values(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a model's dimensions from its config.json; one of several kinds has those of its text part there."""
-    text = config.get("text_config", config)
-    heads = _whole(path, text, "num_attention_heads")
-    head_dim = _get(text, "head_dim") or _whole(path, text, "hidden_size") // heads
-    kv_heads = text.get("num_key_value_heads") or heads
-    if text.get("multi_query_attention"):
-        kv_heads = _whole(path, text, "multi_query_group_num")
-    dtype = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
-    return {
-        "context_tokens": _get(text, "max_position_embeddings"),
-        "vocab_size": _whole(path, text, "vocab_size"),
-        "num_layers": _whole(path, text, "num_hidden_layers"),
-        "num_query_heads": heads,
-        "num_kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "hidden_size": _get(text, "hidden_size"),
-        "ffn_size": _get(text, "intermediate_size"),
-        "tied_embeddings": bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        "value_bytes": value_bytes(str(dtype).removeprefix("torch.")),
-    }
-
-
-def _get(config: Mapping[str, Any], name: str) -> Any:
-    """Read a value under its usual name or the one that GLM-4 and Exaone have for it."""
-    value = config.get(name)
-    return config.get(OTHER_NAMES.get(name, name)) if value is None else value
-
-
-def _whole(path: Path, config: Mapping[str, Any], name: str) -> int:
-    value = _get(config, name)
-    if type(value) is not int or value < 1:
-        other = OTHER_NAMES.get(name, name)
-        key = other if config.get(name) is None and config.get(other) is not None else name
-        raise CheckpointError(f"checkpoint {path / 'config.json'}: {key} must be a whole number above 0, got {value!r}")
     return value
 
 

@@ -75,16 +75,10 @@ class Stop(NamedTuple):
     """To an agent: end all processes; nothing follows."""
 
 
-class Printed(NamedTuple):
-    """From an agent: the end of what a worker process printed."""
-
-    text: bytes
-
-
 class Report(NamedTuple):
     """From an agent: what its worker processes sent, in order, with their numbers."""
 
-    received: list[tuple[int, FromWorker | Printed | Exited]]
+    received: list[tuple[int, FromWorker | Exited]]
     sent_ts: float
     """On the machine's monotonic clock."""
 
@@ -135,7 +129,7 @@ class MachineAgent:
         """Of the processes that are not gone."""
         self._read_bytes: dict[Path, int] = {}
         self._orders: SimpleQueue[Sequence[Order]] = SimpleQueue()
-        self._received: list[tuple[int, FromWorker | Printed | Exited]] = []
+        self._received: list[tuple[int, FromWorker | Exited]] = []
         self._is_stopped = False
 
     def check(self) -> list[str]:
@@ -214,9 +208,8 @@ class MachineAgent:
         return replace(load, spec=replace(load.spec, settings=replace(settings, checkpoint=path)))
 
     def _receive(self, number: int, message: FromWorker | Exited) -> None:
-        printed = self._printed(self._workers.pop(number)) if isinstance(message, Exited) else b""
-        if printed:
-            self._received.append((number, Printed(printed)))
+        if isinstance(message, Exited):
+            message = message._replace(printed=self._printed(self._workers.pop(number)))
         self._received.append((number, message))
 
     def _printed(self, workers: tuple[int, ...]) -> bytes:

@@ -90,6 +90,8 @@ class Exited(NamedTuple):
     """Negative: the signal that ended it."""
     fork_server_died: bool = False
     """It had to end with the process that started it."""
+    printed: bytes = b""
+    """On another machine: the end of what it printed."""
 
 
 FORK_SERVER_DIED = Exited(-9, fork_server_died=True)

@@ -49,21 +49,23 @@ def expert_of_checkpoint(
     """
     path = find_checkpoint(checkpoint, None if checkpoints is None else Path(checkpoints))
     found = check_checkpoint(path)
-    rule = "max_position_embeddings must be there, or context_tokens be given"
-    context = _known(path, context_tokens or found.context_tokens, rule)
-    hidden_size = _known(path, found.hidden_size, "hidden_size must be a whole number above 0")
-    embeddings = found.vocab_size * hidden_size * (1 if found.tied_embeddings else 2)
+    context, config = context_tokens or found.context_tokens, found.config
+    if type(context) is not int or context < 1:
+        rule = "max_position_embeddings must be there, or context_tokens be given"
+        raise CheckpointError(f"checkpoint {path / 'config.json'}: {rule}, got {context!r}")
+    hidden_size, is_tied = config.whole("hidden_size"), bool(config.get("tie_word_embeddings"))
+    embeddings = found.vocab_size * hidden_size * (1 if is_tied else 2)
     shape = ModelShape(
-        num_parameters=max(found.weight_bytes // found.value_bytes, embeddings + 1),
-        num_layers=found.num_layers,
+        num_parameters=max(found.weight_bytes // config.value_bytes, embeddings + 1),
+        num_layers=config.whole("num_hidden_layers"),
         hidden_size=hidden_size,
-        ffn_size=_known(path, found.ffn_size, "intermediate_size must be a whole number above 0"),
-        num_query_heads=found.num_query_heads,
-        num_kv_heads=found.num_kv_heads,
+        ffn_size=config.whole("intermediate_size"),
+        num_query_heads=config.num_query_heads,
+        num_kv_heads=config.num_kv_heads,
         head_dim=found.head_dim,
         vocab_size=found.vocab_size,
-        bytes_per_value=found.value_bytes,
-        tied_embeddings=found.tied_embeddings,
+        bytes_per_value=config.value_bytes,
+        tied_embeddings=is_tied,
     )
     return Expert(
         name=name or Path(checkpoint).name,
@@ -76,12 +78,6 @@ def expert_of_checkpoint(
         tp_degree=tp_degree,
         max_replicas=max_replicas,
     )
-
-
-def _known(path: Path, value: int | None, rule: str) -> int:
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"checkpoint {path / 'config.json'}: {rule}, got {value!r}")
-    return value
 
 
 def _opens_thinking(path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.local_launcher import output_of
-from mosaic.engines.machine_agent import Forward, Order, Printed, Report, Start
+from mosaic.engines.machine_agent import Forward, Order, Report, Start
 from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Kill, Load, There, ToWorker
 from mosaic.engines.ray_cluster import Node, RayAgent, RayCluster
 
@@ -302,13 +302,11 @@ class RemoteLauncher:
         for process, message in report.received:
             if process not in self._processes:
                 continue  # of an earlier run
-            if isinstance(message, Printed):
-                machine, workers = self._processes[process]
-                with suppress(OSError), output_of(self._folder, workers).open("ab") as file:
-                    file.write(f"--- on {machine.node.name}\n".encode() + message.text)
-                continue
             if isinstance(message, Exited):
-                del self._processes[process]
+                machine, workers = self._processes.pop(process)
+                if message.printed:
+                    with suppress(OSError), output_of(self._folder, workers).open("ab") as file:
+                        file.write(f"--- on {machine.node.name}\n".encode() + message.printed)
             yield process, message
 
 
