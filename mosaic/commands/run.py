@@ -173,9 +173,8 @@ def finish(
     files: dict[str, bytes] = {}
     if outcome.replans or job.reactions:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in result.actions)
-    replay = report_replay(stamped["workload"], result) if spec.report == "replay" else None
-    if replay is not None:
-        files |= replay.files
+    table, replayed = report_replay(stamped["workload"], result) if spec.report == "replay" else (None, {})
+    files |= replayed
     with timed(wall_s_by_step, "draw"):
         files["timeline.png"] = draw_timeline(
             result.sessions,
@@ -196,8 +195,8 @@ def finish(
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for plan, lost in outcome.replans:
         print(describe_new_plan(plan, lost))
-    if replay is not None:
-        print(replay.table)
+    if table is not None:
+        print(table)
     return summary["num_failed_calls"] or 0
 
 

@@ -1,28 +1,40 @@
 """A replayed request log: simulated against measured times of every request."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mosaic.core.checks import require
-from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.figures.style import DASH, MUTED, PALETTE, SMALL_PT, new_figure, number_axis, png_bytes, styled
-from mosaic.report.metrics import latency_s, latency_summary, mean, quantile, tpot_s, ttft_s
+from mosaic.report.metrics import latency_s, mean, quantile, tpot_s, ttft_s
 from mosaic.workloads.request_log import measured_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEIGHT_IN = 1.8
-PANELS: tuple[tuple[str, Callable[[CallRecord], float | None], str, str], ...] = (
+OfCall: TypeAlias = Callable[[CallRecord], float | None]
+PANELS: tuple[tuple[str, OfCall, str, str], ...] = (
     ("Time to first token", ttft_s, "o", PALETTE[0]),
     ("Request latency", latency_s, "^", PALETTE[3]),
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayError:
+MEDIAN = partial(quantile, q=0.5)
+STATISTICS: Mapping[str, tuple[Callable[[Iterable[float | None]], float | None], OfCall]] = {
+    "mean_latency_s": (mean, latency_s),
+    "p50_latency_s": (MEDIAN, latency_s),
+    "p99_latency_s": (partial(quantile, q=0.99), latency_s),
+    "mean_tpot_s": (mean, tpot_s),
+    "p50_tpot_s": (MEDIAN, tpot_s),
+    "mean_ttft_s": (mean, ttft_s),
+    "p50_ttft_s": (MEDIAN, ttft_s),
+}
+
+
+class ReplayError(NamedTuple):
     """One metric, simulated and measured, in seconds."""
 
     simulated_s: float
@@ -59,19 +71,13 @@ def replay_metrics(records: Sequence[CallRecord]) -> dict[str, float]:
     ValueError
         If a metric is undefined.
     """
-    summary: Mapping[str, float | None] = latency_summary(records)
-    finished = [record for record in records if record.status is CallStatus.FINISHED]
-    of_each = {"latency_s": latency_s, "tpot_s": tpot_s, "ttft_s": ttft_s}
-    medians = {f"p50_{name}": quantile(map(value, finished), 0.5) for name, value in of_each.items()}
-    order = (
-        "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "p50_tpot_s", "mean_ttft_s", "p50_ttft_s",
-    )  # fmt: skip
+    served = [record for record in records if record.status in SERVED]
     metrics: dict[str, float] = {}
-    for name in order:
-        value = {**summary, **medians}[name]
-        if value is None:
+    for name, (summarise, value) in STATISTICS.items():
+        found = summarise(map(value, served))
+        if found is None:
             raise ValueError(f"replay: {name} must be defined, got no request that has one")
-        metrics[name] = value
+        metrics[name] = found
     ends = [record.finished_ts for record in records if record.finished_ts is not None]
     metrics["makespan_s"] = max(ends) - min(record.queued_ts for record in records)
     return metrics
@@ -94,16 +100,10 @@ def replay_table(errors: Mapping[str, ReplayError]) -> str:
     return "\n".join(lines)
 
 
-class ReplayReport(NamedTuple):
-    """What a replay adds to the run's screen and to its folder."""
-
-    table: str
-    files: dict[str, bytes]
-    """replay.json and replay.png."""
-
-
-def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayReport:
+def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, dict[str, bytes]]:
     """Compare a run with the log that its workload (``path`` and ``expert`` of its configuration) was read from.
+
+    Gives a table for the run's screen, and replay.json and replay.png for its folder.
 
     Raises
     ------
@@ -113,24 +113,17 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayRepor
     measured = measured_records(workload["path"], expert=workload["expert"])
     records = result.calls
     errors = replay_errors(records, measured)
-    rows = {name: {**asdict(error), "error_frac": error.error_frac} for name, error in errors.items()}
+    rows = {name: {**error._asdict(), "error_frac": error.error_frac} for name, error in errors.items()}
     files = {
         "replay.json": (json.dumps(rows, indent=1) + "\n").encode(),
         "replay.png": draw_replay(records, measured),
     }
-    return ReplayReport(replay_table(errors), files)
+    return replay_table(errors), files
 
 
 @styled()
 def draw_replay(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -> bytes:
-    """Draw simulated over measured TTFT and latency, a point per request, as a PNG of one column's width.
-
-    Raises
-    ------
-    ValueError
-        If the two do not cover the same calls.
-    """
-    replay_errors(records, measured)
+    """Draw simulated over measured TTFT and latency, a point per request, as a PNG of one column's width."""
     simulated_by_key = {record.key: record for record in records}
     figure = new_figure(HEIGHT_IN)
     for place, (title, metric, marker, colour) in enumerate(PANELS):

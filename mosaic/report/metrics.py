@@ -87,26 +87,15 @@ def load_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tup
     return tuple(sums)
 
 
-def gpu_idle_frac(result: RunResult) -> float | None:
-    """Share of N x expert makespan in which workers hold no session; None when nothing ran."""
+def gpu_shares(result: RunResult) -> tuple[float, float] | tuple[None, None]:
+    """Shares of N x expert makespan in which workers hold no session, and load an expert; None when nothing ran."""
     sessions = expert_sessions(result)
-    total_s = _gpu_seconds(sessions, result.num_workers)
-    if total_s is None:
-        return None
-    # NOTE: busy spans are sums of differences, so rounding can bring the share just below 0.
-    return max(0.0, 1.0 - add_in_order(busy_s_by_worker(sessions, result.num_workers)) / total_s)
-
-
-def gpu_load_frac(result: RunResult) -> float | None:
-    """Share of N x expert makespan in which workers load an expert; None when nothing ran."""
-    sessions = expert_sessions(result)
-    total_s = _gpu_seconds(sessions, result.num_workers)
-    return None if total_s is None else add_in_order(load_s_by_worker(sessions, result.num_workers)) / total_s
-
-
-def _gpu_seconds(sessions: Sequence[SessionRecord], num_workers: int) -> float | None:
-    span_s = makespan_s(sessions)
-    return num_workers * span_s if span_s else None
+    total_s = result.num_workers * (makespan_s(sessions) or 0.0)
+    if not total_s:
+        return None, None
+    busy_s, load_s = (add_in_order(of(sessions, result.num_workers)) for of in (busy_s_by_worker, load_s_by_worker))
+    # NOTE: busy spans are sums of differences, so rounding can bring the idle share just below 0.
+    return max(0.0, 1.0 - busy_s / total_s), load_s / total_s
 
 
 def num_loads(result: RunResult) -> int:
@@ -163,18 +152,6 @@ def quantile(values: Iterable[float | None], q: float) -> float | None:
     below = int(place)
     above = min(below + 1, len(known) - 1)
     return known[below] + (place - below) * (known[above] - known[below])
-
-
-def latency_summary(records: Sequence[CallRecord]) -> dict[str, float | None]:
-    """Means of TTFT, TPOT and latency and the 99% quantile of latency, over the calls that finished or were cut."""
-    finished = [record for record in records if record.status in SERVED]
-    latencies = [latency_s(record) for record in finished]
-    return {
-        "mean_ttft_s": mean(map(ttft_s, finished)),
-        "mean_tpot_s": mean(map(tpot_s, finished)),
-        "mean_latency_s": mean(latencies),
-        "p99_latency_s": quantile(latencies, 0.99),
-    }
 
 
 def summarise(
@@ -278,8 +255,7 @@ def _measured(result: RunResult | None, num_planned: int, predicted_s: float | N
         total_s,
         predicted_s,
         result.lower_bound_s,
-        gpu_idle_frac(timed),
-        gpu_load_frac(timed),
+        *gpu_shares(timed),
         num_loads(timed),
         output_tokens(result),
         sum(record.wasted_tokens for record in calls),

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallRecord, RunResult
-from mosaic.figures.replay import draw_replay, replay_errors, replay_table, report_replay
+from mosaic.figures.replay import draw_replay, replay_errors, replay_metrics, replay_table, report_replay
 from mosaic.report.tables import calls_parquet
 from mosaic.workloads.request_log import load_request_log, measured_records
-from tests.run_records import make_record
+from tests.run_records import make_failed, make_record
 from tests.workloads.test_request_log import make_line, write_log
 
 
@@ -53,6 +53,13 @@ def test_errors_are_relative_to_the_log() -> None:
     assert "+25.0%" in replay_table(errors).splitlines()[-1]
 
 
+def test_metrics_count_finished_calls_only() -> None:
+    records = [make_record(), make_record("q1", finished_ts=9.0), make_failed("q2")]
+    found = replay_metrics(records)
+    expected = {"mean_ttft_s": 2.0, "mean_tpot_s": 0.55, "mean_latency_s": 7.5, "p99_latency_s": 7.99}
+    assert found | expected == pytest.approx(found)
+
+
 def test_makespan_starts_at_the_first_arrival() -> None:
     later = (served("r0", 3.0, 4.0, 5.0, 2), served("r1", 3.0, 4.0, 8.0, 5))
     assert replay_errors(later, later)["makespan_s"].simulated_s == pytest.approx(5.0)
@@ -77,10 +84,10 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     failed = measured[0]._replace(finished_ts=None, first_token_ts=None)
     again = [record._replace(attempt=1) for record in measured]
     result = RunResult(calls=(failed, *again), sessions=(), num_workers=1)
-    report = report_replay({"path": log, "expert": "A"}, result)
-    assert report.table.count("+0.0%") == 8
-    assert json.loads(report.files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
-    assert report.files["replay.png"].startswith(b"\x89PNG")
+    table, files = report_replay({"path": log, "expert": "A"}, result)
+    assert table.count("+0.0%") == 8
+    assert json.loads(files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
+    assert files["replay.png"].startswith(b"\x89PNG")
 
 
 def test_run_of_other_calls_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,8 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import (
     busy_s_by_worker,
-    gpu_idle_frac,
-    gpu_load_frac,
+    gpu_shares,
     latency_s,
-    latency_summary,
     load_s_by_worker,
     makespan_s,
     mean,
@@ -80,8 +78,7 @@ def test_small_run_matches_the_numbers_worked_out_by_hand():
     assert makespan_s(result.sessions) == 80.0
     assert busy_s_by_worker(result.sessions, 2) == (80.0, 40.0)
     assert load_s_by_worker(result.sessions, 2) == (15.0, 10.0)
-    assert gpu_idle_frac(result) == pytest.approx(1 - 120 / 160)
-    assert gpu_load_frac(result) == pytest.approx(25 / 160)
+    assert gpu_shares(result) == pytest.approx((1 - 120 / 160, 25 / 160))
     assert (num_loads(result), output_tokens(result)) == (3, 33)
 
 
@@ -119,7 +116,7 @@ def test_aggregator_time_is_what_follows_the_expert_stage():
     result = make_result(*make_small_run().sessions, gang)
     summary = summarise_run(result)
     assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
-    assert summary["gpu_idle_frac"] == gpu_idle_frac(make_small_run())
+    assert summary["gpu_idle_frac"] == gpu_shares(make_small_run())[0]
 
 
 def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
@@ -175,8 +172,7 @@ def test_resident_expert_needs_no_second_load():
 
 def test_gang_keeps_all_its_workers_busy():
     result = make_result(make_session(workers=(0, 1)))
-    assert gpu_idle_frac(result) == 0.0
-    assert gpu_load_frac(result) == pytest.approx(0.2)
+    assert gpu_shares(result) == pytest.approx((0.0, 0.2))
 
 
 def test_call_times_follow_their_definitions():
@@ -192,15 +188,6 @@ def test_tpot_is_null_below_two_tokens(num_tokens):
 def test_call_that_never_started_has_no_times():
     record = make_failed("q0")
     assert (ttft_s(record), tpot_s(record), latency_s(record)) == (None, None, None)
-
-
-def test_latency_summary_counts_finished_calls_only():
-    records = [make_record(), make_record("q1", finished_ts=9.0), make_failed("q2")]
-    summary = latency_summary(records)
-    assert summary == pytest.approx(
-        {"mean_ttft_s": 2.0, "mean_tpot_s": 0.55, "mean_latency_s": 7.5, "p99_latency_s": 7.99}
-    )
-    assert set(latency_summary([]).values()) == {None}
 
 
 def test_mean_and_quantile_leave_out_what_is_missing():
@@ -234,7 +221,7 @@ def runs(draw: st.DrawFn) -> RunResult:
 
 @given(runs())
 def test_shares_are_shares_and_loading_is_busy(result):
-    idle, load = gpu_idle_frac(result), gpu_load_frac(result)
+    idle, load = gpu_shares(result)
     if makespan_s(result.sessions):
         assert 0.0 <= idle <= 1.0
         assert 0.0 <= load <= 1.0 - idle + 1e-9
@@ -249,7 +236,7 @@ def test_relabelling_workers_changes_no_share(result):
         *(replace(session, workers=((session.workers[0] + 1) % result.num_workers,)) for session in result.sessions),
         num_workers=result.num_workers,
     )
-    assert gpu_idle_frac(turned) == pytest.approx(gpu_idle_frac(result), abs=1e-9)
+    assert gpu_shares(turned)[0] == pytest.approx(gpu_shares(result)[0], abs=1e-9)
     assert sorted(busy_s_by_worker(turned.sessions, turned.num_workers)) == pytest.approx(
         sorted(busy_s_by_worker(result.sessions, result.num_workers))
     )
