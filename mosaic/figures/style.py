@@ -22,14 +22,12 @@ COLUMN_WIDTH_IN = 3.4
 """One column of a two-column paper; every figure is drawn at the size it is printed."""
 PAGE_WIDTH_IN = 7.0
 PAGE_HEIGHT_IN = 9.0
-DPI = 250
 SMALL_PT = 6.0
 CHAR_IN = 0.56 * SMALL_PT / 72
 """Mean width of a character of the small type."""
 
 INK = "#222222"
 MUTED = "#6e6e6e"
-GRID = "#dddddd"
 LOAD_HATCH = "/" * 9
 DASH = (0, (3, 2))
 

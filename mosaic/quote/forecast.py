@@ -78,21 +78,6 @@ class Simulator:
                 free_s[worker], resident[worker] = end_s[session.id], home
         return max(free_s)
 
-    def merge_s(self, expert: Expert, requests: Sequence[Request], cluster: Cluster, degrees: Sequence[int]) -> float:
-        """Seconds that an aggregator takes behind the experts, at the degree at which it ends first.
-
-        At one worker it has a replica on each, and their calls are split evenly; at others it is one session.
-        """
-        if not requests:
-            return 0.0
-        times = []
-        for degree in (degree for degree in degrees if degree <= cluster.num_workers):
-            num_places = min(cluster.num_workers, len(requests)) if degree == 1 else 1
-            parts = [list(requests[place::num_places]) for place in range(num_places)]
-            load_s = (self.unloads(expert, degree) + self.loads(expert, degree)) * self.load_factor
-            times.append(load_s + max(self.serve_s(expert, part, cluster, degree) for part in parts))
-        return min(times)
-
 
 VALIDATED: Mapping[str, tuple[float, str]] = {
     "cpu_core": (0.082, "results/validation: makespans of three plans on real vLLM, off by 11.0%, 3.6% and 8.3%"),
@@ -192,9 +177,20 @@ def total_s(plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, dr
 
 
 def _merge_s(batch: Batch, draw: World, simulator: Simulator, cluster: Cluster) -> float:
-    if batch.aggregator is None:
+    """Seconds that an aggregator takes behind the experts, at the degree at which it ends first.
+
+    At one worker it has a replica on each, and their calls are split evenly; at others it is one session.
+    """
+    expert, requests = batch.aggregator, draw.merged
+    if expert is None or not requests:
         return 0.0
-    return simulator.merge_s(batch.aggregator, draw.merged, cluster, batch.aggregator_degrees)
+    times = []
+    for degree in (degree for degree in batch.aggregator_degrees if degree <= cluster.num_workers):
+        num_places = min(cluster.num_workers, len(requests)) if degree == 1 else 1
+        parts = [requests[place::num_places] for place in range(num_places)]
+        load_s = (simulator.unloads(expert, degree) + simulator.loads(expert, degree)) * simulator.load_factor
+        times.append(load_s + max(simulator.serve_s(expert, part, cluster, degree) for part in parts))
+    return min(times)
 
 
 def spread_of(draws_s: Sequence[float]) -> float:

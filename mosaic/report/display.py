@@ -5,7 +5,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
@@ -26,39 +27,25 @@ SHORT_S = 1.0
 BAR_COLUMNS = 20
 
 
+@dataclass(frozen=True, slots=True)
 class Display:
-    """A controller that shows a run and gives no commands; it stands last, so that it sees what the others did.
+    """A controller that shows a run and gives no commands; it stands last, so that it sees what the others did."""
 
-    Parameters
-    ----------
-    status
-        Follows every event.
-    log
-        Takes the lines of a log.
-    warn
-        Takes what a user is to read on a terminal too.
-    """
-
-    reacts = False
-
-    def __init__(
-        self,
-        status: RunStatus,
-        *,
-        log: Callable[[str], object] = lambda line: None,
-        warn: Callable[[str], object] = lambda line: None,
-    ) -> None:
-        self._status = status
-        self._log = log
-        self._warn = warn
+    status: RunStatus
+    """Follows every event."""
+    log: Callable[[str], object] = lambda line: None
+    """Takes the lines of a log."""
+    warn: Callable[[str], object] = lambda line: None
+    """Takes what a user is to read on a terminal too."""
+    reacts: ClassVar[bool] = False
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
         """Take an event in."""
-        for line in self._status.hear(event, view):
-            self._log(line)
+        for line in self.status.hear(event, view):
+            self.log(line)
         if isinstance(event, Redone):
             for line in describe_redone(event):
-                self._warn(f"{self._status.title}: {line}")
+                self.warn(f"{self.status.title}: {line}")
         return ()
 
 

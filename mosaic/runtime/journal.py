@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 import msgspec
@@ -119,14 +118,6 @@ class Log:
 
     def close(self) -> None:
         os.close(self._file)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _whole_lines(self) -> int:
         """Find where the last finished line ends, in bytes; reads back from the end."""

@@ -1,6 +1,7 @@
 """Writes a journal until it is killed: says each number on stdout once its record is on the disk."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ from mosaic.runtime.run_lock import hold
 
 
 def write(folder: Path, first: int) -> None:
-    with hold(folder), Log(folder / FILE_NAME) as log:
+    with hold(folder), closing(Log(folder / FILE_NAME)) as log:
         number = first
         while True:
             log.append([frame(msgspec.json.encode({"number": number + i, "text": "x" * 3000})) for i in range(3)])

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -51,7 +52,7 @@ def contents(path: Path):
 
 
 def written(path: Path, *numbers: int) -> bytes:
-    with Log(path) as log:
+    with closing(Log(path)) as log:
         log.append([encode({"number": number}) for number in numbers])
     return path.read_bytes()
 
@@ -108,7 +109,7 @@ def test_a_line_without_its_checksum_is_no_record(tmp_path, line):
 @pytest.mark.parametrize("room", [0, 1, 10, 40, 60])
 def test_a_full_disk_leaves_whole_records_and_says_what_to_do(tmp_path, monkeypatch, room):
     path = tmp_path / "a.journal"
-    with Log(path) as log:
+    with closing(Log(path)) as log:
         log.append([encode(record) for record in [{"number": 1}]])
         before = path.read_bytes()
         with monkeypatch.context() as patch:
@@ -125,7 +126,7 @@ def test_a_failed_sync_counts_for_nothing(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     path = tmp_path / "a.journal"
-    with Log(path) as log:
+    with closing(Log(path)) as log:
         with monkeypatch.context() as patch:
             patch.setattr(journal.os, "fdatasync", fail)
             with pytest.raises(JournalError, match="Input/output error"):
@@ -144,7 +145,7 @@ def test_a_short_write_is_continued(tmp_path, monkeypatch):
 def test_each_append_is_synced_before_it_returns(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
-    with Log(tmp_path / "a.journal") as log:
+    with closing(Log(tmp_path / "a.journal")) as log:
         for number in range(3):
             log.append([encode(record) for record in [{"number": number}]])
             assert synced[-1] == (tmp_path / "a.journal").stat().st_size

@@ -7,9 +7,12 @@ from matplotlib.image import imread
 
 from mosaic.core.results import LostWorker, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE
-from mosaic.figures.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
+from mosaic.figures.style import COLUMN_WIDTH_IN, INK, PALETTE, expert_colours, text_colour
 from mosaic.figures.timeline import BAR, ROW_IN, apart, draw_timeline
 from tests.run_records import make_disturbed_run, make_session, make_small_run
+
+DPI = 250
+"""Of the style file."""
 
 
 def pixels(png: bytes) -> np.ndarray:
