@@ -14,7 +14,7 @@ from mosaic.pipelines.loss_table import BudgetSetting
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
-from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
@@ -26,7 +26,7 @@ from tests.runtime.test_layers import batch_of
 from tests.sim.cluster_runs import make_backend
 
 SLOTS = range(3)
-GATES = {None: Never(), 1.0: Unanimous(), 2 / 3 - 1e-3: Majority()}
+GATES = {None: Never(), 1.0 - 1e-3: Majority(tau=1), 2 / 3 - 1e-3: Majority()}
 """By threshold."""
 
 

@@ -305,3 +305,8 @@ def assert_plan_valid(plan: Plan, problem: Problem) -> None:
             assert times.start_s >= free_s[worker]
             free_s[worker] = times.end_s
     assert plan.lower_bound_s <= plan.predicted_makespan_s * (1 + 1e-9)
+
+
+def worker_queue(plan: Plan, worker: int) -> list[Session]:
+    """List the sessions of one worker, in the plan's order."""
+    return [session for session in plan.sessions if worker in session.workers]

@@ -16,7 +16,7 @@ MODULES = [
 
 
 def test_there_are_examples() -> None:
-    assert {"mosaic.core.realization", "mosaic.core.lengths", "sim.hardware.curves"} <= set(MODULES)
+    assert {"mosaic.core.realization", "sim.world.lengths", "sim.hardware.curves"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -20,9 +20,9 @@ from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown, wide
 from experiments.studies.published import BUCKET_TOKENS, FITTED_ANSWERS, UNANIMOUS_RIGHT_FRAC, FittedAnswers
 from mosaic.config.job import simulated_job
-from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import ExpertName, Question
 from sim.world.answer_model import AnswerModel, possible_answers
+from sim.world.lengths import ClippedLognormal
 
 Array = NDArray[np.float64]
 

@@ -18,9 +18,9 @@ from experiments.lab.one_session import serve_alone
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.published import ALWAYS_AGGREGATE_S, ROUND_ROBIN_WORKER_S, TOKENS_PER_CALL
 from mosaic.config.job import simulated_job
-from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import Call, Expert, ExpertName, Family
 from mosaic.runtime.planner import placed
+from sim.world.lengths import ClippedLognormal
 
 FIT_SEEDS = tuple(range(1000, 1032))
 """Seeds that the fits see; the reports see others."""

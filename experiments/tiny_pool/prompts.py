@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mosaic.core.workload import Expert, Family, ModelShape, Question
-from mosaic.pipelines.aggregation import Response, aggregator_prompt
+from mosaic.pipelines.aggregation import Response, lay_out
 
 SHAPE = ModelShape(
     num_parameters=385_664,
@@ -37,4 +37,4 @@ JUDGE = Expert(
 
 def judge_prompt(question: Question, responses: Sequence[Response]) -> str:
     """Write what the aggregator reads about a question; the responses are those of its slots, without thinking."""
-    return aggregator_prompt(question, responses, JUDGE)
+    return lay_out(question, responses, JUDGE).text()

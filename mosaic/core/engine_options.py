@@ -114,11 +114,6 @@ class EngineOptions:
         return self.enable_prefix_caching
 
     @property
-    def reserves_sequences(self) -> bool:
-        """Whether blocks for a whole sequence must be free when it is admitted."""
-        return self.scheduler_reserve_full_isl
-
-    @property
     def watermark(self) -> float:
         """Share of the blocks that an admission leaves free: V0's block manager keeps 1%, V1's keeps none."""
         if self.watermark_frac is not None:

@@ -163,10 +163,6 @@ class Plan:
         """Predicted end of the last session."""
         return max((times.end_s for times in self.predicted), default=0.0)
 
-    def worker_queue(self, worker: int) -> tuple[Session, ...]:
-        """Sessions of one worker, in order."""
-        return tuple(session for session in self.sessions if worker in session.workers)
-
 
 def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
     """Wrap sessions without prices into a plan that a backend can run: servers', or those that measure."""

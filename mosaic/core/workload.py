@@ -165,15 +165,6 @@ class SparseKv:
         """Count the unstable ones of so many heads."""
         return round(self.unstable_frac * num_heads)
 
-    def resident_tokens(self, num_tokens: int, *, with_summaries: bool = True) -> float:
-        """Count what a decoding sequence holds on the GPU, in tokens of a full KV cache.
-
-        A summary is two vectors for 16 tokens of two vectors each: a sixteenth.
-        """
-        stable = (1 - self.unstable_frac) * min(num_tokens, self.dense_tokens)
-        summaries = num_tokens / PAGE_TOKENS if with_summaries else 0.0
-        return self.unstable_frac * num_tokens + stable + summaries
-
     def long_read_tokens(self) -> float:
         """Tokens that attention reads of a long sequence, the mean over steps and heads; scores come on top."""
         return self.budget_tokens + (1 - self.unstable_frac) * self.rerank_every / 2

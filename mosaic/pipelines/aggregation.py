@@ -1,4 +1,4 @@
-r"""Builds the aggregator's calls: what it reads, what that costs, and what is cut where it does not fit.
+r"""Lays out what the aggregator reads, what that costs, and what is cut where it does not fit.
 
 The context rule. A prompt takes at most ``prompt_limit`` tokens, so that the aggregator keeps room to write:
 
@@ -21,7 +21,7 @@ without a gap; where none is left the aggregator answers alone. Tokens of texts 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from mosaic.core.chat import count_text_tokens
 from mosaic.core.checks import require_count
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, ExpertName, Question
+from mosaic.core.workload import AnswerKind, Expert, ExpertName, Question
 
 CUT_MARKER = "[... beginning cut ...]\n"
 MIN_RESPONSE_TOKENS = 64
@@ -62,38 +62,77 @@ class Response(NamedTuple):
     """None in a simulation, where only lengths exist."""
 
 
-class _Room(NamedTuple):
-    """How a prompt is divided."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a prompt holds: the responses that are read, and how much of each."""
 
+    question: Question
+    responses: tuple[Response, ...]
+    given_tokens: tuple[int, ...]
+    """Of each response."""
     num_copies: int
     """Of the question: 1 or 2."""
     fixed_tokens: int
     """Instructions, headers and the copies of the question."""
-    left_tokens: int
-    """For the responses."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the whole prompt.
+
+        Where all texts are counted by their characters they are never fewer than those of the text, and by rounding at
+        most one more per response and copy of the question.
+        """
+        return self.fixed_tokens + sum(self.given_tokens)
+
+    @property
+    def begin_tokens(self) -> int:
+        """Tokens as far as the responses tell the prompt."""
+        scaffold = count_text_tokens(_begin("", [""] * len(self.responses)))
+        return scaffold + self.question.context_tokens + self.question.prompt_tokens + sum(self.given_tokens)
+
+    @property
+    def cut_experts(self) -> tuple[ExpertName, ...]:
+        """Experts whose responses lose their beginning."""
+        given = zip(self.responses, self.given_tokens, strict=True)
+        return tuple(response.expert for response, share in given if share < response.visible_tokens)
+
+    def text(self, *, is_whole: bool = True) -> str:
+        """Write instructions, the question, the responses, the question again.
+
+        One that is not whole ends behind its last response: with places every longer one begins with it.
+
+        Raises
+        ------
+        ValueError
+            If a text is absent.
+        """
+        question = self.question
+        if question.text is None:
+            raise ValueError(f"question {question.id}: text must be there to write a prompt from, got None")
+        texts = []
+        for number, ((_, tokens, text), share) in enumerate(zip(self.responses, self.given_tokens, strict=True)):
+            if text is None:
+                raise ValueError(f"question {question.id}: text of response {number} must be there, got None")
+            texts.append(_cut(text.strip(), tokens, share))
+        if not is_whole:
+            return _begin(question.text, texts)
+        return _write(question.answer_kind, question.text, texts, self.num_copies)
 
 
-def merge_call(
-    key: CallKey,
+def lay_out(
     question: Question,
-    read: Sequence[CallRecord],
+    responses: Iterable[Response],
     expert: Expert,
     *,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
     num_places: int | None = None,
-) -> Call:
-    """Make a call that reads what other calls of its question said.
-
-    It comes after all of them and reads those that finished. Its prompt tokens are those of ``aggregator_prompt``:
-    where all texts are counted by their characters never less, and by rounding at most one more per response and copy
-    of the question.
+) -> Layout:
+    """Lay out what an expert reads: a question, and the responses with something beside their thinking.
 
     Parameters
     ----------
-    key, question, expert
-        Of the call.
-    read
-        Records of the calls that it may read.
+    question, responses, expert
+        Who reads what.
     min_output_tokens
         Room to leave for what it writes (``prompt_limit``).
     num_places
@@ -104,9 +143,16 @@ def merge_call(
     ValueError
         If the question does not fit (``fits_context``).
     """
-    _, room, given = _layout(question, read, expert, min_output_tokens, num_places)
-    prompt_tokens = room.fixed_tokens + sum(given)
-    return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in read))
+    read = tuple(one for one in responses if one.visible_tokens > 0 and (one.text is None or one.text.strip()))
+    tokens = [response.visible_tokens for response in read]
+    limit = prompt_limit(expert, min_output_tokens=min_output_tokens)
+    num_copies, left = _room(question, len(read) if num_places is None else num_places, limit)
+    if num_places is None:
+        given = shares(tokens, left)
+    else:
+        given = tuple(min(length, left // max(1, num_places)) for length in tokens)
+    num_copies = num_copies if read else 1  # nothing stands between two copies without a response
+    return Layout(question, read, given, num_copies, _fixed_tokens(question, len(read), num_copies))
 
 
 def as_counted(
@@ -132,69 +178,9 @@ def as_counted(
     return replace(question, prompt_tokens=max(question.prompt_tokens, min(tokens, most)))
 
 
-def cut_experts(
-    question: Question,
-    read: Sequence[CallRecord],
-    expert: Expert,
-    *,
-    min_output_tokens: int = MIN_OUTPUT_TOKENS,
-    num_places: int | None = None,
-) -> tuple[ExpertName, ...]:
-    """Name the experts whose responses lose their beginning in a prompt; parameters as of ``merge_call``."""
-    records, _, given = _layout(question, read, expert, min_output_tokens, num_places)
-    return tuple(one.expert for one, share in zip(records, given, strict=True) if share < visible_tokens(one))
-
-
 def visible_tokens(record: CallRecord) -> int:
     """Count what an aggregator can read of a response: all of it, where its thinking is not known."""
     return record.output_tokens if record.visible_tokens is None else record.visible_tokens
-
-
-def aggregator_prompt(
-    question: Question,
-    responses: Sequence[Response],
-    aggregator: Expert,
-    *,
-    min_output_tokens: int = MIN_OUTPUT_TOKENS,
-    num_places: int | None = None,
-    is_whole: bool = True,
-) -> str:
-    """Write what the aggregator reads: instructions, the question, the responses, the question again.
-
-    ``num_places`` as in ``merge_call``. One that is not whole ends behind its last response: with places every longer
-    one begins with it.
-
-    Raises
-    ------
-    ValueError
-        If a text is absent, or the question does not fit (``fits_context``).
-    """
-    if question.text is None:
-        raise ValueError(f"question {question.id}: text must be there to write a prompt from, got None")
-    for number, response in enumerate(responses):
-        if response.text is None:
-            raise ValueError(f"question {question.id}: text of response {number} must be there, got None")
-    kept = [(tokens, text.strip()) for _, tokens, text in responses if tokens > 0 and text is not None and text.strip()]
-    room = _room(question, len(kept), prompt_limit(aggregator, min_output_tokens=min_output_tokens), num_places)
-    given = _given([tokens for tokens, _ in kept], room, num_places)
-    texts = [_cut(text, tokens, share) for (tokens, text), share in zip(kept, given, strict=True)]
-    if not is_whole:
-        return _begin(question.text, texts)
-    return _write(question.answer_kind, question.text, texts, room.num_copies)
-
-
-def begin_tokens(
-    question: Question,
-    read: Sequence[CallRecord],
-    expert: Expert,
-    *,
-    min_output_tokens: int = MIN_OUTPUT_TOKENS,
-    num_places: int,
-) -> int:
-    """Count the tokens of a prompt as far as its first responses tell it, as ``merge_call`` counts them."""
-    records, _, given = _layout(question, read, expert, min_output_tokens, num_places)
-    scaffold = count_text_tokens(_begin("", [""] * len(records)))
-    return scaffold + question.context_tokens + question.prompt_tokens + sum(given)
 
 
 def finished(records: Iterable[CallRecord]) -> list[CallRecord]:
@@ -224,40 +210,19 @@ def fits_context(
     return _fixed_tokens(question, num_responses, 1) + num_responses * MIN_RESPONSE_TOKENS <= limit
 
 
-def _layout(
-    question: Question, read: Sequence[CallRecord], expert: Expert, min_output_tokens: int, num_places: int | None
-) -> tuple[list[CallRecord], _Room, Sequence[int]]:
-    """List the responses that are read, how the prompt is divided, and how much of each response is read."""
-    records = [record for record in finished(read) if visible_tokens(record) > 0]
-    room = _room(question, len(records), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
-    return records, room, _given([visible_tokens(record) for record in records], room, num_places)
-
-
-def _given(tokens: Sequence[int], room: _Room, num_places: int | None) -> Sequence[int]:
-    """Say how much of each response is read."""
-    if num_places is None:
-        return shares(tokens, room.left_tokens)
-    return [min(length, room.left_tokens // max(1, num_places)) for length in tokens]
-
-
-def _room(question: Question, num_responses: int, limit: int, num_places: int | None = None) -> _Room:
-    """Divide a prompt; with places it is that of so many responses, of which some may not be there."""
-    if num_places is not None:
-        num_copies, _, left = _room(question, num_places, limit)
-        return _Room(num_copies, _fixed_tokens(question, num_responses, num_copies if num_responses else 1), left)
+def _room(question: Question, num_responses: int, limit: int) -> tuple[int, int]:
+    """Tell how many copies of the question fit, and what they leave for the responses."""
     least = num_responses * MIN_RESPONSE_TOKENS
-    num_copies = 2 if num_responses else 1  # nothing stands between two copies without a response
-    fixed = _fixed_tokens(question, num_responses, num_copies)
-    if fixed + least > limit and num_copies == 2:
-        num_copies = 1
+    fixed = 0
+    for num_copies in (2, 1) if num_responses else (1,):
         fixed = _fixed_tokens(question, num_responses, num_copies)
-    if fixed + least > limit:
-        raise ValueError(
-            f"question {question.id}: instructions, question and {num_responses} responses of at least "
-            f"{MIN_RESPONSE_TOKENS} tokens each must be at most the {limit} tokens that the aggregator can read, "
-            f"got {fixed + least}"
-        )
-    return _Room(num_copies, fixed, limit - fixed)
+        if fixed + least <= limit:
+            return num_copies, limit - fixed
+    raise ValueError(
+        f"question {question.id}: instructions, question and {num_responses} responses of at least "
+        f"{MIN_RESPONSE_TOKENS} tokens each must be at most the {limit} tokens that the aggregator can read, "
+        f"got {fixed + least}"
+    )
 
 
 def _fixed_tokens(question: Question, num_responses: int, num_copies: int) -> int:

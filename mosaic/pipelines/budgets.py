@@ -9,7 +9,7 @@ answers, and from the schedule alone which of the two it is: a calibration can c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mosaic.core.checks import require_count
+from mosaic.core.checks import AtLeast1, checked
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
 
@@ -18,21 +18,17 @@ LEAST_HEDGED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("budgets: ")
 class Budgets:
     """Tokens by node and expert; what is not named has no budget."""
 
-    cut_tokens: Mapping[NodeName, Mapping[ExpertName, int]] = field(default_factory=dict)
+    cut_tokens: Mapping[NodeName, Mapping[ExpertName, AtLeast1]] = field(default_factory=dict)
     """A call that would write more is cut there: it has no vote, and where it aggregates the vote stands.
 
     A response that is left alone stands too.
     """
-    hedge_tokens: Mapping[ExpertName, int] = field(default_factory=dict)
+    hedge_tokens: Mapping[ExpertName, AtLeast1] = field(default_factory=dict)
     """Of the first layer: a call that writes more is late."""
-
-    def __post_init__(self) -> None:
-        for node, tokens in {**self.cut_tokens, "hedge": self.hedge_tokens}.items():
-            for expert, limit in tokens.items():
-                require_count(limit, f"budgets of {node}: {expert}", at_least=1)
 
     def __bool__(self) -> bool:
         """Whether anything has a budget."""

@@ -15,7 +15,7 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, Expe
 from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import Comparisons
-from mosaic.pipelines.node import Agent, Node, When, node_prompt
+from mosaic.pipelines.node import Agent, Node, When, call_layout
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.pipelines.rules.rule import Never, Rule
 
@@ -150,9 +150,9 @@ class CallGraph:
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
-        node, has_places = self.node(call.key.node), self.prefill_order is not None
-        text = node_prompt(node, question, call, inputs, has_places=has_places, is_whole=is_whole)
-        return in_context(question.context, text)
+        has_places = self.prefill_order is not None
+        layout = call_layout(self.node(call.key.node), question, call, inputs, has_places=has_places)
+        return in_context(question.context, layout.text(is_whole=is_whole))
 
     def node(self, name: NodeName) -> Node:
         """Find a node."""

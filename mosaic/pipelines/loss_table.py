@@ -1,7 +1,7 @@
 """What a gate with budgets may lose on calibration questions, whatever the schedule, as arrays."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,6 @@ class BudgetSetting(NamedTuple):
     propose_tokens: int | None = None
     aggregate_tokens: int | None = None
     hedge_tokens: int | None = None
-
-    @property
-    def has_budgets(self) -> bool:
-        """Whether anything is cut or hedged."""
-        return self[1:] != (None, None, None)
 
 
 class _Ends(NamedTuple):
@@ -150,20 +145,13 @@ def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballo
         table.slot_right[row, : len(seen.vote_tokens)] = question.vote_correct
         reads = [(question.aggregator_correct, seen.aggregator_tokens), *((one[1], one[2]) for one in seen.left_out)]
         for column, (is_right, tokens) in enumerate(reads):
-            answer, confidence = winner(_without(question.ballot, column - 1))
+            ballot = question.ballot.without(column - 1) if column else question.ballot
+            answer, confidence = winner(ballot)
             table.confidence[row, column] = -1.0 if answer is None else confidence
             table.vote_right[row, column] = question.answer_correct(answer)
             table.read_right[row, column] = is_right
             table.read_tokens[row, column] = tokens
     return table
-
-
-def _without(ballot: Ballot, slot: int) -> Ballot:
-    if slot < 0:
-        return ballot
-    votes = list(ballot.votes)
-    votes[slot] = votes[slot]._replace(answer=None)
-    return replace(ballot, votes=tuple(votes))
 
 
 def _limit(tokens: int | None) -> int:

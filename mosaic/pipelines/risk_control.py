@@ -85,7 +85,7 @@ def learned_bet(losses: NDArray[Any], num_certify: int, risk_frac: float) -> Bet
     >>> [(round(share, 3), wealth) for share, wealth in learned_bet(np.array([1, -1, *[0] * 97]), 7_000, 0.05)]
     [(0.169, 1.0)]
     """
-    _require_risk(risk_frac)
+    require_number(risk_frac, "risk_frac", above=0, below=1)
     square = (float(np.abs(losses).sum()) + 1) / (len(losses) + 1)
     return ((min(LARGEST_SHARE, math.sqrt(2 * math.log(1 / risk_frac) / (num_certify * square))), 1.0),)
 
@@ -121,7 +121,7 @@ def fixed_sequence(
     ValueError
         If a share is not one, or a loss is not -1, 0 or 1.
     """
-    _require_risk(risk_frac)
+    require_number(risk_frac, "risk_frac", above=0, below=1)
     tests: list[SettingTest[Setting]] = []
     chosen: Setting | None = None
     for setting in settings:
@@ -161,7 +161,7 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float, bets: Bets
     >>> betting_p_values(np.zeros((1, 500)), 0.01).round(4)
     array([0.0292])
     """
-    _require_frac(accepted_loss_frac, "accepted_loss_frac")
+    require_number(accepted_loss_frac, "accepted_loss_frac", at_least=0, below=1)
     values = np.asarray(losses)
     require(values.ndim >= 1, "losses", "an array of shape (..., num_questions)", losses)
     num_questions = values.shape[-1]
@@ -218,7 +218,7 @@ def smallest_promise_frac(losses: NDArray[Any], risk_frac: float, bets: Bets = B
     bets
         As in ``betting_p_values``.
     """
-    _require_risk(risk_frac)
+    require_number(risk_frac, "risk_frac", above=0, below=1)
     if betting_p_values(losses, 0.0, bets) <= risk_frac:
         return 0.0
     low, high = 0.0, 1.0  # a mean loss of at most 1 needs no test
@@ -229,14 +229,3 @@ def smallest_promise_frac(losses: NDArray[Any], risk_frac: float, bets: Bets = B
         else:
             low = middle
     return high
-
-
-def _require_frac(value: object, field: str) -> None:
-    require_number(value, field, at_least=0)
-    assert isinstance(value, int | float), "checked on the line above"
-    require(value < 1, field, "below 1", value)
-
-
-def _require_risk(value: float) -> None:
-    _require_frac(value, "risk_frac")
-    require(value > 0, "risk_frac", "above 0", value)

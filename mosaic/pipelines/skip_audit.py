@@ -15,12 +15,12 @@ Waudby-Smith and Ramdas, "Confidence sequences for sampling without replacement"
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import AtLeast1, Limit, checked, require
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -29,12 +29,13 @@ PRIOR_OFFSET, PRIOR_POWER = 10.0, 1.5
 
 
 @dataclass(slots=True, kw_only=True)
+@checked("")
 class SkipAudit:
     """What an audit has seen, and what it may say."""
 
-    num_skipped: int
+    num_skipped: AtLeast1
     """N: all questions that were skipped."""
-    risk: float = 0.05
+    risk: Annotated[float, Limit(above=0, below=1)] = 0.05
     """The bound is wrong at any moment with no more than this probability."""
     num_audited: int = field(default=0, init=False)
     num_changed: int = field(default=0, init=False)
@@ -42,9 +43,6 @@ class SkipAudit:
     """Most of the skipped questions that would change; it never rises."""
 
     def __post_init__(self) -> None:
-        require_count(self.num_skipped, "num_skipped", at_least=1)
-        require_number(self.risk, "risk", above=0)
-        require(self.risk < 1, "risk", "below 1", self.risk)
         self.bound = self.num_skipped
 
     def see(self, changes: Iterable[bool]) -> int:

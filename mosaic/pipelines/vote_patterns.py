@@ -73,13 +73,8 @@ def vote_pattern(ballot: Ballot) -> str:
 
 def may_be_early(rule: Rule, ballot: Ballot) -> bool:
     """Tell whether a rule can decide without one of the votes, whichever comes last."""
-
-    def without(place: int) -> Ballot:
-        votes = list(ballot.votes)
-        votes[place] = votes[place]._replace(answer=None)
-        return replace(ballot, votes=tuple(votes), pending=(place,))
-
-    return any(rule.decided_early(without(place)) is not None for place in range(len(ballot.votes)))
+    places = range(len(ballot.votes))
+    return any(rule.decided_early(replace(ballot.without(place), pending=(place,))) is not None for place in places)
 
 
 def compare_patterns(calibration: Iterable[str], batch: Iterable[str]) -> PatternTest:

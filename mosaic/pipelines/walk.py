@@ -14,10 +14,10 @@ from typing import NamedTuple
 from mosaic.answers.extraction import is_correct
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, NodeName, Question
-from mosaic.pipelines.aggregation import begin_tokens, fits_context
+from mosaic.pipelines.aggregation import fits_context
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End, FinalAnswer
-from mosaic.pipelines.node import Agent, Node, ToCome, When, node_calls
+from mosaic.pipelines.node import Agent, Node, ToCome, When, node_calls, node_layout
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot
 from mosaic.pipelines.rules.rule import Never, Order, Rule, Scope
 
@@ -389,8 +389,8 @@ def _openings_of(
 ) -> Iterator[Opening]:
     """Give one beginning for each expert of a node: its slots read the same."""
     for name, slot in {expert.name: slot for slot, expert in reversed([*enumerate(node.experts)])}.items():
-        expert, least = node.experts[slot], node.min_output_tokens
-        if fits_context(question, expert, len(order), min_output_tokens=least):
-            read = [done[key] for key in order[:num_read]]
-            tokens = begin_tokens(question, read, expert, min_output_tokens=least, num_places=len(order))
-            yield Opening(Call(CallKey(question.id, node.name, slot), name, tokens, after=tuple(order)), num_read)
+        expert = node.experts[slot]
+        if fits_context(question, expert, len(order), min_output_tokens=node.min_output_tokens):
+            layout = node_layout(node, question, [done[key] for key in order[:num_read]], expert, len(order))
+            key = CallKey(question.id, node.name, slot)
+            yield Opening(Call(key, name, layout.begin_tokens, after=tuple(order)), num_read)

@@ -7,19 +7,18 @@ question comes from calibration questions. When a call ends is forecast crudely:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.cluster import Worker
 from mosaic.core.plan import Plan, PredictedTimes, Session
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.planning.costs import LinearTerms, least_terms
+from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.planning.costs import least_terms
 from mosaic.planning.problem import Problem
 from mosaic.planning.scheduler import PredictedTimeline, Scheduler
-from mosaic.planning.wrapped_costs import WrappedCosts
+from mosaic.planning.wrapped_costs import RunCosts
 
 SettledFrac: TypeAlias = Callable[[tuple[ExpertName, ...], int], float]
 """How often a question is settled by the votes of some experts, with so many votes missing."""
@@ -29,17 +28,6 @@ MAX_ROUNDS = 5
 NUM_TIMINGS = 3
 """Of a plan: what is cancelled shortens sessions, and so moves what ends first."""
 SHARE_TOLERANCE = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedCalls(WrappedCosts):
-    """Of each expert's calls only a share is expected to run."""
-
-    run_frac_by_expert: Mapping[ExpertName, float]
-
-    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        share = self.run_frac_by_expert.get(expert.name, 1.0)
-        return tuple(LinearTerms(fixed_s, call_s * share) for fixed_s, call_s in self.costs.pieces(expert, workers))
 
 
 class _Forecast(NamedTuple):
@@ -68,7 +56,7 @@ def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledF
     shares: Mapping[ExpertName, float] = {}
     best: tuple[Plan, _Forecast] | None = None
     for _ in range(MAX_ROUNDS):
-        plan = scheduler.plan(replace(problem, costs=ExpectedCalls(problem.costs, shares)))
+        plan = scheduler.plan(replace(problem, costs=RunCosts(problem.costs, run_frac_by_expert=shares)))
         orders = (plan.sessions, light_first(problem, plan.sessions))
         found = min((_forecast(problem, order, settled_frac) for order in orders), key=lambda made: made.makespan_s)
         if best is None or found.makespan_s < best[1].makespan_s:

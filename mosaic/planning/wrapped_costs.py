@@ -1,4 +1,4 @@
-"""Cost models that change another by what a run knows: workers that are lost, and what sessions left loaded."""
+"""What a run knows that prices depend on: what sessions left loaded, workers that are lost, calls that will not run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,51 +41,6 @@ class LoadedModels:
         return LoadedModels(resident, frozenset(home for home in self.engines if worker not in home[1]))
 
 
-@dataclass(frozen=True, slots=True)
-class WrappedCosts:
-    """The prices of another cost model."""
-
-    costs: CostModel
-
-    @property
-    def name(self) -> str:
-        return self.costs.name
-
-    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
-        return self.costs.load_s(expert, workers, location)
-
-    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        return self.costs.pieces(expert, workers)
-
-    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return self.costs.fits(expert, workers)
-
-    def notes(self) -> Sequence[str]:
-        return self.costs.notes()
-
-
-@dataclass(frozen=True, slots=True)
-class WithoutWorkers(WrappedCosts):
-    """Nothing fits on workers that are gone."""
-
-    lost: Collection[int]
-
-    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return not any(worker.id in self.lost for worker in workers) and self.costs.fits(expert, workers)
-
-
-@dataclass(frozen=True, slots=True)
-class WithResident(WrappedCosts):
-    """What a worker has loaded need not be loaded again."""
-
-    expert_by_worker: Mapping[int, ExpertName]
-
-    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
-        if all(self.expert_by_worker.get(worker.id) == expert.name for worker in workers):
-            return 0.0
-        return self.costs.load_s(expert, workers, location)
-
-
 class HostLoads(Protocol):
     """Loads that need no disk, where the host keeps weights or engines."""
 
@@ -94,13 +49,39 @@ class HostLoads(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WithHost(WrappedCosts):
-    """Prices where the host keeps something of experts that were loaded."""
+class RunCosts:
+    """The prices of another cost model, changed by what a run knows."""
 
-    loads: HostLoads
+    costs: CostModel
+    sessions: CostModel | None = None
+    """Prices sessions in the place of ``costs``, and gives its name."""
+    lost: Collection[int] = frozenset()
+    """Workers that are gone: nothing fits on them."""
+    resident: Mapping[int, ExpertName] = field(default_factory=dict)
+    """By worker, the expert that it need not load again."""
+    host_loads: HostLoads | None = None
+    run_frac_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
+    """The share of an expert's calls that is expected to run, where it is not all of them."""
+
+    @property
+    def name(self) -> str:
+        return (self.sessions or self.costs).name
 
     def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        if self.resident and all(self.resident.get(worker.id) == expert.name for worker in workers):
+            return 0.0
         seconds = None
-        if location in (WeightLocation.HOST, WeightLocation.ASLEEP):
-            seconds = self.loads.load_s(expert, tuple(workers), location)
+        if self.host_loads is not None and location in (WeightLocation.HOST, WeightLocation.ASLEEP):
+            seconds = self.host_loads.load_s(expert, tuple(workers), location)
         return self.costs.load_s(expert, workers, location) if seconds is None else seconds
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        share = self.run_frac_by_expert.get(expert.name, 1.0)
+        pieces = (self.sessions or self.costs).pieces(expert, workers)
+        return tuple(LinearTerms(fixed_s, call_s * share) for fixed_s, call_s in pieces)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return not any(worker.id in self.lost for worker in workers) and self.costs.fits(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.costs.notes()

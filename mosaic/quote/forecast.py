@@ -9,16 +9,16 @@ from typing import TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.cluster import Cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, prediction_from_sample
 from mosaic.core.results import SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.baselines import DataParallel, RoundRobin
-from mosaic.planning.costs import CostModel, LinearTerms, PiecewiseCosts, WeightLocation
+from mosaic.planning.costs import CostModel, PiecewiseCosts, WeightLocation
 from mosaic.planning.problem import Request, SessionModel
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
-from mosaic.planning.wrapped_costs import WrappedCosts
+from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
 from mosaic.runtime.controller import Tell
@@ -339,23 +339,9 @@ def describe_choice(tried: Sequence[Tried]) -> str:
     return f"plan: {best.name}, predicted {duration(best.seconds)}{f'; {beside}' if beside else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class _BySessions(WrappedCosts):
-    """Prices of a cost model, but for sessions."""
-
-    sessions: CostModel
-
-    @property
-    def name(self) -> str:
-        return self.sessions.name
-
-    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        return self.sessions.pieces(expert, workers)
-
-
 def _by_sessions(planner: Planner, priced: Profile) -> Callable[..., CostModel]:
     def costs(*, profile: Profile, num_calls_by_expert: dict[ExpertName, int]) -> CostModel:
         sessions = PiecewiseCosts(profile=priced, num_calls_by_expert=num_calls_by_expert)
-        return _BySessions(planner.costs(profile=profile, num_calls_by_expert=num_calls_by_expert), sessions)
+        return RunCosts(planner.costs(profile=profile, num_calls_by_expert=num_calls_by_expert), sessions)
 
     return costs

@@ -12,7 +12,7 @@ from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem, SessionModel
 from mosaic.planning.profiles import Profile
 from mosaic.planning.scheduler import Scheduler
-from mosaic.planning.wrapped_costs import HostLoads, LoadedModels, WithHost, WithoutWorkers
+from mosaic.planning.wrapped_costs import HostLoads, LoadedModels, RunCosts
 
 CostFactory: TypeAlias = Callable[..., CostModel]
 """Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and ``options`` of the engines."""
@@ -99,11 +99,9 @@ class Planner:
         held: LoadedModels | None,
     ) -> Planned:
         problem = self.problem(calls, placement, costs)
-        if self.host_loads is not None:
-            kept = WithHost(problem.costs, self.host_loads)
-            problem = replace(problem, costs=kept, held=held or LoadedModels())
-        if lost:
-            problem = replace(problem, costs=WithoutWorkers(problem.costs, frozenset(lost)))
+        run_costs = RunCosts(problem.costs, lost=frozenset(lost), host_loads=self.host_loads)
+        kept = held if held is not None and self.host_loads is not None else LoadedModels()
+        problem = replace(problem, costs=run_costs, held=kept)
         scheduler = placement.scheduler if placement is not None and placement.scheduler else self.scheduler
         plan = scheduler.plan(problem) if saved is None else saved
         check_plan(plan, problem)

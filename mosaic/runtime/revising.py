@@ -15,7 +15,7 @@ from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
 from mosaic.planning.length_forecast import ObservedLengths, length_scale
 from mosaic.planning.profiles import Profile, scaled_profile
-from mosaic.planning.wrapped_costs import WithResident
+from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
 from mosaic.runtime.static_plan import opened
@@ -145,7 +145,7 @@ class Revising:
         planner = replace(
             self._planner,
             profiles={**self._planner.profiles, node: self._profile(node, scales)},
-            costs=lambda **given: WithResident(self._planner.costs(**given), resident),
+            costs=lambda **given: RunCosts(self._planner.costs(**given), resident=resident),
         )
         plans = list(self._plans(planner, calls, free, now, view))
         ends_s = [self._end_s(plan, free, now) for plan in plans]

@@ -41,7 +41,7 @@ class Batcher:
         """Whether that iteration began with a preemption."""
         self._max_num_seqs = settings.max_num_seqs
         self._max_batched_tokens = settings.batched_tokens(context_tokens)
-        self._reserves_sequences = settings.reserves_sequences
+        self._reserves_sequences = settings.scheduler_reserve_full_isl
         self._caches_prefixes = settings.caches_prefixes
         fits = self.kv.max_tokens
         self._most_tokens = fits if self.is_mixed else min(fits, self._max_batched_tokens)

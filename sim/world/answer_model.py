@@ -22,9 +22,9 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import Limit, Share, checked, require_count
-from mosaic.core.lengths import Source
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
+from sim.world.lengths import Source
 
 NUM_UNLISTED_OPTIONS = 10
 """Answers that models meet on a question without listed options: the right one and nine wrong ones. Assumed."""

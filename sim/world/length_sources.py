@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from mosaic.core.checks import require, require_number
-from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, ExpertName
+from sim.world.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source
 
 Config: TypeAlias = Mapping[str, Any]
 
@@ -92,16 +92,9 @@ def length_distribution(config: Config, *, expert: ExpertName, key: str = "outpu
 
 
 def _from_parameters(config: Config, label: str) -> ClippedLognormal:
-    values = {name: declared_parameter(config[name], f"{label}.{name}") for name in _PARAMETERS}
+    values = {name: declared_parameter(config[name], f"{label}.{name}")[0] for name in _PARAMETERS}
     try:
-        return ClippedLognormal(
-            mean=values["mean"][0],
-            sigma=values["sigma"][0],
-            clip_tokens=values["clip_tokens"][0],
-            mean_source=values["mean"][1],
-            sigma_source=values["sigma"][1],
-            clip_source=values["clip_tokens"][1],
-        )
+        return ClippedLognormal(**values)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{label}: {error}") from None
 
@@ -111,7 +104,8 @@ def _from_sample(config: Config, label: str) -> Empirical:
     if isinstance(sample, str) or not isinstance(sample, Sequence):
         raise TypeError(f"{label}.sample must be a list of output tokens, got {sample!r}")
     try:
-        return Empirical(sample=tuple(sample), source=config["source"])
+        require(config["source"] in SOURCES, "source", f"one of {list(SOURCES)}", config["source"])
+        return Empirical(sample=tuple(sample))
     except (ValueError, TypeError) as error:
         raise type(error)(f"{label}: {error}") from None
 

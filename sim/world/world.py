@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import Outcome, question_uniforms, uniform, uniform_pair
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Family, Question, Workload
 from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
+from sim.world.lengths import LengthDistribution
 
 _NOT_DRAWN = "", Outcome(0)
 

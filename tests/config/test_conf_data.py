@@ -193,7 +193,7 @@ def test_every_answer_parameter_says_where_it_comes_from(path: Path) -> None:
         assert config["mean_ability"]["source"] == "fitted", "so skip shares are shown as fitted"
 
 
-@pytest.mark.parametrize("gate", ["majority", "unanimous", "never", "weighted", "calibrated"])
+@pytest.mark.parametrize("gate", ["majority", "never", "weighted", "calibrated"])
 def test_gates_have_the_defaults_of_their_classes(gate: str) -> None:
     config = compose_group(
         f"gate={gate}", *(["gate.calibration=x.parquet"] if gate in ("weighted", "calibrated") else [])
@@ -223,7 +223,7 @@ def test_worlds_have_lengths_for_the_hybrid_pool_within_its_limits(name: str) ->
     pool = make_pool("hybrid")
     every = {expert for path in CONF.glob("pool/*.yaml") if path.stem != "llama3_8b" for expert in make_pool(path.stem)}
     assert set(lengths) == (every - {"TinyJudge"} if name == "file" else set(pool)), "a file may be for any pool"
-    assert all(lengths[expert].max == pool[expert].max_output_tokens for expert in pool)
+    assert all(lengths[expert].clip_tokens == pool[expert].max_output_tokens for expert in pool)
 
 
 def test_round_robins_pairs_are_those_of_the_papers_figure() -> None:
@@ -272,7 +272,7 @@ def test_a_file_runs_by_configuration_alone(tmp_path: Path) -> None:
     workload = make_workload(compose_group("workload=file", f"workload.path={path}"))
     assert workload.num_calls_by_expert == {"SmolLM2": 1, "QwenHalf": 1}
     lengths = length_distributions(compose_group("world=file")["output_tokens"])
-    assert {name: lengths[name].max for name in make_pool("demo")} == {"SmolLM2": 512, "QwenHalf": 512}
+    assert {name: lengths[name].clip_tokens for name in make_pool("demo")} == {"SmolLM2": 512, "QwenHalf": 512}
 
 
 def test_a_path_may_stand_in_for_all_lengths() -> None:

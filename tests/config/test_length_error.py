@@ -7,11 +7,11 @@ from statistics import fmean
 import pytest
 
 from mosaic.config.job import simulated_job
-from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.run import measure
 from sim.site import SimSite
+from sim.world.lengths import ClippedLognormal
 from sim.world.world import mistaken_lengths
 from tests.commands.command_line import QUICK, SMALL
 

@@ -12,7 +12,6 @@ import mosaic
 from mosaic.config.compose import CONF, compose_config
 from mosaic.config.job import RunSpec, build_job
 from mosaic.core.engine_options import EngineOptions, Order
-from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
 from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
@@ -23,6 +22,7 @@ from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.sweep import sweep_calls
 from sim.site import SimSite
+from sim.world.lengths import ClippedLognormal
 from sim.world.world import World
 from tests.calibration_questions import make_question
 

@@ -29,6 +29,7 @@ from tests.factories import (
     make_plan,
     make_session,
     some_calls,
+    worker_queue,
 )
 from tests.sim.cluster_runs import make_backend
 
@@ -182,7 +183,7 @@ def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(fiv
     assert result.num_workers == 3
     for worker in range(3):
         mine = [record for record in result.sessions if worker in record.workers]
-        assert [record.session for record in mine] == [session.id for session in plan.worker_queue(worker)]
+        assert [record.session for record in mine] == [session.id for session in worker_queue(plan, worker)]
         for before, behind in pairwise(mine):
             assert before.end_ts <= behind.load_start_ts
 

@@ -10,9 +10,9 @@ import pytest
 from mosaic.core.chat import Sampling
 from mosaic.core.cluster import Cluster, Worker, uniform_cluster
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
-from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.plan import LengthPrediction, PredictedTimes, Session, unpriced_plan
 from mosaic.core.workload import PROPOSE, CallKey, Question, SparseKv, Workload
+from sim.world.lengths import ClippedLognormal, Empirical
 from tests.factories import make_call, make_calls, make_expert, make_gpu, make_shape
 
 CPU = ModelLoading(device=Device.CPU, dtype="float32")
@@ -80,7 +80,6 @@ workload = partial(Workload, **{"name": "w", "questions": (ASKED,), "calls": (ma
         (lognormal, {"mean": 4096}, "mean must be below clip_tokens=4096, got 4096"),
         (lognormal, {"sigma": 0}, "sigma must be above 0"),
         (lognormal, {"sigma": 5}, "sigma must be at most 4"),
-        (lognormal, {"sigma_source": "guessed"}, "sigma_source must be one of .*assumed.*, got 'guessed'"),
         (Empirical, {"sample": ()}, r"sample must be non-empty, got \[\]"),
         (prediction, {"mean": 0}, "length prediction: mean must be above 0, got 0"),
         (prediction, {"max": 99}, "length prediction: max must be at least the mean 100, got 99"),

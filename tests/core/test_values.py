@@ -63,11 +63,6 @@ PROBLEM = make_problem({"A": 3, "B": 2})
 PLAN = RoundRobin().plan(PROBLEM)
 
 
-def test_queue_keeps_the_total_order() -> None:
-    plan = RoundRobin().plan(make_problem(dict.fromkeys("ABCDE", 1)))
-    assert [session.expert for session in plan.worker_queue(0)] == ["A", "C", "E"]
-
-
 def test_makespan_is_the_last_end() -> None:
     assert PLAN.predicted_makespan_s == 13.0
     assert replace(PLAN, sessions=(), predicted=()).predicted_makespan_s == 0.0

@@ -25,9 +25,9 @@ from experiments.studies.answers import (
 )
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.config.job import simulated_job
-from mosaic.core.lengths import ClippedLognormal
 from mosaic.pipelines.rules.ballot import plurality
 from sim.world.answer_model import AnswerModel
+from sim.world.lengths import ClippedLognormal
 from sim.world.world import World
 from tests.factories import make_call
 from tests.sim.answer_worlds import make_choice

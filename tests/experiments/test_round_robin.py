@@ -44,7 +44,7 @@ def test_a_set_as_overrides_is_the_set() -> None:
     by_name = {expert.name: expert for expert in job.experts}
     for name, lengths in site.world.lengths.items():
         wanted = parameters.lengths(by_name[name], scale)
-        assert (lengths.mean, lengths.max) == pytest.approx((wanted.mean, wanted.max)), name
+        assert (lengths.mean, lengths.clip_tokens) == pytest.approx((wanted.mean, wanted.clip_tokens)), name
     assert by_name["LlamaR1"].max_output_tokens == parameters.output_cap == 16_384
     assert site.hardware.attention_streams == parameters.attention_streams == 63.0
     assert site.hardware.cpu_per_kv_token_s == parameters.cpu_per_kv_token_s

@@ -11,14 +11,13 @@ from mosaic.pipelines.aggregation import (
     CUT_MARKER,
     MIN_RESPONSE_TOKENS,
     Response,
-    aggregator_prompt,
     as_counted,
-    cut_experts,
     fits_context,
-    merge_call,
+    lay_out,
     prompt_limit,
     shares,
 )
+from mosaic.pipelines.node import Node, node_calls
 from tests import run_records
 from tests.factories import make_expert
 
@@ -35,7 +34,17 @@ def make_response(text: str, expert: str = "A") -> Response:
 
 
 def call_of(question, records, aggregator=INF):
-    return merge_call(CallKey("q", AGGREGATE, 0), question, records, aggregator)
+    """Make the only call of a node that reads the records."""
+    node = Node(name=AGGREGATE, experts=(aggregator,), after=(PROPOSE,))
+    return next(node_calls(node, question, records))
+
+
+def layout_of(question, records, aggregator=INF):
+    return lay_out(question, [Response(one.expert, one.visible_tokens) for one in records], aggregator)
+
+
+def aggregator_prompt(question, responses, aggregator) -> str:
+    return lay_out(question, responses, aggregator).text()
 
 
 def reading(tokens: int):
@@ -110,7 +119,7 @@ def test_second_copy_of_the_question_goes_first_then_the_question_is_refused():
     assert call_of(question, records, reading(least)).prompt_tokens == least
     rule = f"question q: .*1 responses .*must be at most the {least - 1} tokens .*, got {least}"
     with pytest.raises(ValueError, match=rule):
-        call_of(question, records, reading(least - 1))
+        layout_of(question, records, reading(least - 1))
     with pytest.raises(ValueError, match=rule):
         aggregator_prompt(question, responses, reading(least - 1))
 
@@ -173,7 +182,7 @@ def test_call_counts_the_tokens_of_the_prompt(lengths, question_tokens, limit):
     aggregator = reading(limit)
     if not fits_context(question, aggregator, len(lengths)):
         with pytest.raises(ValueError, match="tokens that the aggregator can read"):
-            call_of(question, records, aggregator)
+            layout_of(question, records, aggregator)
         return
     call = call_of(question, records, aggregator)
     assert abs(count_text_tokens(aggregator_prompt(question, responses, aggregator)) - call.prompt_tokens) <= 1
@@ -235,7 +244,7 @@ def test_what_engines_counted_makes_a_prompt_fit_where_every_character_is_a_toke
     counted = as_counted(question, experts, aggregator, text_rate=4)
     responses = [Response(record.expert, record.visible_tokens, "r" * record.visible_tokens) for record in experts]
     assert len(aggregator_prompt(counted, responses, aggregator)) < 4000
-    cut = cut_experts(counted, experts, aggregator)
+    cut = layout_of(counted, experts, aggregator).cut_experts
     assert set(cut) <= {name for name, length in zip("ABC", lengths, strict=True) if length == max(lengths)}
 
 

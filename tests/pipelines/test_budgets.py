@@ -54,7 +54,7 @@ def test_experts_get_a_budget_where_they_may_write_more():
 
 
 def test_a_budget_must_be_a_token_at_least():
-    with pytest.raises(ValueError, match="budgets of propose: A must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="budgets: cut_tokens.propose.A must be at least 1, got 0"):
         Budgets(cut_tokens={PROPOSE: {"A": 0}})
 
 

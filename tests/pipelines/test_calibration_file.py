@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CalibrationRecord, Expert, Question, Workload
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Expert, Question, Workload
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import (
     CalibrationQuestion,
     grade_ballot,
-    router_records,
     split_calibration,
 )
 from mosaic.pipelines.rules.calibration_file import (
@@ -24,7 +23,6 @@ from mosaic.pipelines.rules.calibration_file import (
     load_context,
     name_differences,
 )
-from mosaic.workloads.routing import profiles_from_calibration
 from tests.calibration_questions import SETTING, make_question
 from tests.factories import make_call, make_expert
 
@@ -232,16 +230,6 @@ def test_the_split_is_the_same_on_every_machine() -> None:
 def test_the_split_needs_a_share(fit_frac: float) -> None:
     with pytest.raises(ValueError, match="fit_frac must be"):
         split_calibration([], fit_frac)
-
-
-def test_router_records_are_one_a_vote() -> None:
-    records = router_records([make_question(votes="AB-", experts="XYX")])
-    assert records == [
-        CalibrationRecord(("algebra",), "X", True),
-        CalibrationRecord(("algebra",), "Y", False),
-        CalibrationRecord(("algebra",), "X", False),
-    ]
-    assert profiles_from_calibration(records).scores == {"X": {"algebra": 0}, "Y": {"algebra": -1}}
 
 
 # What the answers are of

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from mosaic.core.results import CallStatus, Inputs, Response
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Call, CallKey
 from mosaic.pipelines import aggregation
-from mosaic.pipelines.aggregation import aggregator_prompt
+from mosaic.pipelines.aggregation import lay_out
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.pipelines.rules.ballot import Decision
-from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import FAILED, answered, ended, make_batch, make_moa, make_question, make_tree
 from tests.factories import make_expert
@@ -89,7 +89,9 @@ def test_a_gates_decisions_by_hand() -> None:
         assert call.after == tuple(CallKey(call.key.question, PROPOSE, slot) for slot in range(3))
 
 
-@pytest.mark.parametrize(("gate", "skipped"), [(Never(), 0), (Unanimous(), 1), (Majority(), 4), (Majority(tau=0.3), 6)])
+@pytest.mark.parametrize(
+    ("gate", "skipped"), [(Never(), 0), (Majority(tau=1), 1), (Majority(), 4), (Majority(tau=0.3), 6)]
+)
 def test_all_but_the_skipped_questions_have_a_call(gate, skipped: int) -> None:
     assert len(needed(make_moa(gate), *MIXED)) == 7 - skipped
     assert len(needed(make_moa(gate).without_rule(), *MIXED)) == 7
@@ -117,7 +119,7 @@ def test_where_all_calls_failed_the_aggregator_answers_alone() -> None:
     graph = make_moa()
     (call,) = walk(graph, question, first, done).submit
     assert walk(graph, question, first, done).vote()[1] == Decision(False, None, 0.0)
-    assert graph.prompt(question, call, done) == aggregator_prompt(question, [], make_expert("W"))
+    assert graph.prompt(question, call, done) == lay_out(question, [], make_expert("W")).text()
     assert call.after, "it is no call of the first layer"
 
 
@@ -197,7 +199,7 @@ def final_of(asked, said: str | None = None, graph: CallGraph | None = None) -> 
 
 
 def test_experts_who_answer_different_powers_do_not_agree_and_neither_is_right() -> None:
-    graph, asked = make_moa(Unanimous()), answered(make_question("q", MATH, answer="2**13"), ["2**10", "2**11"])
+    graph, asked = make_moa(Majority(tau=1)), answered(make_question("q", MATH, answer="2**13"), ["2**10", "2**11"])
     (call,) = walk(graph, *asked).submit
     assert call.key.node == AGGREGATE
     answer = walk(graph, *asked[:2], after(asked[2], call, "2^{10}")).answer
@@ -284,7 +286,7 @@ def test_an_expert_reads_the_question_and_an_aggregator_what_was_answered_by_slo
     (call,) = walk(graph, question, first, done).submit
     assert graph.prompt(question, first[0], {}) == expert_prompt(question)
     read = [aggregation.Response("A", 4, "Surely A."), aggregation.Response("C", 4, "It is B.")]
-    assert graph.prompt(question, call, done) == aggregator_prompt(question, read, graph.node(AGGREGATE).experts[0])
+    assert graph.prompt(question, call, done) == lay_out(question, read, graph.node(AGGREGATE).experts[0]).text()
 
 
 def test_an_aggregator_does_not_read_thinking() -> None:
@@ -400,8 +402,8 @@ FIRST, MERGE = Node(name="a"), Node(name="b", experts=(make_expert("W"),), after
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Node(name=""), r"node\.name must be a non-empty string, got ''"),
-        (lambda: Node(name="b", after="a"), "node b: after must be a list, got 'a'"),
+        (lambda: Node(name=""), r"node : name must be a non-empty string, got ''"),
+        (lambda: Node(name="b", after="a"), "node b: after must be a list of strings, got 'a'"),
         (lambda: Node(name="b", after=("a", "a")), "node b: after must be unique, got 'a' twice"),
         (lambda: Node(name="b", after=("a",)), "node b: experts must be at least one, as it reads others"),
         (lambda: Node(name="b", when="often"), r"node b: when must be one of \['always', 'unsettled'\], got 'often'"),

@@ -14,7 +14,7 @@ from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.rules.calibrated import Calibrated
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
-from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous, decided_by_plurality, decided_by_trying
+from mosaic.pipelines.rules.rule import Majority, Never, Rule, decided_by_plurality, decided_by_trying
 from mosaic.pipelines.rules.weighted import Weighted
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import answered, make_moa, make_question, make_tree
@@ -46,8 +46,7 @@ def partial(votes: str) -> Ballot:
         (Majority(tau=0.3), "A-?", "A"),
         (Majority(tau=0.3), "?A-", None),
         (Majority(tau=1), "AA?", None),
-        (Unanimous(), "AA?", None),
-        (Unanimous(), "AAA", "A"),
+        (Majority(tau=1), "AAA", "A"),
         (Never(), "AA?", None),
         (Never(), "AAA", None),
     ],
@@ -86,7 +85,7 @@ def gates(tmp_path_factory) -> list[Rule]:
         Majority(),
         Majority(tau=0.5),
         Majority(tau=0.25),
-        Unanimous(),
+        Majority(tau=1),
         Never(),
         Weighted(calibration=path, min_posterior=0.6),
         Calibrated(**promise),

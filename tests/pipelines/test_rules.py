@@ -8,7 +8,7 @@ from mosaic.core.workload import Question
 from mosaic.pipelines.rules import Calibrated, FasterMoa, Weighted
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, plurality
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
-from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never, Rule
 from tests.calibration_questions import SETTING, make_question
 
 ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=7)
@@ -40,7 +40,7 @@ def test_plurality_is_the_share_of_all_slots(answers: tuple[str | None, ...], an
     ("gate", "skips_3_0", "skips_2_1", "skips_1_1_1"),
     [
         (Never(), False, False, False),
-        (Unanimous(), True, False, False),
+        (Majority(tau=1), True, False, False),
         (Majority(), True, True, False),
         (Majority(tau=0.6667), True, True, False),
         (Majority(tau=0.667), True, True, False),
@@ -58,7 +58,7 @@ def test_operating_points(gate: Rule, skips_3_0: bool, skips_2_1: bool, skips_1_
 
 
 def test_a_question_without_comparison_is_never_skipped() -> None:
-    for gate in (Never(), Unanimous(), Majority(tau=0.01)):
+    for gate in (Never(), Majority(tau=1), Majority(tau=0.01)):
         assert gate.decide(ballot("same", "same", comparable=False)) == Decision(False, None, None)
 
 
@@ -89,13 +89,8 @@ def test_one_more_unparsable_answer_lowers_the_fraction(answers: list[str | None
 
 
 @given(answers=ANSWERS)
-def test_unanimous_is_majority_at_1(answers: list[str | None]) -> None:
-    assert Unanimous().decide(ballot(*answers)) == Majority(tau=1).decide(ballot(*answers))
-
-
-@given(answers=ANSWERS)
-def test_unanimous_skips_exactly_where_all_slots_agree(answers: list[str | None]) -> None:
-    assert Unanimous().decide(ballot(*answers)).skip == (len(set(answers)) == 1 and answers[0] is not None)
+def test_majority_at_1_skips_exactly_where_all_slots_agree(answers: list[str | None]) -> None:
+    assert Majority(tau=1).decide(ballot(*answers)).skip == (len(set(answers)) == 1 and answers[0] is not None)
 
 
 def test_equal_answers_carry_the_first_ones_string() -> None:

@@ -11,12 +11,12 @@ from mosaic.planning.costs import LinearTerms, WeightLocation
 from mosaic.planning.problem import Problem
 from mosaic.planning.program.instance import Counts, Instance, Pieces, Prices, make_instance
 from mosaic.planning.program.solve import risk_s
-from mosaic.planning.wrapped_costs import WrappedCosts
+from mosaic.planning.wrapped_costs import RunCosts
 from tests.factories import make_expert, make_gpu, make_mixed_cluster, make_problem
 
 
-@dataclass(frozen=True)
-class BentCosts(WrappedCosts):
+@dataclass(frozen=True, kw_only=True)
+class BentCosts(RunCosts):
     """Piecewise prices by expert, lower at higher degrees."""
 
     pieces_by_expert: dict[str, Pieces]
@@ -40,7 +40,9 @@ def bent_problem(
 ) -> Problem:
     plain = make_problem(num_calls, num_workers=num_workers)
     experts = tuple(replace(make_expert(name), tp_degrees=degrees.get(name, ())) for name in num_calls)
-    return replace(plain, experts=experts, costs=BentCosts(plain.costs, pieces, load_s))
+    return replace(
+        plain, experts=experts, costs=BentCosts(costs=plain.costs, pieces_by_expert=pieces, load_of_all_s=load_s)
+    )
 
 
 def random_bent(rng: Random) -> Problem:

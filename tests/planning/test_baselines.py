@@ -12,6 +12,7 @@ from tests.factories import (
     make_mixed_cluster,
     make_paper_problem,
     make_problem,
+    worker_queue,
 )
 
 
@@ -21,7 +22,7 @@ def where(plan: Plan) -> list[tuple[str, tuple[int, ...], int]]:
 
 def test_round_robin_reproduces_the_papers_placement() -> None:
     plan = RoundRobin().plan(make_paper_problem("mmlu_pro"))
-    assert [[session.expert for session in plan.worker_queue(worker)] for worker in range(4)] == [
+    assert [[session.expert for session in worker_queue(plan, worker)] for worker in range(4)] == [
         ["Gemma", "Exaone"],
         ["QwenR1", "GLM"],
         ["Qwen"],

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import PredictedTimes, Session
 from mosaic.planning.baselines import LeastLoaded, RoundRobin
-from mosaic.planning.expected_calls import ExpectedCalls, light_first, plan_expected, run_fracs
+from mosaic.planning.expected_calls import light_first, plan_expected, run_fracs
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.planning.scheduler import predict_times
+from mosaic.planning.wrapped_costs import RunCosts
 from tests.factories import make_call, make_problem
 
 PRICES = {"Light": 1.0, "Middle": 2.0, "Heavy": 20.0}
@@ -66,7 +67,7 @@ def test_calls_of_sessions_side_by_side_are_each_as_likely_to_be_the_last() -> N
 
 def test_prices_are_of_the_calls_that_are_expected() -> None:
     problem = three_each(8, fixed_s=3.0)
-    costs = ExpectedCalls(problem.costs, {"Heavy": 0.25})
+    costs = RunCosts(problem.costs, run_frac_by_expert={"Heavy": 0.25})
     workers = problem.cluster.workers[:1]
     heavy, light = problem.expert("Heavy"), problem.expert("Light")
     assert costs.pieces(heavy, workers) == ((3.0, 5.0),)

@@ -7,7 +7,7 @@ from mosaic.core.plan import Session
 from mosaic.planning.baselines import LeastLoaded, RoundRobin
 from mosaic.planning.scheduler import make_plan, predict_times
 from mosaic.planning.staying import stay
-from tests.factories import assert_plan_valid, make_gpu, make_mixed_cluster, make_problem
+from tests.factories import assert_plan_valid, make_gpu, make_mixed_cluster, make_problem, worker_queue
 
 EXPERTS = "ABCDE"
 A, B = make_gpu("a"), make_gpu("b")
@@ -51,7 +51,7 @@ def test_who_stays_is_asked_first_and_who_is_asked_again_last(case) -> None:
     problem, plan, resident, later = case
     settled = stay(plan, problem, resident=resident, num_later=later)
     for worker in range(plan.num_workers):
-        queue = [session.expert for session in settled.worker_queue(worker)]
+        queue = [session.expert for session in worker_queue(settled, worker)]
         assert resident.get(worker) not in queue[1:]
         others = [later.get(name, 0) for name in queue if name != resident.get(worker)]
         assert others == sorted(others)

@@ -10,7 +10,7 @@ from mosaic.planning.costs import WeightLocation
 from mosaic.planning.program import Ilp
 from mosaic.planning.program.instance import make_instance
 from mosaic.planning.scheduler import predict_times
-from mosaic.planning.wrapped_costs import LoadedModels, WithHost, WithoutWorkers, WithResident
+from mosaic.planning.wrapped_costs import LoadedModels, RunCosts
 from mosaic.runtime.layers import loaded_models
 from tests.factories import make_problem
 
@@ -26,18 +26,18 @@ class Known:
 def test_what_a_wrapper_does_not_change_is_the_price_below() -> None:
     problem = make_problem({"A": 9, "B": 6}, num_workers=2, load_s=10.0, remarks=("A: beyond its sweep",))
     expert, gone, workers = problem.expert("A"), problem.cluster.select((0,)), problem.cluster.select((1,))
-    for wrapped in (WithoutWorkers(problem.costs, {0}), WithResident(problem.costs, {0: "A", 1: "B"})):
+    for wrapped in (RunCosts(problem.costs, lost={0}), RunCosts(problem.costs, resident={0: "A", 1: "B"})):
         assert (wrapped.name, wrapped.notes()) == (problem.costs.name, problem.costs.notes())
         assert wrapped.pieces(expert, workers) == problem.costs.pieces(expert, workers)
         assert wrapped.load_s(expert, workers, WeightLocation.COLD) == 10.0
         assert wrapped.fits(expert, workers)
-        assert wrapped.fits(expert, gone) is isinstance(wrapped, WithResident)
+        assert wrapped.fits(expert, gone) is not wrapped.lost
     assert wrapped.load_s(expert, gone, WeightLocation.COLD) == 0.0
 
 
 def test_an_expert_loads_for_nothing_only_on_the_workers_that_hold_it() -> None:
     problem = make_problem({"A": 30, "B": 12}, num_workers=3, load_s=10.0)
-    held = replace(problem, costs=WithResident(problem.costs, {0: "A", 2: "B"}))
+    held = replace(problem, costs=RunCosts(problem.costs, resident={0: "A", 2: "B"}))
     instance = make_instance(held)
     assert [[option.load_s for option in row] for row in instance.options] == [[0.0, 10.0, 10.0], [10.0, 10.0, 0.0]]
     assert instance.max_replicas == make_instance(problem).max_replicas  # a further copy costs what it did
@@ -69,13 +69,13 @@ def test_plans_price_loads_by_what_their_own_sessions_leave_where_the_host_keeps
     problem = make_problem({"A": 2, "B": 2}, load_s=10.0)
     stays = sessions(("A", 0), ("A", 1), ("B", 0), ("B", 0), ("A", 0))
     assert [times.load_s for times in predict_times(problem, stays)] == [10, 10, 10, 0, 10]
-    kept = replace(problem, costs=WithHost(problem.costs, Known()))
+    kept = replace(problem, costs=RunCosts(problem.costs, host_loads=Known()))
     assert [times.load_s for times in predict_times(kept, stays)] == [10, 3, 10, 0, 1]
 
 
 def test_an_expert_that_a_layer_before_has_loaded_costs_no_cold_load() -> None:
     problem = make_problem({"A": 2, "B": 2}, load_s=10.0)
-    later = replace(problem, costs=WithHost(problem.costs, Known()), held=LoadedModels().after("A", (1,)))
+    later = replace(problem, costs=RunCosts(problem.costs, host_loads=Known()), held=LoadedModels().after("A", (1,)))
     assert make_instance(problem).setup_s == ((10, 10), (10, 10))
     assert make_instance(later).setup_s == ((3, 3), (10, 10))
     assert [times.load_s for times in predict_times(later, sessions(("A", 1), ("A", 0)))] == [0, 3]

@@ -20,7 +20,15 @@ from mosaic.planning.program.model import Solution, find_symmetry, order_blocks,
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.planning.scheduler import split_calls
-from tests.factories import assert_plan_valid, make_calls, make_cluster, make_gpu, make_mixed_cluster, make_problem
+from tests.factories import (
+    assert_plan_valid,
+    make_calls,
+    make_cluster,
+    make_gpu,
+    make_mixed_cluster,
+    make_problem,
+    worker_queue,
+)
 
 BASELINES = (
     RoundRobin(),
@@ -62,7 +70,7 @@ def obeys(plan: Plan, instance: Instance) -> bool:
     for name, cap in zip(instance.names, instance.max_replicas, strict=True):
         if len({session.workers for session in plan.sessions if session.expert == name}) > cap:
             return False
-    hosted = [{session.expert for session in plan.worker_queue(worker)} for worker in range(plan.num_workers)]
+    hosted = [{session.expert for session in worker_queue(plan, worker)} for worker in range(plan.num_workers)]
     return max(map(len, hosted)) <= instance.max_experts_per_worker
 
 

@@ -144,7 +144,7 @@ def test_the_problem_knows_the_pool_and_the_aggregator_as_it_is_placed() -> None
 def test_costs_are_built_for_the_calls_and_may_carry_options_of_their_own() -> None:
     calls = make_calls({"A": 3, "B": 2})
     problem = make_planner(costs=PaperCosts).plan(calls).problem
-    assert problem.costs.num_calls_by_expert == {"A": 3, "B": 2}  # type: ignore[attr-defined]
+    assert problem.costs.costs.num_calls_by_expert == {"A": 3, "B": 2}  # type: ignore[attr-defined]
     assert (problem.calls, set(problem.lengths)) == (calls, {"A", "B"})
     assert make_planner(costs=partial(AffineCosts, name="mine")).plan(calls).plan.costs == "mine"
 

@@ -10,7 +10,7 @@ from mosaic.core.events import Lost
 from mosaic.core.view import View
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.program.schedulers import Ilp
-from mosaic.planning.wrapped_costs import WithoutWorkers
+from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.runtime.replanning import Replanning, describe_new_plan
 from mosaic.runtime.static_plan import execute
 from tests.factories import make_problem
@@ -23,9 +23,7 @@ def run(problem, scheduler, **losses):
     """Run a problem on workers that are lost after so many sessions; return the result, and each new plan with why."""
 
     def plan_anew(calls, lost):
-        return scheduler.plan(
-            replace(problem, calls=tuple(calls), costs=WithoutWorkers(problem.costs, frozenset(lost)))
-        )
+        return scheduler.plan(replace(problem, calls=tuple(calls), costs=RunCosts(problem.costs, lost=frozenset(lost))))
 
     replans = []
     replanning = Replanning(plan_anew, lambda plan, lost: replans.append((plan, dict(lost))))

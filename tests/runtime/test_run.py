@@ -12,7 +12,7 @@ from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
-from mosaic.pipelines.rules.rule import Majority, Never, Scope, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never, Scope
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.job import AlwaysAggregate, Reaction
@@ -127,7 +127,7 @@ def test_a_problem_holds_no_true_lengths() -> None:
     assert "1234" not in repr(mosaic.plan(replace(job, workload=replace(job.workload, output_tokens=lengths))).problem)
 
 
-@pytest.mark.parametrize(("gate", "num_aggregated"), [(Never(), 3), (Unanimous(), 2), (Majority(tau=0.3), 0)])
+@pytest.mark.parametrize(("gate", "num_aggregated"), [(Never(), 3), (Majority(tau=1), 2), (Majority(tau=0.3), 0)])
 def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> None:
     outcome = mosaic.run(make_job(make_moa(gate)))
     assert sum(record.key.node == AGGREGATE for record in outcome.result.calls) == num_aggregated

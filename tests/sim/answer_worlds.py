@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from mosaic.core.lengths import Empirical
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Call, CallKey, Question
 from sim.world.answer_model import AnswerModel, Item, possible_answers
+from sim.world.lengths import Empirical
 from sim.world.world import World
 from tests.factories import make_call
 

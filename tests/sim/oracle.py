@@ -236,7 +236,7 @@ class Oracle:
             cached = len(found) * self.settings.block_size
             num_new = seq.length - cached if whole else min(seq.length - cached, budget)
             num_tokens = cached + num_new
-            must_fit = seq.length if self.settings.reserves_sequences else num_tokens
+            must_fit = seq.length if self.settings.scheduler_reserve_full_isl else num_tokens
             in_use = sum(block.users > 0 for block in found)
             if num_new > budget or self.num_free - self.blocks_for(must_fit) + in_use < self.watermark:
                 return

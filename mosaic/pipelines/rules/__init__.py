@@ -3,7 +3,7 @@
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, Winner
 from mosaic.pipelines.rules.calibrated import Calibrated
 from mosaic.pipelines.rules.faster_moa import FasterMoa
-from mosaic.pipelines.rules.rule import Majority, Never, Order, Rule, Scope, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never, Order, Rule, Scope
 from mosaic.pipelines.rules.weighted import Weighted
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Order",
     "Rule",
     "Scope",
-    "Unanimous",
     "Vote",
     "Weighted",
     "Winner",

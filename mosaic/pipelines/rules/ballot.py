@@ -1,7 +1,7 @@
 """The answers of a question so far, and what a rule makes of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import NamedTuple
 
@@ -40,6 +40,11 @@ class Ballot:
             object.__setattr__(self, "votes", tuple(self.votes))
         if not self.votes:
             require(False, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
+
+    def without(self, *places: int) -> "Ballot":
+        """Return the ballot as if nothing were known of some votes."""
+        votes = (vote._replace(answer=None) if place in places else vote for place, vote in enumerate(self.votes))
+        return replace(self, votes=tuple(votes))
 
 
 class Winner(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mosaic.core.checks import require, require_number
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import AnswerKind, CalibrationRecord
+from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.rules.ballot import Ballot, plurality
 
 
@@ -169,8 +169,7 @@ def split_places(ids: Sequence[str], fit_frac: float) -> tuple[tuple[int, ...], 
     >>> split_places(["q0", "q1", "q2", "q3"], 0.5)
     ((2,), (3, 1, 0))
     """
-    require_number(fit_frac, "fit_frac", at_least=0)
-    require(fit_frac < 1, "fit_frac", "below 1", fit_frac)
+    require_number(fit_frac, "fit_frac", at_least=0, below=1)
     ordered = sorted(range(len(ids)), key=lambda place: (_hash_frac(ids[place]), ids[place]))
     num_fit = sum(_hash_frac(name) < fit_frac for name in ids)
     return tuple(ordered[:num_fit]), tuple(ordered[num_fit:])
@@ -180,12 +179,3 @@ def _hash_frac(question: str) -> float:
     """Map an id to 0..1, the same on every machine."""
     digest = blake2b(question.encode(), digest_size=6, person=b"calibration").digest()
     return int.from_bytes(digest, "big") / 2**48
-
-
-def router_records(questions: Iterable[CalibrationQuestion]) -> list[CalibrationRecord]:
-    """List what a router's skill profiles are made from; give it the part that certifies nothing."""
-    return [
-        CalibrationRecord(question.ballot.question.skills, vote.expert, correct)
-        for question in questions
-        for vote, correct in zip(question.ballot.votes, question.vote_correct, strict=True)
-    ]

@@ -19,7 +19,7 @@ Faster-MoA, arXiv 2512.18126.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from hashlib import blake2b
@@ -130,8 +130,7 @@ class FasterMoa(Rule):
 
 def _decision_of(ballot: Ballot, read: tuple[int, ...]) -> Decision:
     """Stop at the votes that are read; what the others say, if they still end, decides nothing."""
-    votes = (vote if place in read else vote._replace(answer=None) for place, vote in enumerate(ballot.votes))
-    of_read = replace(ballot, votes=tuple(votes))
+    of_read = ballot.without(*(place for place in range(len(ballot.votes)) if place not in read))
     return decide_at(of_read, plurality(of_read), None)._replace(read=read)
 
 

@@ -213,23 +213,11 @@ class Never(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unanimous(Rule):
-    """Accepts what all slots agree on: the paper's conservative point, tau = 1."""
-
-    name: str = "unanimous"
-
-    @property
-    def threshold(self) -> float:
-        return 1.0
-
-    @property
-    def decides_early(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Majority(Rule):
-    """Accepts the plurality where its share of the slots is at least tau: algorithm 1 of the paper."""
+    """Accepts the plurality where its share of the slots is at least tau: algorithm 1 of the paper.
+
+    tau = 1 accepts what all slots agree on: the paper's conservative point.
+    """
 
     tau: Annotated[float, Limit(above=0, at_most=1)] = 2 / 3
     """0 (excluded) to 1, of an early exit 0.5 (excluded) to 1; compared with a tolerance of 0.001, so that 0.6667 means

@@ -1,9 +1,9 @@
-"""Output-length distributions: what the simulated world draws from, every parameter with its source."""
+"""Output-length distributions: what the simulated world draws from."""
 
 from dataclasses import dataclass, field, replace
 from math import ceil, erf, exp, log, sqrt
-from statistics import NormalDist, fmean, pstdev
-from typing import Annotated, Literal, Protocol, TypeAlias, get_args
+from statistics import NormalDist, fmean
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from mosaic.core.checks import AtLeast1, Limit, checked, require, require_number
 
@@ -12,28 +12,6 @@ _STANDARD_NORMAL = NormalDist()
 Source: TypeAlias = Literal["published", "fitted", "assumed", "measured"]
 """A paper, a fit to its baseline, an assumption, or an engine."""
 SOURCES: tuple[Source, ...] = get_args(Source)
-
-
-class LengthDistribution(Protocol):
-    """Distribution of one expert's output tokens per call."""
-
-    @property
-    def mean(self) -> float:
-        """Mean output tokens per call."""
-
-    @property
-    def std(self) -> float:
-        """Standard deviation in tokens."""
-
-    @property
-    def max(self) -> int:
-        """Most tokens a call can write."""
-
-    def quantile(self, u: float) -> int:
-        """Map a uniform number in (0, 1) to output tokens, at least 1."""
-
-    def scaled(self, factor: float) -> "LengthDistribution":
-        """Return the distribution with its mean multiplied by a factor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +25,8 @@ class ClippedLognormal:
     Examples
     --------
     >>> lengths = ClippedLognormal(mean=3146, sigma=1.05, clip_tokens=32768)
-    >>> lengths.quantile(0.5), lengths.quantile(0.9999), lengths.max
-    (1838, 32768, 32768)
+    >>> lengths.quantile(0.5), lengths.quantile(0.9999)
+    (1838, 32768)
     """
 
     mean: Annotated[float, Limit(at_least=1)]
@@ -57,24 +35,12 @@ class ClippedLognormal:
     """Standard deviation of log X."""
     clip_tokens: Annotated[int, Limit(at_least=2)]
     """The output limit."""
-    mean_source: Source = "assumed"
-    sigma_source: Source = "assumed"
-    clip_source: Source = "assumed"
     mu: float = field(init=False, repr=False, compare=False)
     """Mean of log X, solved so that the clipped mean is ``mean``."""
 
     def __post_init__(self) -> None:
         require(self.mean < self.clip_tokens, "mean", f"below clip_tokens={self.clip_tokens}", self.mean)
         object.__setattr__(self, "mu", _solve_mu(self.mean, self.sigma, self.clip_tokens))
-
-    @property
-    def std(self) -> float:
-        second = _clipped_moment(2, self.mu, self.sigma, self.clip_tokens)
-        return sqrt(max(0.0, second - self.mean**2))
-
-    @property
-    def max(self) -> int:
-        return self.clip_tokens
 
     def quantile(self, u: float) -> int:
         require_uniform(u)
@@ -101,7 +67,6 @@ class Empirical:
 
     sample: tuple[AtLeast1, ...]
     """Output tokens; kept sorted."""
-    source: Source = "measured"
 
     def __post_init__(self) -> None:
         require(len(self.sample) > 0, "sample", "non-empty", list(self.sample))
@@ -111,14 +76,6 @@ class Empirical:
     def mean(self) -> float:
         return fmean(self.sample)
 
-    @property
-    def std(self) -> float:
-        return pstdev(self.sample)
-
-    @property
-    def max(self) -> int:
-        return self.sample[-1]
-
     def quantile(self, u: float) -> int:
         require_uniform(u)
         return self.sample[ceil(u * len(self.sample)) - 1]
@@ -126,7 +83,11 @@ class Empirical:
     def scaled(self, factor: float) -> "Empirical":
         """Multiply every length, which scales the mean up to rounding."""
         require_number(factor, "length scale", above=0)
-        return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample), source=self.source)
+        return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample))
+
+
+LengthDistribution: TypeAlias = ClippedLognormal | Empirical
+"""Of one expert's output tokens per call."""
 
 
 def require_uniform(u: float) -> None:
@@ -135,12 +96,11 @@ def require_uniform(u: float) -> None:
         raise ValueError(f"u must be above 0 and below 1, got {u!r}")
 
 
-def _clipped_moment(order: int, mu: float, sigma: float, clip: float) -> float:
-    """Compute E[min(X, clip)^order] of a lognormal X."""
+def _clipped_mean(mu: float, sigma: float, clip: float) -> float:
+    """Compute E[min(X, clip)] of a lognormal X."""
     z = (log(clip) - mu) / sigma
-    # NOTE: the uncapped part is exp(k mu + k^2 sigma^2 / 2) Phi(z - k sigma), the rest sits at the cap.
-    below = exp(order * mu + (order * sigma) ** 2 / 2) * _normal_cdf(z - order * sigma)
-    return below + clip**order * _normal_cdf(-z)
+    # NOTE: the uncapped part is exp(mu + sigma^2 / 2) Phi(z - sigma), the rest sits at the cap.
+    return exp(mu + sigma**2 / 2) * _normal_cdf(z - sigma) + clip * _normal_cdf(-z)
 
 
 def _normal_cdf(z: float) -> float:
@@ -151,12 +111,12 @@ def _solve_mu(mean: float, sigma: float, clip: float) -> float:
     """Find the lognormal's location by bisection; the clipped mean grows with it."""
     low = log(mean) - sigma**2 / 2  # right without a cap, and a cap only lowers the mean
     step = 1.0
-    while _clipped_moment(1, low + step, sigma, clip) < mean:
+    while _clipped_mean(low + step, sigma, clip) < mean:
         step *= 2
     high = low + step
     for _ in range(60):
         middle = (low + high) / 2
-        if _clipped_moment(1, middle, sigma, clip) < mean:
+        if _clipped_mean(middle, sigma, clip) < mean:
             low = middle
         else:
             high = middle
