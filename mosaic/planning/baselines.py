@@ -1,13 +1,14 @@
 """The baselines: round robin, first in first out, least loaded, and every expert on every worker."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from mosaic.core.checks import AtLeast1, checked
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, ExpertName
 from mosaic.planning.problem import Problem
-from mosaic.planning.program.instance import make_instance
+from mosaic.planning.program.instance import Instance, make_instance
 from mosaic.planning.scheduler import PredictedTimeline, make_plan, replica_sessions, split_evenly
 
 
@@ -54,18 +55,11 @@ class Fifo:
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
         instance = make_instance(problem)
-        places = dict(zip(instance.names, instance.places, strict=True))
-        timeline = PredictedTimeline(problem)
-        sessions: list[Session] = []
-        for window in windows(problem.calls, self.window_questions):
-            for name, calls in window.items():
-                place = min(places[name], key=timeline.free_s)
-                sessions += replica_sessions(calls, [place], [len(calls)], first_id=len(sessions))
-                timeline.append(sessions[-1])
+        groups = chain.from_iterable(window.items() for window in windows(problem.calls, self.window_questions))
         return make_plan(
             problem,
             scheduler=self.name,
-            sessions=sessions,
+            sessions=_where_free_first(problem, instance, groups),
             lower_bound_s=instance.without_limits().lower_bound_s(),
             notes=(
                 f"windows of {self.window_questions} questions in arrival order, each session to the worker predicted "
@@ -85,6 +79,20 @@ def windows(calls: Sequence[Call], window_questions: int) -> Iterator[dict[Exper
         yield groups[window]
 
 
+def _where_free_first(
+    problem: Problem, instance: Instance, groups: Iterable[tuple[ExpertName, Sequence[Call]]]
+) -> list[Session]:
+    """Make a session of each group of calls, in turn, on the workers that are predicted free first."""
+    places = dict(zip(instance.names, instance.places, strict=True))
+    timeline = PredictedTimeline(problem)
+    sessions: list[Session] = []
+    for name, calls in groups:
+        place = min(places[name], key=timeline.free_s)
+        sessions += replica_sessions(calls, [place], [len(calls)], first_id=len(sessions))
+        timeline.append(sessions[-1])
+    return sessions
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("scheduler.")
 class LeastLoaded:
@@ -97,20 +105,15 @@ class LeastLoaded:
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
         instance = make_instance(problem)
-        calls_by_expert = problem.calls_by_expert()
-        timeline = PredictedTimeline(problem)
-        sessions: list[Session] = []
-        experts = range(instance.num_experts)
-        for expert in sorted(experts, key=instance.shortest_s, reverse=True) if self.longest_first else experts:
-            calls = calls_by_expert[instance.names[expert]]
-            place = min(instance.places[expert], key=timeline.free_s)
-            sessions += replica_sessions(calls, [place], [len(calls)], first_id=len(sessions))
-            timeline.append(sessions[-1])
+        experts = list(problem.calls_by_expert().items())
+        if self.longest_first:
+            ranked = sorted(range(instance.num_experts), key=instance.shortest_s, reverse=True)
+            experts = [experts[m] for m in ranked]
         order = "longest expert first" if self.longest_first else "experts in first-seen order"
         return make_plan(
             problem,
             scheduler=self.name,
-            sessions=sessions,
+            sessions=_where_free_first(problem, instance, experts),
             lower_bound_s=instance.lower_bound_s(),
             notes=(f"{order}, each whole to the worker with the least predicted load",),
         )

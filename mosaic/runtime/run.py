@@ -59,7 +59,6 @@ def plan(
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
     _require_workers(job)
-    job.graph.rule.load()
     if not has_pilot(job):
         return measure_and_plan(job, show, step, tell).planned
     return _until_priced(
@@ -80,7 +79,6 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
         If something cannot be measured, or no plan exists for what calibration needs.
     """
     _require_workers(job)
-    job.graph.rule.load()
     job = replace(job, max_batch_frac=None, profile_source=ProfileSource.CALIBRATION)
     return measure_profiles(job, show, tell)
 
@@ -121,7 +119,6 @@ def run(
     """
     if job.site.expert_by_server is not None:
         return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
-    job.graph.rule.load()
     if has_pilot(job):
         start = partial(_run_from_pilot, job, controllers, show, on_replan, tick_s, step, tell)
         return _until_priced(job, show, tell, start)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import floor, inf
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
-from mosaic.core.cluster import Worker
+from mosaic.core.cluster import Gpu
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.kv_memory import describe_need
 from mosaic.core.workload import Expert, ExpertName
@@ -35,8 +35,7 @@ MAX_BISECTIONS = 100
 """More than the precision ever needs, unless times are so small that halving them does nothing."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """A session that an expert could open."""
 
     workers: Place
@@ -248,37 +247,10 @@ def identical_workers(instance: Instance) -> Instance | None:
     if any(len(set(prices)) != 1 for prices in (*instance.setup_s, *instance.per_call_s)):
         return None
     options = tuple(
-        tuple(replace(option, workers=(number,)) for number, option in enumerate(row)) for row in instance.options
+        tuple(option._replace(workers=(number,)) for number, option in enumerate(row)) for row in instance.options
     )
     caps = tuple(map(min, instance.max_replicas, instance.num_calls))
     return replace(instance, options=options, max_replicas=caps, num_workers=len(places))
-
-
-def require_gangs(problem: Problem, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
-    """List the gangs where an expert fits.
-
-    Raises
-    ------
-    InfeasibleError
-        If there are none; the message gives the sizes and what to change.
-    """
-    gangs = problem.gangs(expert)
-    if gangs:
-        return gangs
-    workers, degree = problem.cluster.workers, expert.tp_degree
-    if degree > len(workers):
-        raise InfeasibleError(
-            f"expert {expert.name!r} spans {degree} workers and cluster {problem.cluster.name!r} has {len(workers)}: "
-            "lower its tp_degree or add workers"
-        )
-    usable = ", ".join(
-        f"{gpu.name} {gpu.usable_bytes / 2**30:.1f} GiB" for gpu in dict.fromkeys(worker.gpu for worker in workers)
-    )
-    raise InfeasibleError(
-        f"expert {expert.name!r} fits on no aligned group of {degree} equal worker(s): each needs "
-        f"{describe_need(expert)}, beside activations; usable: {usable}. Raise its tp_degree, lower its context_tokens "
-        "or use a larger GPU"
-    )
 
 
 def make_instance(
@@ -313,24 +285,14 @@ def make_instance(
     caps: list[tuple[int, str]] = []
     for name, number in num_calls.items():
         expert = problem.expert(name)
-        gangs = require_gangs(problem, expert)
-        # Workers of one kind serve at one price; their loads differ where some of them hold the expert already.
-        loads_s = [problem.costs.load_s(expert, gang, problem.held.anywhere(name)) for gang in gangs]
-        pieces = {gang[0].gpu: problem.costs.pieces(expert, gang) for gang in gangs}
-        options.append(tuple(map(_affine_option, gangs, loads_s, (pieces[gang[0].gpu] for gang in gangs))))
+        priced = _options(problem, expert, (expert.tp_degree,))
+        options.append(tuple(map(_affine, priced)))
         cap, reason = given[name], "scheduler.max_replicas"
         if cap is None:
             cap, reason = expert.max_replicas, "the pool's cap"
         if cap is None:
-            run_s, load_s = min(
-                (
-                    price_s(of_kind, number),
-                    max(s for gang, s in zip(gangs, loads_s, strict=True) if gang[0].gpu == kind),
-                )
-                for kind, of_kind in pieces.items()
-            )
-            cap, reason = _cap_by_equation_8(run_s, load_s, len(gangs))
-        caps.append((min(cap, len(gangs)), reason))
+            cap, reason = _cap_by_equation_8(problem, priced, number)
+        caps.append((min(cap, len(priced)), reason))
     return Instance(
         names=tuple(num_calls),
         num_calls=tuple(num_calls.values()),
@@ -350,18 +312,13 @@ def make_free_instance(
 ) -> Instance:
     """State the problem without the paper's limits: any degree that an expert may have, and all price pieces.
 
-    Limits that are not given do not apply: loads and the fixed part of prices bound the copies.
-
-    Raises
-    ------
-    InfeasibleError
-        If an expert fits nowhere.
-    ValueError
-        If a cap names an expert that the pool lacks.
+    Limits that are not given do not apply: loads and the fixed part of prices bound the copies. Parameters and errors
+    are those of ``make_instance``.
     """
     num_calls = {name: len(calls) for name, calls in problem.calls_by_expert().items()}
     given = _caps_by_name(problem, num_calls, max_replicas)
-    options = tuple(tuple(_free_options(problem, problem.expert(name))) for name in num_calls)
+    experts = map(problem.expert, num_calls)
+    options = tuple(_options(problem, expert, expert.possible_degrees) for expert in experts)
     return Instance(
         names=tuple(num_calls),
         num_calls=tuple(num_calls.values()),
@@ -373,14 +330,42 @@ def make_free_instance(
     )
 
 
-def _free_options(problem: Problem, expert: Expert) -> Iterable[Option]:
-    shapes = [replace(expert, tp_degree=degree) for degree in expert.possible_degrees]
-    gangs = [(shape, gang) for shape in shapes for gang in problem.gangs(shape)]
-    if not gangs:
-        require_gangs(problem, expert)  # raises with the reason
-    for shape, gang in gangs:
-        load_s = problem.costs.load_s(shape, gang, problem.held.anywhere(expert.name))
-        yield Option(_ids(gang), load_s, tuple(problem.costs.pieces(shape, gang)))
+def _options(problem: Problem, expert: Expert, degrees: Sequence[int]) -> tuple[Option, ...]:
+    """List the sessions that an expert could open at some degrees.
+
+    Workers of one kind serve at one price; their loads differ where some of them hold the expert already.
+    """
+    options: list[Option] = []
+    for degree in degrees:
+        shaped = replace(expert, tp_degree=degree)
+        pieces: dict[Gpu, Pieces] = {}
+        for gang in problem.gangs(shaped):
+            kind = gang[0].gpu
+            if kind not in pieces:
+                pieces[kind] = tuple(problem.costs.pieces(shaped, gang))
+            load_s = problem.costs.load_s(shaped, gang, problem.held.anywhere(expert.name))
+            options.append(Option(tuple(worker.id for worker in gang), load_s, pieces[kind]))
+    if not options:
+        raise InfeasibleError(_fits_nowhere(problem, expert))
+    return tuple(options)
+
+
+def _fits_nowhere(problem: Problem, expert: Expert) -> str:
+    """Give the sizes, and say what to change."""
+    workers, degree = problem.cluster.workers, expert.tp_degree
+    if degree > len(workers):
+        return (
+            f"expert {expert.name!r} spans {degree} workers and cluster {problem.cluster.name!r} has {len(workers)}: "
+            "lower its tp_degree or add workers"
+        )
+    usable = ", ".join(
+        f"{gpu.name} {gpu.usable_bytes / 2**30:.1f} GiB" for gpu in dict.fromkeys(worker.gpu for worker in workers)
+    )
+    return (
+        f"expert {expert.name!r} fits on no aligned group of {degree} equal worker(s): each needs "
+        f"{describe_need(expert)}, beside activations; usable: {usable}. Raise its tp_degree, lower its context_tokens "
+        "or use a larger GPU"
+    )
 
 
 def _caps_by_name(
@@ -405,17 +390,18 @@ def _least_slots(options: Sequence[Sequence[Option]]) -> int:
     return max((-(-num_wanted // num_workers) for num_wanted, num_workers in wanted if num_workers), default=0)
 
 
-def _ids(gang: Sequence[Worker]) -> Place:
-    return tuple(worker.id for worker in gang)
-
-
-def _affine_option(gang: Sequence[Worker], load_s: float, pieces: Sequence[LinearTerms]) -> Option:
+def _affine(option: Option) -> Option:
     """Price a session by its least terms, the fixed part of which is paid with the load."""
-    terms = least_terms(pieces)
-    return Option(_ids(gang), load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),))
+    terms = least_terms(option.pieces)
+    return Option(option.workers, option.load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),))
 
 
-def _cap_by_equation_8(run_s: float, load_s: float, num_gangs: int) -> tuple[int, str]:
+def _cap_by_equation_8(problem: Problem, options: Sequence[Option], num_calls: int) -> tuple[int, str]:
     """Compute clamp(1, floor(T_m / l_m), N) of the kind where the session is shortest, and of a copy that loads."""
-    worth = num_gangs if run_s >= load_s * num_gangs else floor(run_s / load_s)
+    loads_s: dict[tuple[Gpu, Pieces], float] = {}
+    for workers, load_s, pieces in options:
+        key = problem.cluster.workers[workers[0]].gpu, pieces
+        loads_s[key] = max(loads_s.get(key, 0.0), load_s)
+    run_s, load_s = min((price_s(pieces, num_calls), load_s) for (_, pieces), load_s in loads_s.items())
+    worth = len(options) if run_s >= load_s * len(options) else floor(run_s / load_s)
     return max(1, worth), f"equation 8: runs {run_s:.1f} s, loads {load_s:.1f} s"
