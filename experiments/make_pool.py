@@ -56,7 +56,7 @@ from experiments.tiny_pool.trials import (
     shares_right,
 )
 from experiments.tiny_pool.workload import counted
-from mosaic.config.errors import exit_with_message
+from mosaic.config.errors import exit_with_message, stoppable
 from mosaic.core.workload import ExpertName
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.pipelines.prompts import expert_prompt
@@ -219,7 +219,7 @@ def main(
 ) -> None:
     """Train the tiny pool: five experts and an aggregator."""
     start = time.perf_counter()
-    with exit_with_message("the same command goes on with the models that are still missing"):
+    with exit_with_message(), stoppable("The same command goes on with the models that are still missing"):
         settings = PoolSettings(
             seed=seed,
             max_steps=max_steps,

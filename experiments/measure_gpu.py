@@ -34,7 +34,7 @@ from experiments.hardware.machine_steps import (
 )
 from experiments.lab.tables import write_table
 from mosaic.config.engines import find_device
-from mosaic.config.errors import exit_with_message
+from mosaic.config.errors import exit_with_message, stoppable
 from mosaic.config.places import own_folder
 from mosaic.core.checks import require, require_number
 from mosaic.core.engine_options import Device
@@ -62,7 +62,7 @@ def main(
 ) -> None:
     """Measure a machine, write its conf/hardware file, validate that by a batch, and report."""
     out = out or own_folder("measure_gpu")
-    with exit_with_message("the same command goes on from there"):
+    with exit_with_message(), stoppable("The same command goes on from there"):
         require_number(minutes, "minutes", at_least=0)
         if name is not None:
             require(device_slug(name) == name, "name", "lower-case words joined by _", name)

@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mosaic.commands.batch import stoppable
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import NOT_REACHED_STATUS, say
+from mosaic.config.errors import NOT_REACHED_STATUS, say, stoppable
 from mosaic.config.job import build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.received import check_received

@@ -8,10 +8,9 @@ questions.errors.jsonl, in the order of the input. The same command goes on afte
 """
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import UNANSWERED_STATUS, say
+from mosaic.config.errors import UNANSWERED_STATUS, say, stoppable
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, naming_all_problems, quote_before
@@ -152,7 +151,8 @@ def run_batch(
             ended = finish(files, stream.file, stream.questions)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
         files.partial.unlink(missing_ok=True)
-    spent = None if price is None else spent_so_far(start, prepared.job.cluster.num_workers, price)
+    seconds, num_workers = time.monotonic() - start, prepared.job.cluster.num_workers
+    spent = None if price is None else f"{cost(seconds, num_workers, price)} for {seconds:,.0f} s"
     notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
     print(describe(request.path, files, outcome, ended, notes, spent))
     return UNANSWERED_STATUS if ended.num_unanswered else 0
@@ -161,9 +161,9 @@ def run_batch(
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
     """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
     quoted = quote_before(work)
-    if quoted is None or not can_quote(job):
+    if not quoted or not can_quote(job):
         return None
-    return partial(quote_stages, per_expert=quoted.per_expert, num_workers=quoted.num_workers)
+    return partial(quote_stages, per_expert=quoted["calls_per_expert"], num_workers=quoted.get("num_workers"))
 
 
 def _leave(
@@ -247,12 +247,6 @@ def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
     return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
 
 
-def spent_so_far(start_s: float, num_workers: int, price_per_hour: float) -> str:
-    """Say what a batch has cost since its start, and in how many seconds."""
-    seconds = time.monotonic() - start_s
-    return f"{cost(seconds, num_workers, price_per_hour)} for {seconds:,.0f} s"
-
-
 def batch_time() -> int:
     """Say what time it is for a batch, in seconds since 1970; SOURCE_DATE_EPOCH sets it, as for builds."""
     given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
@@ -269,19 +263,3 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); --out names another folder") from error
-
-
-@contextmanager
-def stoppable(how: str) -> Iterator[None]:
-    """Let SIGTERM stop a batch as Ctrl-C does, and say how it goes on."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(f"{stopped or 'stopped'}. {how}") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -25,7 +25,15 @@ from omegaconf import DictConfig
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.compose import CONF, as_recorded, plain
-from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error, say
+from mosaic.config.errors import (
+    BAD_INPUT,
+    BAD_INPUT_STATUS,
+    FAILED_CALLS_STATUS,
+    Failed,
+    exit_with_message,
+    explain_error,
+    say,
+)
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import also_chosen, check_sweep, compose_single
 from mosaic.config.places import JOURNAL
@@ -61,20 +69,18 @@ def main(config: DictConfig) -> None:
     folder, overrides = Path(run.runtime.output_dir), tuple(run.overrides.task)
     if run.mode is not RunMode.MULTIRUN:
         with exit_with_message():
-            num_failed = run_point(config, folder, overrides=overrides, also_chosen=also_chosen(run))
-            if num_failed:
-                raise FailedCalls(f"{num_failed} calls")
+            run_point(config, folder, overrides=overrides, also_chosen=also_chosen(run))
         return
     point = from_file_name(os.path.relpath(folder, run.sweep.dir))
     try:
         check_sweep(config, run)
         again = f"hydra.sweep.dir={run.sweep.dir}"
-        num_failed = run_point(config, folder, point=point, overrides=overrides, again=again)
+        run_point(config, folder, point=point, overrides=overrides, again=again)
+    except Failed:
+        raise
     except BAD_INPUT as error:
         say(printable(f"error: {point}: {explain_error(error)}"))
-        raise FailedPoint(point) from error
-    if num_failed:
-        raise FailedCalls(point)
+        raise Failed(BAD_INPUT_STATUS) from error
 
 
 def run_command() -> None:
@@ -87,14 +93,22 @@ def run_command() -> None:
         main() if config is None else main(config)
 
 
-def run_point(config: DictConfig, folder: Path, **point: Any) -> int:
-    """Run a configuration as `run_resolved` does; a folder without a file is not left behind."""
+def run_point(config: DictConfig, folder: Path, **point: Any) -> None:
+    """Run a configuration as `run_resolved` does; a folder without a file is not left behind.
+
+    Raises
+    ------
+    Failed
+        If calls have no result.
+    """
     spare_garbage_collector()
     try:
-        return run_resolved(plain(config), folder, **point)
+        num_failed = run_resolved(plain(config), folder, **point)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
+    if num_failed:
+        raise Failed(FAILED_CALLS_STATUS)
 
 
 def run_resolved(

@@ -1,6 +1,7 @@
 """What a command says beside its results: of bad input a message that names the field, and no traceback."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -34,12 +35,12 @@ RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
 """Choices of a group that are called otherwise than in the version before."""
 
 
-class FailedPoint(MosaicError):
-    """A point of a sweep failed and has said why; the sweep goes on and ends with a status of failure."""
+class Failed(MosaicError):
+    """A run, or a point of a sweep that goes on, has failed and has said why; the command ends with a status of it."""
 
-
-class FailedCalls(MosaicError):
-    """Calls of a run have no result, and the run has said so."""
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 def say(line: str) -> None:
@@ -48,26 +49,39 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
+def stoppable(how: str) -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, and say how it goes on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"{stopped or 'stopped'}. {how}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def exit_with_message() -> Iterator[None]:
     """Turn an error into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
 
-    All that is printed meanwhile is printable. ``on_interrupt`` is what to say after Ctrl-C.
+    All that is printed meanwhile is printable.
     """
     with printable_output():
         try:
             yield
-        except FailedPoint:
-            sys.exit(BAD_INPUT_STATUS)
-        except FailedCalls:
-            sys.exit(FAILED_CALLS_STATUS)
+        except Failed as failed:
+            sys.exit(failed.status)
         except Exception as error:
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise
             print(f"error: {explain_error(error)}", file=sys.stderr)
             sys.exit(status_of(error))
         except KeyboardInterrupt as stop:
-            said = ". ".join(part for part in (str(stop), on_interrupt) if part)
-            print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
+            print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)
 
 

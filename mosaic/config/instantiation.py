@@ -87,15 +87,11 @@ def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
     try:
         return function(**values)
     except TypeError as error:
-        raise _labelled(error, label) from error
-
-
-def _labelled(error: BaseException, label: str) -> BaseException:
-    """Name the group in Python's own message about arguments, which names a function that a user never sees."""
-    _, found, problem = str(error).partition("() ")
-    if isinstance(error, TypeError) and found:
-        return TypeError(f"{label} {problem}")
-    return error
+        # Python's own message about arguments names a function that a user never sees.
+        _, found, problem = str(error).partition("() ")
+        if not found:
+            raise
+        raise TypeError(f"{label} {problem}") from error
 
 
 def _names_a_file(config: Mapping[str, Any]) -> bool:

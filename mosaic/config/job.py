@@ -1,7 +1,7 @@
 """Turns a resolved Hydra configuration into the plain values of a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from mosaic.config.compose import compose_config
 from mosaic.config.effects import check_effects
 from mosaic.config.instantiation import TARGET, import_callable, make, make_once, once
 from mosaic.config.machines import machines, resolve_ray
-from mosaic.config.pipeline import Pipeline, check_upper_profile, pipeline_from
-from mosaic.config.saved_profile import first_profile, upper_profile
-from mosaic.config.sections import Group, PoolSection, ProfileSection, Sections, require_group, section
+from mosaic.config.pipeline import Pipeline, pipeline_from
+from mosaic.config.saved_profile import with_profiles
+from mosaic.config.sections import Group, PoolSection, Sections, require_group, section
 from mosaic.config.sites import Backend, SiteInputs, simulated_world
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import EngineOptions
@@ -98,7 +98,7 @@ def build_job(
     )
     site = backend.site(inputs)
     setting = _setting(source.get("name", workload.name), workload, experts, pipeline, site)
-    job = _with_profiles(_job(given, inputs, pipeline, site, backend.options), profile, config, pipeline)
+    job = with_profiles(_job(given, inputs, pipeline, site, backend.options), profile, config)
     check_effects(overrides, config, job)
     return RunSpec(
         job=job,
@@ -131,18 +131,6 @@ def _job(given: Sections, inputs: SiteInputs, pipeline: Pipeline, site: Site, op
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.store is None else Store(Path(profile.store)),
     )
-
-
-def _with_profiles(job: Job, profile: ProfileSection, config: Mapping[str, Any], pipeline: Pipeline) -> Job:
-    """Add the profiles that are given."""
-    if profile.path is not None:
-        first = first_profile(profile.path, config, job.cluster, job.graph, job.workload, job.experts)
-        job = replace(job, profile=first)
-    if profile.aggregator_path is not None:
-        upper = upper_profile(profile.aggregator_path, config, job.cluster, job.graph)
-        check_upper_profile(pipeline, upper, job.cluster)
-        job = replace(job, upper_profile=upper)
-    return job
 
 
 def _pool(pool: PoolSection) -> tuple[Expert, ...]:

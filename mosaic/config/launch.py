@@ -63,15 +63,13 @@ def compose_single(arguments: Sequence[str]) -> DictConfig | None:
         return None
     if not _is_plain(config.hydra):
         return None
-    Launch().on_run_start(config)
-    hydra_config = HydraConfig.instance()
-    hydra_config.set_config(config)
+    _require_folder(config, "run")
+    HydraConfig.instance().set_config(config)
     folder = Path(os.path.abspath(config.hydra.run.dir))
-    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+    with read_write(config.hydra), open_dict(config):
         config.hydra.runtime.output_dir = str(folder)
-    hydra_config.set_config(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_dict(config):
+        HydraConfig.instance().set_config(config)
+        folder.mkdir(parents=True, exist_ok=True)
         del config["hydra"]
     return config
 

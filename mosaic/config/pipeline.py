@@ -21,7 +21,6 @@ from mosaic.config.sections import (
     section,
 )
 from mosaic.core.checks import require, require_count, require_unique
-from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
@@ -35,7 +34,6 @@ from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.feasibility import check_calls, check_fit
-from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
 from sim.hardware.iteration_time import iteration_time
@@ -171,15 +169,6 @@ def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple
         named = {"name": name, "experts": tuple(pool[expert] for expert in node.experts or ())}
         nodes.append(call(Node, label, **{**given, **named}))
     return tuple(nodes)
-
-
-def check_upper_profile(pipeline: Pipeline, profile: Profile, cluster: Cluster) -> None:
-    """Check that a given profile covers every upper node's experts at each of their degrees."""
-    for node in pipeline.graph.upper_nodes:
-        options = pipeline.placements.get(node.name, NodePlacements()).placements
-        for expert in node.experts:
-            for degree in [option.tp_degree for option in options] or [expert.tp_degree]:
-                profile.entry(expert.name, cluster.workers[0].gpu.name, degree)
 
 
 def _named_aggregator(name: str | None, given: Sections, experts: Sequence[Expert]) -> Expert | None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mosaic.config.compose import compose_config
 from mosaic.config.job import backend_from
@@ -81,20 +81,11 @@ def _journals(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.is_dir()]
 
 
-class Quoted(NamedTuple):
-    """A quote's pilot, which its batch begins with."""
-
-    per_expert: int
-    num_workers: int | None
-    """Of the first stretch; None: an older quote does not say."""
-
-
-def quote_before(work: Path) -> Quoted | None:
-    """Give the quote that came before a batch; None: there was none."""
-    if not (work / QUOTE / CONFIG).exists():
-        return None
-    recorded = read_config(work / QUOTE).get(QUOTE) or {}
-    return Quoted(int(recorded["calls_per_expert"]), recorded.get("num_workers")) if recorded else None
+def quote_before(work: Path) -> Mapping[str, int]:
+    """Give what is recorded of the quote that came before a batch; empty: there was none."""
+    is_there = (work / QUOTE / CONFIG).exists()
+    recorded: Mapping[str, int] | None = read_config(work / QUOTE).get(QUOTE) if is_there else None
+    return recorded or {}
 
 
 def check_not_begun(work: Path) -> None:
@@ -105,7 +96,7 @@ def check_not_begun(work: Path) -> None:
     RunFolderError
         If it does not.
     """
-    if has_begun(work) and quote_before(work) is None:
+    if has_begun(work) and not quote_before(work):
         raise RunFolderError(f"{work}: its batch has begun, and a quote comes before; --work names another folder")
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import has_kinds
-from mosaic.config.sections import PipelineSection, section
+from mosaic.config.sections import PipelineSection, ProfileSection, section
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.results import RunResult, SessionRecord
-from mosaic.core.workload import Expert, ExpertName, NodeName, Workload
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.core.workload import Expert, ExpertName, NodeName
 from mosaic.planning.profiles import Profile, load_profile
 from mosaic.report.run_folder import read_config, read_summary
 from mosaic.report.tables import read_calls, read_sessions
-from mosaic.runtime.job import Reaction
+from mosaic.runtime.job import Job, Reaction
+from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.profiling import fit_run
 
 COMPARED = {"backend", "cluster", "hardware", "pipeline", "pool"}
@@ -26,10 +26,8 @@ IDLING = {Reaction.MOVES, Reaction.OVERLAP, Reaction.NO_BARRIER}
 """Reactions by which calls leave sessions, or sessions wait for calls: their times are not those of their calls."""
 
 
-def first_profile(
-    path: str, config: Mapping[str, Any], cluster: Cluster, graph: CallGraph, workload: Workload, pool: Sequence[Expert]
-) -> Profile:
-    """Read what prices the first layer: a profile's file, or a run's folder.
+def with_profiles(job: Job, given: ProfileSection, config: Mapping[str, Any]) -> Job:
+    """Add the profiles that are given: a profile's file, or a run's folder.
 
     Raises
     ------
@@ -38,16 +36,23 @@ def first_profile(
     ProfileError, RunFolderError
         If a file cannot be read.
     """
-    known = {expert.name: expert for expert in (*graph.experts, *pool)}
-    called = [known[name] for name in dict.fromkeys(call.expert for call in graph.first_calls(workload))]
-    return _profile("profile.path", path, config, cluster, called, graph.first_nodes, in_waves=False)
-
-
-def upper_profile(path: str, config: Mapping[str, Any], cluster: Cluster, graph: CallGraph) -> Profile:
-    """Read what prices the nodes that read others; see `first_profile`."""
-    experts = {expert.name: expert for node in graph.upper_nodes for expert in node.experts}
-    nodes = [node.name for node in graph.upper_nodes]
-    return _profile("profile.aggregator_path", path, config, cluster, [*experts.values()], nodes, in_waves=True)
+    graph, upper = job.graph, job.graph.upper_nodes
+    if given.path is not None:
+        known = {expert.name: expert for expert in (*graph.experts, *job.experts)}
+        called = [known[name] for name in dict.fromkeys(call.expert for call in graph.first_calls(job.workload))]
+        profile = _profile("profile.path", given.path, config, job.cluster, called, graph.first_nodes)
+        job = replace(job, profile=profile)
+    if given.aggregator_path is not None:
+        merging = [*{expert.name: expert for node in upper for expert in node.experts}.values()]
+        nodes, path = [node.name for node in upper], given.aggregator_path
+        profile = _profile("profile.aggregator_path", path, config, job.cluster, merging, nodes, in_waves=True)
+        for node in upper:
+            options = job.placements.get(node.name, NodePlacements()).placements
+            for expert in node.experts:
+                for degree in [option.tp_degree for option in options] or [expert.tp_degree]:
+                    profile.entry(expert.name, job.cluster.workers[0].gpu.name, degree)
+        job = replace(job, upper_profile=profile)
+    return job
 
 
 def _profile(
@@ -58,7 +63,7 @@ def _profile(
     experts: Sequence[Expert],
     nodes: Collection[NodeName],
     *,
-    in_waves: bool,
+    in_waves: bool = False,
 ) -> Profile:
     """Read a profile's file, or fit a profile to the records of a run's folder."""
     folder = Path(path)

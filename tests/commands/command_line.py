@@ -16,7 +16,7 @@ from unittest.mock import patch
 from mosaic.commands.app import main as mosaic_command
 from mosaic.commands.run import run_command, run_resolved
 from mosaic.config.compose import compose_config
-from mosaic.config.errors import FailedCalls, exit_with_message
+from mosaic.config.errors import FAILED_CALLS_STATUS, Failed, exit_with_message
 from mosaic.config.job import RunSpec, build_job
 from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
 from mosaic.runtime.run import measure
@@ -77,7 +77,7 @@ def run_point(*overrides: str) -> Outcome:
         with exit_with_message():
             num_failed = run_resolved(keeping(compose_config(asked)), Path(folder), overrides=asked)
             if num_failed:
-                raise FailedCalls(f"{num_failed} calls")
+                raise Failed(FAILED_CALLS_STATUS)
 
     return _watch(run)
 

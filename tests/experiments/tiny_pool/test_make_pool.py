@@ -142,7 +142,7 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) ->
     assert "step 50 of 400" in making.stdout.readline()
     making.send_signal(signal.SIGINT)
     _, said = making.communicate(timeout=240)  # ends when all that write to it have ended
-    assert said.strip().endswith("the same command goes on with the models that are still missing")
+    assert said.strip().endswith("The same command goes on with the models that are still missing")
     assert making.returncode == 130
     deadline = monotonic() + 30
     while [entry for entry in Path("/proc").glob("[0-9]*") if is_of(entry, making.pid)] and monotonic() < deadline:
