@@ -21,8 +21,9 @@ from tests.engines.fake_batch import batch_line, question, write_batch, write_mo
 
 pytestmark = pytest.mark.slow
 
-NUM_QUESTIONS, NUM_KILLS = 300, 20
+NUM_QUESTIONS, NUM_KILLS = 150, 20
 PATIENT = ("backend.engine.max_num_seqs=2", "backend.patience.max_retries=50", "backend.patience.max_restarts=50")
+"""Two calls at a time, so that a batch is long enough to be killed often."""
 
 
 def start(*words: object) -> "subprocess.Popen[str]":
@@ -60,10 +61,10 @@ def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: P
     for folder in folders:
         folder.mkdir()
         write_batch(folder, [batch_line(number, question(number, "slow")) for number in range(NUM_QUESTIONS)])
-    words = [[folder / "questions.jsonl", *models, *PATIENT] for folder in folders]
-    finish(start(*words[0]))
+    finish(start(folders[0] / "questions.jsonl", *models))
     draw, killed, folder = random.Random(0), Counter[str](), folders[1]
-    process = start(*words[1])
+    words = [folder / "questions.jsonl", *models, *PATIENT]
+    process = start(*words)
     while killed.total() < NUM_KILLS:
         enough = num_ended(folder) + draw.randint(0, 12)
         while process.poll() is None and num_ended(folder) < enough:
@@ -79,7 +80,7 @@ def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: P
         process.kill()
         process.communicate()
         killed["driver"] += 1
-        process = start(*words[1])
+        process = start(*words)
     finish(process)
     print(dict(killed))
     assert min(killed["driver"], killed["worker"]) >= 5

@@ -16,14 +16,14 @@ from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c
 from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch
 
-NUM_QUESTIONS = 300
+NUM_QUESTIONS, NUM_KILLED = 300, 150
 PILOT = ("--pilot", "120")
 PATIENT = ("backend.engine.max_num_seqs=2",)
 
 
-def write_questions(folder: Path, word: str = "") -> Path:
+def write_questions(folder: Path, num_questions: int = NUM_QUESTIONS, word: str = "") -> Path:
     folder.mkdir()
-    return write_batch(folder, [batch_line(number, question(number, word)) for number in range(NUM_QUESTIONS)])
+    return write_batch(folder, [batch_line(number, question(number, word)) for number in range(num_questions)])
 
 
 def asked(path: Path) -> Counter[object]:
@@ -127,15 +127,13 @@ def test_a_quote_comes_before_its_batch(models: list[str], alone: Path) -> None:
 
 @pytest.mark.slow
 def test_a_quote_and_a_batch_that_are_killed_ask_each_call_once(models: list[str], tmp_path: Path) -> None:
-    paths = [write_questions(tmp_path / name, "slow") for name in ("undisturbed", "killed")]
-    quote, batch = (*models, *PATIENT, *PILOT, "--kind", "a100_80gb"), (*models, *PATIENT)
-    assert run_mosaic("quote", paths[0], *quote).status == 0
-    num_quoted = asked(paths[0]).total()
-    assert run_mosaic("batch", paths[0], *batch).status == 0
+    paths = [write_questions(tmp_path / name, NUM_KILLED, "slow") for name in ("undisturbed", "killed")]
+    assert run_mosaic("batch", paths[0], *models).status == 0
+    quote, batch = (*models, *PATIENT, "--pilot", "60", "--kind", "a100_80gb"), (*models, *PATIENT)
     kill_after("quote", [paths[1], *quote], paths[1], 10)
-    kill_after("quote", [paths[1], *quote], paths[1], num_quoted // 2)
-    kill_after("batch", [paths[1], *batch], paths[1], num_quoted // 2 + 5)  # the batch ends what the quote began
-    kill_after("batch", [paths[1], *batch], paths[1], num_quoted + 40)
+    kill_after("quote", [paths[1], *quote], paths[1], 90)
+    kill_after("batch", [paths[1], *batch], paths[1], 95)  # the batch ends what the quote began
+    kill_after("batch", [paths[1], *batch], paths[1], 350)
     done = run_mosaic("batch", paths[1], *batch)
     assert done.status == 0, done.err
     counts = asked(paths[1])

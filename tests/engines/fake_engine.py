@@ -16,8 +16,8 @@ from pathlib import Path
 from mosaic.engines.engine import Output
 
 STEP_S = 0.0005
-LONG_TOKENS = 400
-"""Of a response to a prompt with the word ``long``, each a word of its text."""
+LONG_TOKENS, LONG_STEP_TOKENS = 400, 40
+"""Of a response to a prompt with the word ``long``, each a word of its text; and so many at once."""
 HOLD_S = 60.0
 """So long at most the last calls wait for a file ``hold`` beside the weights to go."""
 
@@ -89,11 +89,13 @@ class FakeEngine:
             time.sleep(0.01)
         finished = []
         for key, (request, scheduled_ts, first_ts, tokens) in list(self.running.items()):
-            tokens.append((request.seed >> len(tokens)) % 256)
+            is_long = "long" in request.prompt
+            wanted = request.output_tokens or (LONG_TOKENS if is_long else 1 + request.seed % 20)
+            limit = min(wanted, request.max_output_tokens)
+            for _ in range(min(LONG_STEP_TOKENS, limit - len(tokens)) if is_long else 1):
+                tokens.append((request.seed >> len(tokens)) % 256)
             self.running[key][2] = first_ts or time.monotonic()
-            wanted = LONG_TOKENS if "long" in request.prompt else 1 + request.seed % 20
-            wanted = request.output_tokens or wanted
-            if len(tokens) == min(wanted, request.max_output_tokens):
+            if len(tokens) == limit:
                 if isinstance(request.prompt, str):
                     do_as_told(request.prompt, self.spec.settings.checkpoint)
                 del self.running[key]

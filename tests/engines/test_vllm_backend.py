@@ -33,7 +33,6 @@ from tests.engines.executor_runs import (
     journal_of,
     make_checkpoint,
     processes_of,
-    running_host,
 )
 from tests.engines.killed_run import plan_of_four, prompt
 from tests.engines.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
@@ -329,7 +328,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_says_the_same(shared, host):
     assert again.tokens == executor.tokens
 
 
-def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, monkeypatch):
+def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, monkeypatch, host):
     """The run is killed after some finishes, and started again; then its host is killed, and it goes on."""
     _, calls = plan_of_four(8)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # the mode that would hang: it must not be used
@@ -342,14 +341,13 @@ def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, 
     runner.communicate()
     journalled = len(journal_of(tmp_path).ended)
     assert 5 <= journalled < 32
-    with running_host(VLLM_ENGINE) as host:
-        killer = Killer(lambda: [host.fork_server_pid], times=1, num_before=journalled)
-        executor = Runs(tmp_path, host, prompts=prompt)
-        plan, _ = plan_of_four(8)
-        executor.execute(plan, calls, killer)
-        assert killer.times == 0
-        records = finished_once(tmp_path, calls)
-        undisturbed = Runs(tmp_path, host, journal=tmp_path / "undisturbed", prompts=prompt)
-        undisturbed.execute(plan, calls)
-        assert undisturbed.tokens == {key: record.response.token_ids for key, record in records.items()}
+    killer = Killer(lambda: [host.fork_server_pid], times=1, num_before=journalled)
+    executor = Runs(tmp_path, host, prompts=prompt)
+    plan, _ = plan_of_four(8)
+    executor.execute(plan, calls, killer)
+    assert killer.times == 0
+    records = finished_once(tmp_path, calls)
+    undisturbed = Runs(tmp_path, host, journal=tmp_path / "undisturbed", prompts=prompt)
+    undisturbed.execute(plan, calls)
+    assert undisturbed.tokens == {key: record.response.token_ids for key, record in records.items()}
     assert processes_of(tmp_path) == []
