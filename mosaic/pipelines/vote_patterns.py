@@ -57,7 +57,7 @@ def vote_pattern(ballot: Ballot) -> str:
     Examples
     --------
     >>> from mosaic.core.workload import Question
-    >>> from mosaic.pipelines.rules import Vote
+    >>> from mosaic.pipelines.rules.ballot import Vote
     >>> def pattern(answers):
     ...     votes = tuple(Vote("A", None if answer == "-" else answer) for answer in answers)
     ...     return vote_pattern(Ballot(question=Question(id="q", prompt_tokens=1), votes=votes, comparable=True))

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import AnswerKind, Call, CallKey
+from mosaic.pipelines import Calibrated, FasterMoa, Majority, Never, Rule
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End, comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.rules import Calibrated, FasterMoa, Majority, Never, Order, Rule, Scope
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
+from mosaic.pipelines.rules.rule import Order, Scope
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import agreement, ended, make_question
 from tests.calibration_questions import SETTING

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mosaic.config.instantiation import make
-from mosaic.pipelines.rules import Rule
+from mosaic.pipelines import Rule
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import answered, make_moa, make_question
 from tests.readme_blocks import ROOT, blocks_of

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.workload import Question
-from mosaic.pipelines.rules import Calibrated, FasterMoa, Weighted
+from mosaic.pipelines import Calibrated, FasterMoa, Weighted
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, plurality
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority, Never, Rule

@@ -9,7 +9,7 @@ from mosaic.core.cluster import Worker
 from mosaic.core.workload import Expert
 from mosaic.planning.costs import LinearTerms, WeightLocation
 from mosaic.planning.problem import Problem
-from mosaic.planning.program.instance import Counts, Instance, Pieces, Prices, make_instance
+from mosaic.planning.program.instance import Counts, Instance, Pieces, make_instance
 from mosaic.planning.program.solve import risk_s
 from mosaic.planning.wrapped_costs import RunCosts
 from tests.factories import make_expert, make_gpu, make_mixed_cluster, make_problem
@@ -105,7 +105,7 @@ def brute_force_s(
     *,
     caps: Mapping[str, int] = {},
     most_per_worker: int = 99,
-    scenarios: Sequence[Prices] = (),
+    scenarios: Sequence[Instance] = (),
     quantile: float | None = None,
 ) -> float:
     """Try every split of every expert over the gangs of its degrees; nothing of the program is used but the risk."""
@@ -124,7 +124,9 @@ def brute_force_s(
             for o, (number, (_, gang)) in enumerate(zip(split, gangs, strict=True)):
                 for worker in gang if number else ():
                     hosted[worker.id] += 1
-                    for s, prices in enumerate([prices[m] for prices in scenarios] or [own]):
+                    for s, prices in enumerate(
+                        [[option.pieces for option in one.options[m]] for one in scenarios] or [own]
+                    ):
                         busy_s[s][worker.id] += loads_s[o] + max(a + b * number for a, b in prices[o])
             rows[-1].append((busy_s, hosted))
     return min(

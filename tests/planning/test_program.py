@@ -297,11 +297,11 @@ def test_levels_are_spread_evenly_between_the_extremes() -> None:
     problem = make_problem({"A": 3, "B": 3})
     instance = make_free_instance(problem)
     drawn = Uncertainty(num_scenarios=14, length_error=2.0).scenarios(problem, instance)
-    factors = sorted(prices[0][0][0].per_call_s for prices in drawn)
+    factors = sorted(one.options[0][0].pieces[0].per_call_s for one in drawn)
     assert factors[0] == factors[1] == pytest.approx(2 ** (1 / 7 - 1))
     assert factors[-1] == pytest.approx(2 ** (1 - 1 / 7))
     assert len(set(factors)) == 7
-    assert Uncertainty().scenarios(problem, instance) == (instance.prices,)
+    assert Uncertainty().scenarios(problem, instance) == (instance,)
 
 
 def test_iterations_price_the_longest_answer_in_every_session() -> None:
@@ -311,8 +311,9 @@ def test_iterations_price_the_longest_answer_in_every_session() -> None:
         session_model=SlottedSessions(num_slots=40, token_s=1.0),
     )
     instance = make_free_instance(problem)
-    (prices,) = Uncertainty(prices=PriceSource.ITERATIONS, seed=1).scenarios(problem, instance)
-    assert price_s(prices[0][0], 5) == price_s(prices[0][0], 40) == pytest.approx(1000.0)
+    (drawn,) = Uncertainty(prices=PriceSource.ITERATIONS, seed=1).scenarios(problem, instance)
+    pieces = drawn.options[0][0].pieces
+    assert price_s(pieces, 5) == price_s(pieces, 40) == pytest.approx(1000.0)
 
 
 @given(
@@ -349,8 +350,8 @@ def test_warm_start_reaches_the_solver() -> None:
     # In a tenth of a millisecond HiGHS finds nothing itself.
     found = []
     for known in (start, None):
-        model = build_model(HARD, [HARD.prices], [HARD.makespan_s(start)], is_reached=True)
-        found.append(solve_model(model, HARD, [HARD.prices], start=known, **SHORT).counts)
+        model = build_model([HARD], [HARD.makespan_s(start)], is_reached=True)
+        found.append(solve_model(model, [HARD], start=known, **SHORT).counts)
     assert found == [start, None]
 
 
@@ -411,10 +412,10 @@ def test_model_is_solved_again_when_highs_fails_its_own_check(monkeypatch: pytes
 
 def test_solver_without_a_start_agrees() -> None:
     instance = make_instance(make_problem({"A": 40, "B": 7, "C": 3}, num_workers=3))
-    scenarios = [instance.prices]
-    longest_s = [instance.longest_s(instance.prices)]
-    model = build_model(instance, scenarios, longest_s, symmetry=find_symmetry(instance))
-    cold = solve_model(model, instance, scenarios, start=None, time_limit_s=10.0, gap_frac=0.0)
+    scenarios = [instance]
+    longest_s = [instance.longest_s()]
+    model = build_model(scenarios, longest_s, symmetry=find_symmetry(instance))
+    cold = solve_model(model, scenarios, start=None, time_limit_s=10.0, gap_frac=0.0)
     counts = solve_instance(instance, time_limit_s=10.0).counts
     assert cold.finished
     assert cold.counts is not None

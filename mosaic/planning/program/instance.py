@@ -25,9 +25,6 @@ Counts: TypeAlias = tuple[tuple[int, ...], ...]
 Pieces: TypeAlias = tuple[LinearTerms, ...]
 """Affine prices of which a session costs the highest, its load apart."""
 
-Prices: TypeAlias = tuple[tuple[Pieces, ...], ...]
-"""By expert and option."""
-
 NO_LIMIT = 1_000_000
 """K where as many experts share a worker as pay for themselves."""
 RELATIVE_PRECISION = 1e-9
@@ -42,9 +39,9 @@ class Option(NamedTuple):
     load_s: float
     pieces: Pieces
 
-    def session_s(self, num_calls: int, pieces: Pieces | None = None) -> float:
-        """Price the session, load included, by these prices or its own; 0 without calls."""
-        return self.load_s + price_s(self.pieces if pieces is None else pieces, num_calls) if num_calls else 0.0
+    def session_s(self, num_calls: int) -> float:
+        """Price the session, load included; 0 without calls."""
+        return self.load_s + price_s(self.pieces, num_calls) if num_calls else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +68,6 @@ class Instance:
     def places(self) -> tuple[tuple[Place, ...], ...]:
         """Workers of each option."""
         return tuple(tuple(option.workers for option in row) for row in self.options)
-
-    @cached_property
-    def prices(self) -> Prices:
-        """Prices of each option."""
-        return tuple(tuple(option.pieces for option in row) for row in self.options)
 
     @cached_property
     def setup_s(self) -> tuple[tuple[float, ...], ...]:
@@ -105,26 +97,26 @@ class Instance:
         """Price an expert in one session, where that is shortest."""
         return min(option.session_s(self.num_calls[expert]) for option in self.options[expert])
 
-    def worker_s(self, counts: Counts, prices: Prices | None = None) -> list[float]:
-        """Price every worker's sessions (equation 4 of the paper) by these prices or its own, seconds by worker."""
+    def worker_s(self, counts: Counts) -> list[float]:
+        """Price every worker's sessions (equation 4 of the paper), seconds by worker."""
         total_s = [0.0] * self.num_workers
-        for row, options, pieces in zip(counts, self.options, prices or self.prices, strict=True):
-            for o, number in enumerate(row):
+        for row, options in zip(counts, self.options, strict=True):
+            for number, option in zip(row, options, strict=True):
                 if number:
-                    session_s = options[o].session_s(number, pieces[o])
-                    for worker in options[o].workers:
+                    session_s = option.session_s(number)
+                    for worker in option.workers:
                         total_s[worker] += session_s
         return total_s
 
-    def makespan_s(self, counts: Counts, prices: Prices | None = None) -> float:
+    def makespan_s(self, counts: Counts) -> float:
         """Price the busiest worker (equation 10 of the paper)."""
-        return max(self.worker_s(counts, prices), default=0.0)
+        return max(self.worker_s(counts), default=0.0)
 
-    def longest_s(self, prices: Prices) -> float:
+    def longest_s(self) -> float:
         """Bound every sensible placement from above: all experts whole, at their dearest place, one after the other."""
         return add_in_order(
-            max(option.session_s(number, pieces) for option, pieces in zip(options, row, strict=True))
-            for number, options, row in zip(self.num_calls, self.options, prices, strict=True)
+            max(option.session_s(number) for option in options)
+            for number, options in zip(self.num_calls, self.options, strict=True)
         )
 
     def calls_within(self, expert: int, option: int, room_s: float) -> int:

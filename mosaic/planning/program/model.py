@@ -20,7 +20,7 @@ from pyomo.contrib.appsi.base import Results, TerminationCondition
 from pyomo.contrib.appsi.solvers.highs import Highs
 
 from mosaic.planning.costs import price_s
-from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance, Prices
+from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance
 
 ABSOLUTE_GAP_S = 1e-6
 SLACK_FRAC = 1e-7
@@ -61,8 +61,7 @@ class Solution:
 
 
 def build_model(
-    instance: Instance,
-    scenarios: Sequence[Prices],
+    scenarios: Sequence[Instance],
     longest_s: Sequence[float],
     *,
     quantile: float | None = None,
@@ -79,10 +78,8 @@ def build_model(
 
     Parameters
     ----------
-    instance
-        Experts, options and limits.
     scenarios
-        Prices of the options; one scenario where they are certain.
+        Experts, options and limits, which are the same in all, with the prices of each; one where they are certain.
     longest_s
         By scenario, a makespan that the optimum need not exceed, seconds.
     quantile
@@ -95,7 +92,7 @@ def build_model(
     symmetry
         Blocks of equal workers to tell apart; None: none.
     """
-    model = pyo.ConcreteModel("mosaic placement")
+    model, instance = pyo.ConcreteModel("mosaic placement"), scenarios[0]
     reached_s = longest_s[0] * (1 + SLACK_FRAC) if is_reached else None
     model.EXPERTS = pyo.RangeSet(0, instance.num_experts - 1)
     # An expert's options are the workers unless it is tensor parallel: then they are gangs of workers.
@@ -114,7 +111,7 @@ def build_model(
         model.SCENARIOS, bounds=lambda _, s: (min(shortest_s, longest_s[s]), longest_s[s] * (1 + SLACK_FRAC))
     )
     _add_expert_rules(model, instance, most_calls, reached_s)
-    _add_worker_rules(model, instance, scenarios)
+    _add_worker_rules(model, scenarios)
     _add_order(model, symmetry)
     _add_objective(model, quantile, max(longest_s))
     return model
@@ -147,7 +144,8 @@ def _add_expert_rules(
     )
 
 
-def _add_worker_rules(model: pyo.ConcreteModel, instance: Instance, scenarios: Sequence[Prices]) -> None:
+def _add_worker_rules(model: pyo.ConcreteModel, scenarios: Sequence[Instance]) -> None:
+    instance = scenarios[0]
     at_worker: list[list[OptionIndex]] = [[] for _ in range(instance.num_workers)]
     for m, o in model.OPTIONS:
         for worker in instance.places[m][o]:
@@ -162,15 +160,18 @@ def _add_worker_rules(model: pyo.ConcreteModel, instance: Instance, scenarios: S
                 pyo.quicksum(model.placed[option] for option in at_worker[n]) <= instance.max_experts_per_worker
             ),
         )
-    bent = [(s, m, o) for s, prices in enumerate(scenarios) for m, o in model.OPTIONS if len(prices[m][o]) > 1]
+    pieces = {
+        (s, m, o): scenario.options[m][o].pieces for s, scenario in enumerate(scenarios) for m, o in model.OPTIONS
+    }
+    bent = [index for index, several in pieces.items() if len(several) > 1]
     model.BENT = pyo.Set(dimen=3, initialize=bent)
-    model.PIECES = pyo.Set(dimen=4, initialize=[(*b, k) for b in bent for k in range(len(scenarios[b[0]][b[1]][b[2]]))])
+    model.PIECES = pyo.Set(dimen=4, initialize=[(*index, k) for index in bent for k in range(len(pieces[index]))])
     model.serve_s = pyo.Var(
-        model.BENT, bounds=lambda _, s, m, o: (0.0, price_s(scenarios[s][m][o], instance.num_calls[m]))
+        model.BENT, bounds=lambda _, s, m, o: (0.0, price_s(pieces[s, m, o], instance.num_calls[m]))
     )
 
     def piece_s(model: pyo.ConcreteModel, s: int, m: int, o: int, k: int) -> object:
-        piece = scenarios[s][m][o][k]
+        piece = pieces[s, m, o][k]
         return piece.fixed_s * model.placed[m, o] + piece.per_call_s * model.num_calls[m, o]
 
     def session_s(model: pyo.ConcreteModel, s: int, m: int, o: int) -> object:
@@ -225,8 +226,7 @@ def _add_objective(model: pyo.ConcreteModel, quantile: float | None, longest_s: 
 
 def solve_model(
     model: pyo.ConcreteModel,
-    instance: Instance,
-    scenarios: Sequence[Prices],
+    scenarios: Sequence[Instance],
     *,
     start: Counts | None,
     time_limit_s: float,
@@ -239,7 +239,7 @@ def solve_model(
     the model is solved once more without presolve.
     """
     if start is not None:
-        _set_start(model, instance, scenarios, start)
+        _set_start(model, scenarios, start)
     wall_s = 0.0
     for presolve in ("choose", "off"):
         results = _run_highs(
@@ -254,7 +254,7 @@ def solve_model(
             break
     condition, bound_s = results.termination_condition, results.best_objective_bound
     return Solution(
-        counts=_read_counts(results, model, instance),
+        counts=_read_counts(results, model, scenarios[0]),
         finished=condition in (TerminationCondition.optimal, TerminationCondition.infeasible),
         termination=condition.name,
         bound_s=bound_s if condition in ANSWERS and bound_s is not None and isfinite(bound_s) else None,
@@ -286,14 +286,14 @@ def _run_highs(
     return solver.solve(model)
 
 
-def _set_start(model: pyo.ConcreteModel, instance: Instance, scenarios: Sequence[Prices], start: Counts) -> None:
+def _set_start(model: pyo.ConcreteModel, scenarios: Sequence[Instance], start: Counts) -> None:
     for m, o in model.OPTIONS:
         model.placed[m, o].set_value(int(start[m][o] > 0))
         model.num_calls[m, o].set_value(start[m][o])
     for s, m, o in model.BENT:
-        model.serve_s[s, m, o].set_value(price_s(scenarios[s][m][o], start[m][o]))
-    for s, prices in enumerate(scenarios):
-        model.makespan_s[s].set_value(instance.makespan_s(start, prices))
+        model.serve_s[s, m, o].set_value(price_s(scenarios[s].options[m][o].pieces, start[m][o]))
+    for s, scenario in enumerate(scenarios):
+        model.makespan_s[s].set_value(scenario.makespan_s(start))
     if model.find_component("threshold_s") is not None:
         model.threshold_s.set_value(model.threshold_s.ub)
         for s in model.SCENARIOS:

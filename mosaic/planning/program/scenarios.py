@@ -1,7 +1,7 @@
 """What sessions might cost: scenarios of lengths that differ from the prediction, drawn from what calibration knows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 from typing import Annotated
@@ -13,7 +13,7 @@ from mosaic.core.workload import Call, Expert
 from mosaic.planning.costs import LinearTerms
 from mosaic.planning.problem import Problem, Request
 from mosaic.planning.profiles import SweepPoint, convex_pieces
-from mosaic.planning.program.instance import Instance, Option, Pieces, Prices
+from mosaic.planning.program.instance import Instance, Option, Pieces
 
 MAX_LEVELS = 7
 """Most different factors on an expert's mean length: sessions are priced once for each."""
@@ -49,8 +49,8 @@ class Uncertainty:
         given = self.length_error > 1 or self.quantile is not None
         require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
 
-    def scenarios(self, problem: Problem, instance: Instance) -> tuple[Prices, ...]:
-        """Price every option in every scenario.
+    def scenarios(self, problem: Problem, instance: Instance) -> tuple[Instance, ...]:
+        """State the instance in every scenario, with the prices that options have there.
 
         A scenario gives each expert a factor on its mean length. With ``prices=iterations`` each factor goes with
         lengths of its own, drawn from the calibration lengths.
@@ -74,9 +74,12 @@ class Uncertainty:
 
         levels = [self._levels(name) for name in instance.names]
         return tuple(
-            tuple(
-                tuple(price(m, option, levels[m][scenario]) for option in options)
-                for m, options in enumerate(instance.options)
+            replace(
+                instance,
+                options=tuple(
+                    tuple(option._replace(pieces=price(m, option, levels[m][scenario])) for option in options)
+                    for m, options in enumerate(instance.options)
+                ),
             )
             for scenario in range(self.num_scenarios)
         )

@@ -90,7 +90,6 @@ class Flexible(Uncertainty):
         solved, bound_s = NOTHING, 0.0
         if instance.num_experts:
             solved = solve_scenarios(
-                instance,
                 self.scenarios(problem, instance),
                 start=_packed(problem, instance),
                 quantile=self.quantile,

@@ -11,7 +11,7 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import SolveReport, SolveStatus
 from mosaic.planning.program.bounds import MAX_SUBSET_EXPERTS
 from mosaic.planning.program.equal_workers import BoundedSolution, solve_identical
-from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance, Prices, identical_workers
+from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance, identical_workers
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
 
 
 def solve_scenarios(
-    instance: Instance,
-    scenarios: Sequence[Prices],
+    scenarios: Sequence[Instance],
     *,
     start: Counts | None,
     quantile: float | None,
@@ -146,7 +145,7 @@ def solve_scenarios(
 
     Parameters
     ----------
-    instance, scenarios, quantile
+    scenarios, quantile
         See ``build_model``.
     start
         A placement to begin with; None: nothing is known.
@@ -166,20 +165,20 @@ def solve_scenarios(
     begin_ts = monotonic()
 
     def objective_s(counts: Counts) -> float:
-        return risk_s([instance.makespan_s(counts, prices) for prices in scenarios], quantile)
+        return risk_s([scenario.makespan_s(counts) for scenario in scenarios], quantile)
 
     if start is None:
-        longest_s = [instance.longest_s(prices) for prices in scenarios]
+        longest_s = [scenario.longest_s() for scenario in scenarios]
     else:
         slack = 1.0 if len(scenarios) == 1 else SCENARIO_SLACK
-        longest_s = [slack * instance.makespan_s(start, prices) for prices in scenarios]
-    model = build_model(instance, scenarios, longest_s, quantile=quantile)
+        longest_s = [slack * scenario.makespan_s(start) for scenario in scenarios]
+    model = build_model(scenarios, longest_s, quantile=quantile)
     solution = solve_model(
-        model, instance, scenarios, start=start, time_limit_s=time_limit_s, gap_frac=gap_frac, allows_restart=True
+        model, scenarios, start=start, time_limit_s=time_limit_s, gap_frac=gap_frac, allows_restart=True
     )
     found = [counts for counts in (solution.counts, start) if counts is not None]
     if not found:
-        raise InfeasibleError(_no_placement(instance, finished=solution.finished, time_limit_s=time_limit_s))
+        raise InfeasibleError(_no_placement(scenarios[0], finished=solution.finished, time_limit_s=time_limit_s))
     counts = min(found, key=objective_s)
     progress = _Progress(best=BoundedSolution(None, inf, 0.0)).with_solution(solution, counts, objective_s(counts))
     report = progress.report(progress.best.finish_s, begin_ts)
@@ -230,15 +229,13 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
     symmetry = find_symmetry(instance)
     if start and symmetry:
         start = order_blocks(start, symmetry)
-    scenarios = (instance.prices,)
-    longest_s = instance.makespan_s(start) if start else instance.longest_s(instance.prices)
+    longest_s = instance.makespan_s(start) if start else instance.longest_s()
     if start and BUILD_S_PER_OPTION * sum(map(len, instance.options)) > until_ts - monotonic():
         late = "too little time to build the program: packed, bounded in closed form"
         best = BoundedSolution(start, longest_s, progress.best.bound_s)
         return replace(progress, best=best, notes=(*progress.notes, late))
     model = build_model(
-        instance,
-        scenarios,
+        [instance],
         [longest_s],
         shortest_s=progress.best.bound_s,
         is_reached=start is not None,
@@ -247,7 +244,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
     time_limit_s = max(until_ts - monotonic(), 0.0)
     # On problems of the paper's size restarts only cost: 2.7 s against 2.0 s over 18 of them.
     solution = solve_model(
-        model, instance, scenarios, start=start, time_limit_s=time_limit_s, gap_frac=RELATIVE_GAP, allows_restart=False
+        model, [instance], start=start, time_limit_s=time_limit_s, gap_frac=RELATIVE_GAP, allows_restart=False
     )
     found = [counts for counts in (solution.counts, start) if counts is not None]
     if not found:
