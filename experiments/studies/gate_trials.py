@@ -1,13 +1,14 @@
 """Simulated calibrations of the calibrated gate: calibration sets drawn from a population whose losses are known."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from experiments.lab.study import Row
 from experiments.studies.gate_populations import Confidence, Population, Scored
 from mosaic.pipelines.risk_control import betting_p_values
 from mosaic.pipelines.rules.ballot import plurality
@@ -25,34 +26,6 @@ NUM_OPEN_OPTIONS: int = _DEFAULTS["num_open_options"]
 CONFIDENCE_OF_LIMIT = 0.99
 NUM_PER_GROUP = 20
 """Calibrations drawn at a time; with weighted confidence they share one fit part, a new one for each group."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trials:
-    """What came of many calibrations on so many questions, at one accepted loss."""
-
-    accepted_loss_frac: float
-    num_questions: int
-    num_certify: int
-    num_calibrations: int
-    num_broken: int
-    """Calibrations whose threshold loses more over the population than is accepted."""
-    skip_fracs: tuple[float, ...]
-    """Of the population, by each calibration's threshold."""
-
-    @property
-    def max_broken(self) -> int:
-        """Most broken promises to be expected where each is broken with the stated risk."""
-        return broken_limit(self.num_calibrations)
-
-    @property
-    def skip_frac(self) -> float:
-        return float(np.mean(self.skip_fracs))
-
-    @property
-    def refused_frac(self) -> float:
-        """Share of the calibrations after which nothing is skipped."""
-        return float(np.mean(np.array(self.skip_fracs) == 0))
 
 
 def broken_limit(num_calibrations: int) -> int:
@@ -128,8 +101,12 @@ def simulate_calibrations(
     num_calibrations: int,
     kind: ConfidenceKind = "plurality",
     seed: int = 0,
-) -> list[Trials]:
-    """Calibrate the gate many times, at each accepted loss on the same draws."""
+) -> dict[float, Row]:
+    """Calibrate the gate many times, at each accepted loss on the same draws; say what came of it.
+
+    A promise is broken where a threshold loses more over the population than is accepted; shares of skipped questions
+    are of the population, by each calibration's threshold.
+    """
     rng = np.random.default_rng((seed, num_questions, *population.name.encode()))
     thresholds = thresholds_of(kind, population)
     broken = dict.fromkeys(accepted_loss_fracs, 0)
@@ -144,14 +121,15 @@ def simulate_calibrations(
             chosen = chosen_thresholds(scored, certify, thresholds, accepted)
             broken[accepted] += sum(scored.loss_frac(threshold) > accepted for threshold in chosen)
             skips[accepted] += [scored.skip_frac(threshold) for threshold in chosen]
-    return [
-        Trials(
-            accepted_loss_frac=accepted,
-            num_questions=num_questions,
-            num_certify=num_certify,
-            num_calibrations=num_calibrations,
-            num_broken=broken[accepted],
-            skip_fracs=tuple(skips[accepted]),
-        )
-        for accepted in accepted_loss_fracs
-    ]
+    rows: dict[float, Row] = {}
+    for accepted, skipped in skips.items():
+        low, high = np.quantile(skipped, (0.1, 0.9)).tolist()
+        rows[accepted] = {
+            "num_certify": num_certify,
+            "num_broken": broken[accepted],
+            "skip_frac": float(np.mean(skipped)),
+            "skip_frac_p10": low,
+            "skip_frac_p90": high,
+            "refused_frac": float(np.mean(np.array(skipped) == 0)),
+        }
+    return rows

@@ -19,7 +19,6 @@ from experiments.studies.gate_trials import (
     FIT_FRAC,
     NUM_PER_GROUP,
     RISK_FRAC,
-    Trials,
     broken_limit,
     simulate_calibrations,
 )
@@ -84,12 +83,10 @@ def levels_of(name: str) -> Sequence[float]:
 
 
 @cache
-def calibrate(name: str, confidence: ConfidenceKind, num_questions: int, seed: int) -> dict[float, Trials]:
+def calibrate(name: str, confidence: ConfidenceKind, num_questions: int, seed: int) -> dict[float, Row]:
     """Calibrate the gate many times, for all accepted losses on the same draws."""
-    trials = simulate_calibrations(
-        population_of(name), levels_of(name), num_questions, NUM_CALIBRATIONS, confidence, seed
-    )
-    return {of.accepted_loss_frac: of for of in trials}
+    population = population_of(name)
+    return simulate_calibrations(population, levels_of(name), num_questions, NUM_CALIBRATIONS, confidence, seed)
 
 
 def calibration_points() -> list[Point]:
@@ -104,18 +101,8 @@ def calibration_points() -> list[Point]:
 def measure_calibrations(point: Point, seed: int) -> Row:
     """Count broken promises, and what is skipped."""
     labels: Any = point.labels
-    trials = calibrate(labels["population"], labels["confidence"], labels["num_questions"], seed)[
-        labels["accepted_loss_frac"]
-    ]
-    low, high = np.quantile(trials.skip_fracs, (0.1, 0.9)).tolist()
-    return {
-        "num_certify": trials.num_certify,
-        "num_broken": trials.num_broken,
-        "skip_frac": trials.skip_frac,
-        "skip_frac_p10": low,
-        "skip_frac_p90": high,
-        "refused_frac": trials.refused_frac,
-    }
+    found = calibrate(labels["population"], labels["confidence"], labels["num_questions"], seed)
+    return found[labels["accepted_loss_frac"]]
 
 
 def measure_agreement(point: Point, seed: int) -> Row:
