@@ -22,7 +22,7 @@ from transformers.utils import logging
 from experiments.tiny_pool.checkpoint import read_manifest, write_checkpoint
 from experiments.tiny_pool.model import generate
 from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, SHAPE
-from experiments.tiny_pool.questions import Part, Skill, draw_questions
+from experiments.tiny_pool.questions import Part, Skill, TinyQuestion, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, TinyExpert, write_response
 from experiments.tiny_pool.tokenizer import decode, encode_chat
 from experiments.tiny_pool.training import (
@@ -36,7 +36,7 @@ from experiments.tiny_pool.training import (
     judge_lessons,
     train,
 )
-from experiments.tiny_pool.trials import NUM_SLOTS, Answered, make_cases, shares_right
+from experiments.tiny_pool.trials import NUM_SLOTS, make_cases, shares_right
 from experiments.tiny_pool.workload import counted
 from mosaic.core.checks import AtLeast0, AtLeast1, Limit, check_fields
 from mosaic.core.workload import ExpertName
@@ -63,8 +63,6 @@ class PoolSettings:
     """Questions that measure the skills."""
     num_cases: AtLeast3 = 1500
     """Training questions that the experts answer for the aggregator to learn from, twice each."""
-    num_test: AtLeast3 = 2100
-    """Questions of the final table."""
 
     def __post_init__(self) -> None:
         check_fields(self, "")
@@ -111,10 +109,8 @@ def train_expert(name: ExpertName, pool: Path, settings: PoolSettings) -> str:
     report = _reporter(name, training)
     model = train(lessons, training, context_tokens=CONTEXT_TOKENS, seed=settings.seed, report=report)
     write_checkpoint(pool / name, model, _manifest(name, wanted, family=expert.family.value))
-    tried = draw_questions(min(_NUM_TRIED, settings.num_test), Part.CALIBRATION, settings.seed + 1)
-    asked = [expert_prompt(counted(question)) for question in tried]
-    texts = [answer.text for answer in _ask(model, asked, MAX_OUTPUT_TOKENS, 0.0, 0)]
-    return _trained(name, training, shares_right(tried, texts), time.perf_counter() - start)
+    tried = draw_questions(min(_NUM_TRIED, settings.num_calibration), Part.CALIBRATION, settings.seed + 1)
+    return _trained(name, training, shares_right(tried, _ask(model, tried, 0.0, 0)), time.perf_counter() - start)
 
 
 def pool_settings(settings: PoolSettings) -> dict[str, Any]:
@@ -124,8 +120,7 @@ def pool_settings(settings: PoolSettings) -> dict[str, Any]:
     )
     questions = draw_questions(_NUM_TRIED, Part.TRAIN, settings.seed)
     said = {
-        expert.name: [[Answered(1, write_response(expert, question, Random(0))) for question in questions]]
-        for expert in EXPERTS
+        expert.name: [[write_response(expert, question, Random(0)) for question in questions]] for expert in EXPERTS
     }
     return asdict(settings) | {
         "experts": {expert.name: expert_settings(expert, settings) for expert in EXPERTS},
@@ -158,11 +153,9 @@ def train_judge(pool: Path, settings: PoolSettings, profiles: SkillProfiles, cas
     return f"{JUDGE.name}: {training.num_steps} steps in {time.perf_counter() - start:.0f} s"
 
 
-def answer(
-    checkpoint: Path, prompts: Sequence[str], *, max_output_tokens: int, temperature: float, seed: int
-) -> list[Answered]:
-    """Let a model of the pool answer prompts, each put into the chat template."""
-    return _ask(LlamaForCausalLM.from_pretrained(checkpoint), prompts, max_output_tokens, temperature, seed)
+def answer(checkpoint: Path, questions: Sequence[TinyQuestion], seed: int) -> list[str]:
+    """Let an expert answer questions, as a run does."""
+    return _ask(LlamaForCausalLM.from_pretrained(checkpoint), questions, TEMPERATURE, seed)
 
 
 def is_made(checkpoint: Path, wanted: dict[str, Any]) -> bool:
@@ -185,23 +178,10 @@ def _num_alone(training: Training) -> int:
     return int(ALONE_STEPS_FRAC * training.num_steps) * training.batch
 
 
-def _ask(
-    model: LlamaForCausalLM, prompts: Sequence[str], max_output_tokens: int, temperature: float, seed: int
-) -> list[Answered]:
-    """Let a model answer; a prompt that leaves no room in the longest context gets an empty response."""
-    ids = [encode_chat(prompt) for prompt in prompts]
-    fitting = [number for number, prompt in enumerate(ids) if len(prompt) <= JUDGE.context_tokens - max_output_tokens]
-    written = generate(
-        model,
-        [ids[number] for number in fitting],
-        max_output_tokens=max_output_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    answered = [Answered(0, "")] * len(prompts)
-    for number, output in zip(fitting, written, strict=True):
-        answered[number] = Answered(min(len(output) + 1, max_output_tokens), decode(output))
-    return answered
+def _ask(model: LlamaForCausalLM, questions: Sequence[TinyQuestion], temperature: float, seed: int) -> list[str]:
+    prompts = [encode_chat(expert_prompt(counted(question))) for question in questions]
+    written = generate(model, prompts, max_output_tokens=MAX_OUTPUT_TOKENS, temperature=temperature, seed=seed)
+    return [decode(output) for output in written]
 
 
 def _digest(lessons: Iterator[Lesson]) -> str:

@@ -15,9 +15,7 @@ pytest.importorskip("transformers", reason="models are trained with transformers
 from experiments.make_pool import make_pool, read_pool
 from experiments.tiny_pool.checkpoint import MANIFEST, read_manifest
 from experiments.tiny_pool.jobs import PoolSettings
-from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.responses import EXPERTS
-from experiments.tiny_pool.trials import Answered, Slot, compare_routed
 from mosaic.engines.checkpoints import CheckpointError, check_checkpoint
 from mosaic.workloads.routing import load_skill_profiles
 from tests.engines.executor_runs import hear_ctrl_c
@@ -26,8 +24,8 @@ from tests.experiments.tiny_pool.small import ROOT
 pytestmark = pytest.mark.slow
 
 NAMES = [*(expert.name for expert in EXPERTS), "TinyJudge"]
-SETTINGS = PoolSettings(max_steps=2, num_calibration=6, num_cases=6, num_test=6)
-OTHERS = PoolSettings(max_steps=1, num_calibration=6, num_cases=6, num_test=6)
+SETTINGS = PoolSettings(max_steps=2, num_calibration=6, num_cases=6)
+OTHERS = PoolSettings(max_steps=1, num_calibration=6, num_cases=6)
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +50,13 @@ def flip(file: Path, *, at: int) -> None:
     file.write_bytes(data)
 
 
-def test_a_pool_is_five_experts_an_aggregator_and_their_measure(made: Path) -> None:
+def test_a_pool_is_five_experts_an_aggregator_and_their_skills(made: Path) -> None:
     assert sorted(entry.name for entry in made.iterdir()) == sorted([*NAMES, "manifest.json", "skill_profiles.json"])
     for name in NAMES:
         checkpoint = check_checkpoint(made / name)
         assert checkpoint.context_tokens == (1024 if name == "TinyJudge" else 512)
     assert len(set(weights(made).values())) == 6
     assert load_skill_profiles(made / "skill_profiles.json").skills == ("addition", "digit_sum", "maximum")
-    results = json.loads((made / MANIFEST).read_text())["results"]
-    assert set(results["experts"]) == set(NAMES[:-1])
-    assert {"majority", "aggregator", "p_value"} <= set(results["routed"])
 
 
 def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes_and_nothing_else(pool: Path, made: Path) -> None:
@@ -95,13 +90,6 @@ def test_a_pool_with_a_damaged_file_is_not_complete(pool: Path, file: str) -> No
     assert read_pool(pool, SETTINGS) is None
 
 
-def test_a_pool_whose_measure_an_earlier_version_wrote_is_not_complete(pool: Path) -> None:
-    manifest = json.loads((pool / MANIFEST).read_text())
-    del manifest["results"]["routed"]["divisions"]
-    (pool / MANIFEST).write_text(json.dumps(manifest))
-    assert read_pool(pool, SETTINGS) is None
-
-
 def test_a_pool_of_other_settings_is_not_complete(made: Path) -> None:
     assert read_pool(made, OTHERS) is None
     assert read_pool(made / "elsewhere", SETTINGS) is None
@@ -119,7 +107,7 @@ def test_an_expert_knows_how_it_was_made(made: Path) -> None:
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"num_cases": 2}, "num_cases must be at least 3, got 2"),
-        ({"num_test": 2.5}, "num_test must be"),
+        ({"num_calibration": 2.5}, "num_calibration must be"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, object], said: str) -> None:
@@ -163,24 +151,3 @@ def test_bad_options_are_said_before_any_work(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.strip().endswith("seed must be at least 0, got -1")
     assert not (tmp_path / "pool").exists()
-
-
-def test_aggregator_and_majority_are_compared_question_by_question() -> None:
-    one, two, three = draw_questions(3, Part.TEST, 0)
-    wrong = {question: "ABCD"["ABCD".index(question.letter) - 1] for question in (one, two, three)}
-
-    def answer(letter: str) -> Answered:
-        return Answered(3, f"The answer is ({letter}).")
-
-    def slots(question, num_right: int) -> list[Slot]:
-        letters = [question.letter] * num_right + [wrong[question]] * (3 - num_right)
-        return [Slot("A", answer(letter)) for letter in letters]
-
-    votes = [slots(one, 3), slots(two, 1), slots(three, 0)]
-    found = compare_routed((one, two, three), votes, [answer(question.letter) for question in (one, two, three)])
-    assert found["divisions"] == [
-        {"division": "3:0", "len": pytest.approx(2 / 3), "majority": 0.5, "aggregator": 1.0},
-        {"division": "2:1", "len": pytest.approx(1 / 3), "majority": 0.0, "aggregator": 1.0},
-    ]
-    assert (found["majority"]["all"], found["aggregator"]["all"]) == (0.3333, 1.0)
-    assert (found["aggregator_only_right"], found["majority_only_right"], found["p_value"]) == (2, 0, 0.5)
