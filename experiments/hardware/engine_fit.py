@@ -21,11 +21,11 @@ from experiments.hardware.engine_work import (
     terms_of,
     works_of,
 )
-from experiments.hardware.sweep import MeasuredSession
+from experiments.hardware.sweep import MeasuredRound
 from experiments.hardware.table_fits import mape
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.workload import ModelShape
+from mosaic.core.workload import Expert, ModelShape
 from sim.hardware.curves import Curve
 
 COEFFICIENTS = (
@@ -35,26 +35,23 @@ COEFFICIENTS = (
 """Of `ShapeFit`, in the order of the terms of `experiments.hardware.engine_work`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredShape:
-    """All sessions of one model on equal gangs of workers."""
+class MeasuredShape(NamedTuple):
+    """All that was measured of one model on equal gangs of workers."""
 
-    shape: ModelShape
-    tp_degree: int
-    context_tokens: int
+    expert: Expert
     settings: EngineOptions
     """The simulator's name for how its engines schedule: what was in an iteration follows from it."""
-    sessions: tuple[MeasuredSession, ...]
+    rounds: Sequence[MeasuredRound]
 
     @property
     def num_query_heads(self) -> int:
         """Of one worker."""
-        return -(-self.shape.num_query_heads // self.tp_degree)
+        return -(-self.expert.shape.num_query_heads // self.expert.tp_degree)
 
     @property
     def num_kv_heads(self) -> int:
         """Of one worker."""
-        return max(1, -(-self.shape.num_kv_heads // self.tp_degree))
+        return max(1, -(-self.expert.shape.num_kv_heads // self.expert.tp_degree))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +158,9 @@ class _Fitted:
         dense_s = tuple(float(ramps(knot) @ found[NUM_SCALARS:]) for knot in knots)
         is_short = self.seconds <= np.median(self.seconds)
         return ShapeFit(
-            shape=measured.shape,
-            tp_degree=measured.tp_degree,
-            context_tokens=measured.context_tokens,
+            shape=measured.expert.shape,
+            tp_degree=measured.expert.tp_degree,
+            context_tokens=measured.expert.context_tokens,
             **dict(zip(COEFFICIENTS, map(float, found[:NUM_SCALARS]), strict=True)),
             dense=Curve(tuple(float(knot) for knot in knots), dense_s),
             mape={
@@ -200,11 +197,11 @@ def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
     second is decodes alone. Where processor time is known sessions count by it, shared out as the clock says: on a
     worker with a core to itself both are the same, and waiting for a core that others use lengthens the clock's alone.
     """
-    settings, context_tokens = measured.settings, measured.context_tokens
+    settings, context_tokens = measured.settings, measured.expert.context_tokens
     kv_tokens = _kv_tokens(settings, context_tokens)
     works_by_batch: dict[tuple[tuple[int, int], ...], tuple[Work, ...]] = {}
     found: list[_Stretch] = []
-    for session in measured.sessions:
+    for session in (session for each in measured.rounds for session in each.sessions):
         works = works_by_batch.get(session.requests)
         if works is None:
             works = works_by_batch[session.requests] = tuple(

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.hardware.engine_fit import MeasuredShape, ShapeFit, SkewShown, fit_loads, fit_shapes, serve_s
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.hardware_yaml import LEGEND, curve_block, to_yaml
-from experiments.hardware.sweep import WARM_UP, MeasuredRound
+from experiments.hardware.sweep import WARM_UP
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.workload import Expert
 from sim.hardware.curves import Curve, Grid, grid_to_text
@@ -19,7 +19,7 @@ DEFAULT_BATCHED_TOKENS = {Device.CPU: 4096, Device.GPU: 8192}
 
 
 def fit_rounds(
-    rounds: Sequence[tuple[Expert, EngineOptions, Sequence[MeasuredRound]]],
+    measured: Sequence[MeasuredShape],
     *,
     name: str,
     memory_gib: float,
@@ -29,11 +29,10 @@ def fit_rounds(
 ) -> dict[str, Any]:
     """Fit a conf/hardware file to what rounds showed of each expert, with how its engines schedule."""
     processor = processor or Processor()
-    measured = [_measured_shape(*those) for those in rounds]
     fits, skew = fit_shapes(measured, processor)
     load_s_by_bytes = {
-        expert.shape.weight_bytes: _load_s(fit, settings, those, processor)
-        for fit, (expert, settings, those) in zip(fits, rounds, strict=True)
+        shape.expert.shape.weight_bytes: _load_s(fit, shape, processor)
+        for fit, shape in zip(fits, measured, strict=True)
     }
     return hardware_config(
         fits,
@@ -47,19 +46,9 @@ def fit_rounds(
     )
 
 
-def _measured_shape(expert: Expert, settings: EngineOptions, rounds: Sequence[MeasuredRound]) -> MeasuredShape:
-    return MeasuredShape(
-        shape=expert.shape,
-        tp_degree=expert.tp_degree,
-        context_tokens=expert.context_tokens,
-        settings=settings,
-        sessions=tuple(session for each in rounds for session in each.sessions),
-    )
-
-
-def _load_s(fit: ShapeFit, settings: EngineOptions, rounds: Sequence[MeasuredRound], processor: Processor) -> float:
-    ready_s = median(seconds for each in rounds for seconds in each.ready_s)
-    return max(0.0, ready_s - serve_s(fit, WARM_UP, settings, processor))
+def _load_s(fit: ShapeFit, measured: MeasuredShape, processor: Processor) -> float:
+    ready_s = median(seconds for each in measured.rounds for seconds in each.ready_s)
+    return max(0.0, ready_s - serve_s(fit, WARM_UP, measured.settings, processor))
 
 
 def mirrored_settings(engine: EngineOptions, experts: Sequence[Expert]) -> EngineOptions:

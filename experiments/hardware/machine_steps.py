@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from experiments.hardware.engine_fit import MeasuredShape
 from experiments.hardware.engine_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.kept_steps import KeptSteps
@@ -173,7 +174,9 @@ def fit_measured(
     capacities = [f"{name} {facts.kv_cache_tokens}" for name, facts in measured.engines.items()]
     return fit_rounds(
         [
-            (expert, settings_of(recipe, expert, measured.engines[expert.name]), measured.rounds[expert.name])
+            MeasuredShape(
+                expert, settings_of(recipe, expert, measured.engines[expert.name]), measured.rounds[expert.name]
+            )
             for expert in experts
         ],
         name=name,

@@ -1,12 +1,11 @@
-"""A checkpoint's decode steps with FlexiCache's choice of pages, through transformers' own models.
+"""A checkpoint's decode steps with a choice of what is read, through transformers' own models.
 
 Teacher-forced decode steps do not depend on each other's tokens, so all steps of a text go through a layer at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from tokenizers import pre_tokenizers
@@ -22,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mosaic.core.workload import PAGE_TOKENS, SparseKv
-from mosaic.engines.sparse_attention import UnstableHeads, best_pages, page_scores, page_summaries, tokens_of
+from mosaic.core.workload import PAGE_TOKENS
+from mosaic.engines.sparse_attention import best_pages, page_scores, page_summaries
 
 PAGED = "paged"
 """Name of the attention in transformers' registry."""
@@ -40,31 +39,11 @@ class Layer(NamedTuple):
     """Place of the first step's token: step t reads first + t + 1 tokens."""
 
 
-class Reader(Protocol):
-    """Says which tokens the steps of a layer read, or only looks at the layer."""
+Reader: TypeAlias = Callable[[int, Layer], Tensor | None]
+"""Says which tokens the steps of a layer read, by the layer's number, or only looks at it.
 
-    def __call__(self, number: int, layer: Layer) -> Tensor | None:
-        """Return booleans of shape (T, H, L), or None: all tokens. Those behind a step's own are masked in any case."""
-
-
-@dataclass(frozen=True)
-class FlexiCacheReader:
-    """Reads the pages that FlexiCache's heads choose."""
-
-    kv: SparseKv
-    unstable: UnstableHeads
-
-    def __call__(self, number: int, layer: Layer) -> Tensor:
-        pages = fresh_pages(layer, self.kv.budget_pages)
-        num_steps, num_heads, num_pages = pages.shape
-        unstable = self.unstable.of_layer(number)
-        stable = [head for head in range(num_heads) if head not in unstable]
-        ranked_at = torch.arange(num_steps) // self.kv.rerank_every * self.kv.rerank_every
-        old = pages[ranked_at][:, stable]
-        is_newer = torch.arange(num_pages) >= num_pages_of(layer)[ranked_at][:, None]
-        pages[:, stable] = old | is_newer[:, None]
-        tokens: Tensor = tokens_of(pages, layer.keys.shape[1])
-        return tokens
+Gives booleans of shape (T, H, L), or None: all tokens. Those behind a step's own are masked in any case.
+"""
 
 
 def num_pages_of(layer: Layer) -> Tensor:

@@ -74,7 +74,8 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
     """Step by step as the engine goes, against the reader that takes all steps of a layer together."""
     import torch
 
-    from experiments.kv_heads.attention import FlexiCacheReader, Layer
+    from experiments.kv_heads.attention import Layer
+    from tests.engines.flexicache_reader import FlexiCacheReader
 
     torch.manual_seed(1)
     kv, first, num_steps = SparseKv(budget_pages=3, rerank_every=4), 70, 40
@@ -205,7 +206,8 @@ def test_fewer_pages_say_something_else(said):
 def test_sparse_tokens_are_those_of_a_plain_forward_pass_that_reads_the_same_pages(said, checkpoint):
     import torch
 
-    from experiments.kv_heads.attention import FlexiCacheReader, decode, load_checkpoint, prefill
+    from experiments.kv_heads.attention import decode, load_checkpoint, prefill
+    from tests.engines.flexicache_reader import FlexiCacheReader
 
     (model, _), reader = load_checkpoint(checkpoint), FlexiCacheReader(SPARSE, UNSTABLE)
     for prompt, output in zip(prompts()[:5], said["sparse"], strict=False):

@@ -1,6 +1,6 @@
 """A machine whose coefficients are known: the simulator in the place of engines, for what measures and fits them."""
 
-from experiments.hardware.engine_fit import ShapeFit
+from experiments.hardware.engine_fit import MeasuredShape, ShapeFit
 from experiments.hardware.machine_config import fit_rounds, hardware_config
 from experiments.hardware.sweep import SweepSize, measure_round
 from mosaic.core.cluster import uniform_cluster
@@ -64,7 +64,7 @@ def replaying(hardware, experts, num_workers=2, settings=SETTINGS):
 def fit_machine(experts, cluster, make, *, size, by_cpu=False):
     """Measure rounds of each shape's sessions and fit the machine to them."""
     rounds = [
-        (
+        MeasuredShape(
             expert,
             SETTINGS,
             [

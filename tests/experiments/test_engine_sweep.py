@@ -11,6 +11,7 @@ from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
 from experiments.hardware.machine_config import hardware_config, machine_yaml, mirrored_settings
 from experiments.hardware.sweep import (
     WARM_UP,
+    MeasuredRound,
     MeasuredSession,
     SweepSize,
     batches_of,
@@ -111,9 +112,8 @@ def test_shapes_have_tables_of_their_own_and_one_host():
 
 
 def fitted(sessions):
-    measured = MeasuredShape(
-        shape=SHAPE, tp_degree=1, context_tokens=512, settings=SETTINGS, sessions=tuple(sessions)
-    )  # fmt: skip
+    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    measured = MeasuredShape(expert, SETTINGS, [MeasuredRound(sessions=tuple(sessions), ready_s=())])
     (found,), skew = fit_shapes([measured], Processor())
     assert skew is None, "nothing is known of how many sequences are read at once"
     return found

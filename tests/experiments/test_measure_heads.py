@@ -53,7 +53,8 @@ def test_without_a_reader_it_is_transformers_own_attention(model, checkpoint):
 def test_a_budget_that_holds_everything_changes_nothing_and_the_cache_stays_the_prompts(model):
     import torch
 
-    from experiments.kv_heads.attention import FlexiCacheReader, decode, prefill
+    from experiments.kv_heads.attention import decode, prefill
+    from tests.engines.flexicache_reader import FlexiCacheReader
 
     tokens = some_tokens(200)
     cache = prefill(model, tokens[:150])

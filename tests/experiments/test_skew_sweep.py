@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.hardware.engine_fit import SkewShown
+from experiments.hardware.engine_fit import MeasuredShape, SkewShown
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
 from experiments.hardware.machine_config import fit_rounds
 from experiments.hardware.sweep import SweepSize, batches_of, measure_round
@@ -30,7 +30,7 @@ def measured(hardware):
     """One round on a machine that is known, by the clock as on a GPU."""
     expert = replace(make_expert("A", shape=HEAVY.shape), context_tokens=CONTEXT)
     cluster, make = replaying(hardware, [expert], num_workers=1, settings=LONG)
-    return expert, LONG, [measure_round(expert, cluster, make, LONG, SIZE, 0, "round", by_cpu=False)]
+    return MeasuredShape(expert, LONG, [measure_round(expert, cluster, make, LONG, SIZE, 0, "round", by_cpu=False)])
 
 
 def refit(rounds, processor):
