@@ -11,7 +11,6 @@ from random import Random
 from typing import NamedTuple
 
 from experiments.tiny_pool.questions import Skill, TinyQuestion, digit_sum, letter_of, right_value
-from mosaic.core.checks import require, require_number
 from mosaic.core.workload import ExpertName, Family
 
 
@@ -33,13 +32,6 @@ class Rule(StrEnum):
     """Compares the last digits, and keeps the earlier number where they are equal."""
     LARGEST_NUMBER = "largest_number"
     """Compares the numbers themselves, not their digit sums."""
-
-
-RULES_OF: Mapping[Skill, tuple[Rule, ...]] = {
-    Skill.ADDITION: (Rule.RIGHT, Rule.NO_CARRY, Rule.NO_ONES),
-    Skill.MAXIMUM: (Rule.RIGHT, Rule.TENS_ONLY, Rule.FIRST_TWO, Rule.FIRST_THREE),
-    Skill.DIGIT_SUM: (Rule.RIGHT, Rule.FIRST_TWO, Rule.FIRST_THREE, Rule.LAST_DIGIT, Rule.LARGEST_NUMBER),
-}
 
 
 class Habit(NamedTuple):
@@ -64,19 +56,8 @@ class TinyExpert:
     num_checks: tuple[int, ...] = ()
     """Of a reasoning expert: how often it does its work again, by the last digit of the question's first number."""
 
-    def __post_init__(self) -> None:
-        for skill in Skill:
-            habit, allowed = self.habits.get(skill), RULES_OF[skill]
-            if not isinstance(habit, Habit):
-                raise TypeError(f"{self.name}: habits[{skill}] must be a Habit, got {habit!r}")
-            require(habit.rule in allowed, f"{self.name}: rule for {skill}", f"one of {list(allowed)}", habit.rule)
-            require_number(habit.frac, f"{self.name}: frac for {skill}", at_least=0)
-            require(habit.frac <= 1, f"{self.name}: frac for {skill}", "at most 1", habit.frac)
-        wanted = 10 if self.family is Family.REASONING else 0
-        require(len(self.num_checks) == wanted, f"{self.name}: num_checks", f"{wanted} numbers", self.num_checks)
 
-
-_RIGHT = Habit(Rule.RIGHT)
+_RIGHT = Habit_RIGHT = Habit(Rule.RIGHT)
 
 EXPERTS = (
     TinyExpert(

@@ -17,7 +17,7 @@ from experiments.tiny_pool.questions import SKILLS, Part, Skill, TinyQuestion, d
 from experiments.tiny_pool.responses import Rule, TinyExpert, work_out, write_response
 from experiments.tiny_pool.tokenizer import END_ID, PAD_ID, encode, encode_chat
 from experiments.tiny_pool.workload import counted
-from mosaic.core.checks import AtLeast0, AtLeast1, check_fields, require
+from mosaic.core.checks import AtLeast0, AtLeast1
 from mosaic.core.workload import ExpertName, Family
 from mosaic.pipelines.aggregation import Response
 from mosaic.pipelines.prompts import expert_prompt
@@ -57,11 +57,6 @@ class Training:
     """Share of the steps, at the end, over which the learning rate falls to nothing."""
     letter_weight: float = 4.0
     """Of the answer's letter in the loss."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "training.")
-        rule = f"at most num_steps={self.num_steps}"
-        require(self.num_opening_steps <= self.num_steps, "training.num_opening_steps", rule, self.num_opening_steps)
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
