@@ -119,23 +119,7 @@ def quote_batch(
     folder: Path | None = None,
     request: BatchRequest | None = None,
 ) -> Quotation:
-    """Run a batch's pilot, or go on with it, and quote the rest.
-
-    Parameters
-    ----------
-    overrides
-        Of run.py: the batch, and where its pilot runs.
-    sizes, kinds
-        Numbers of GPUs, and their kinds (files of conf/hardware); none: the kind of the run.
-    prices, deadline_s
-        See ``mosaic.quote.quotation``.
-    per_expert
-        Calls of the pilot an expert, on average.
-    folder
-        Of the journal; None: one below results/multirun/quote, named by the workload and the backend; of a file the
-        folder that its batch has too.
-    request
-        A file of questions, where the batch is not named by overrides alone.
+    """Run a batch's pilot, or go on with it, and quote the rest; see `quote` for what is given.
 
     Raises
     ------

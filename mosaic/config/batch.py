@@ -10,11 +10,11 @@ import yaml
 
 from mosaic.config.compose import compose_config
 from mosaic.config.engines import find_device
+from mosaic.config.instantiation import TARGET, make
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
 from mosaic.core.workload import Expert
 from mosaic.engines.checkpoints import CheckpointError
-from mosaic.engines.named_models import expert_of_checkpoint
 
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
@@ -173,7 +173,7 @@ def _read_all(entries: Mapping[str, Mapping[str, Any]]) -> list[Expert]:
     made, found = [], []
     for entry in entries.values():
         try:
-            made.append(expert_of_checkpoint(**_arguments(entry)))
+            made.append(make(entry, "--models"))
         except CheckpointError as error:
             found.append(str(error))
     if found:
@@ -182,11 +182,7 @@ def _read_all(entries: Mapping[str, Mapping[str, Any]]) -> list[Expert]:
 
 
 def _entry(name: str, checkpoint: str, request: BatchRequest) -> dict[str, Any]:
-    return {"_target_": MODELS, "name": name, "checkpoint": checkpoint, "checkpoints": request.checkpoints}
-
-
-def _arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "_target_"}
+    return {TARGET: MODELS, "name": name, "checkpoint": checkpoint, "checkpoints": request.checkpoints}
 
 
 def _proposers(pool: Mapping[str, Any]) -> list[str]:

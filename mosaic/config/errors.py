@@ -79,17 +79,12 @@ def exit_with_message() -> Iterator[None]:
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise
             print(f"error: {explain_error(error)}", file=sys.stderr)
-            sys.exit(status_of(error))
+            is_bad_input = isinstance(error, BAD_INPUT)
+            is_in_use = isinstance(error, InUseError)
+            sys.exit(IN_USE_STATUS if is_in_use else BAD_INPUT_STATUS if is_bad_input else MISTAKE_STATUS)
         except KeyboardInterrupt as stop:
             print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)
-
-
-def status_of(error: Exception) -> int:
-    """Give the exit status of a command that ended with an error."""
-    if isinstance(error, InUseError):
-        return IN_USE_STATUS
-    return BAD_INPUT_STATUS if isinstance(error, BAD_INPUT) else MISTAKE_STATUS
 
 
 def explain_error(error: BaseException) -> str:

@@ -40,7 +40,7 @@ class RunSpec:
     job: Job
     seed: int
     aggregator: str | None
-    """Name of the choice."""
+    """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
     runs: bool
     """False: the plan is only explained."""
     report: str | None
@@ -103,7 +103,7 @@ def build_job(
     return RunSpec(
         job=job,
         seed=given.seed,
-        aggregator=pipeline.aggregator,
+        aggregator=given.aggregator["name"] if pipeline.placements else None,
         runs=backend.runs,
         report=report,
         setting=setting,

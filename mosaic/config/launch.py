@@ -61,7 +61,8 @@ def compose_single(arguments: Sequence[str]) -> DictConfig | None:
             config = compose("config", [*arguments], return_hydra_config=True)
     except BAD_INPUT:
         return None
-    if not _is_plain(config.hydra):
+    wanted = config.hydra.overrides.hydra
+    if config.hydra.mode is RunMode.MULTIRUN or not all(each.startswith("hydra.run.dir=") for each in wanted):
         return None
     _require_folder(config, "run")
     HydraConfig.instance().set_config(config)
@@ -72,19 +73,6 @@ def compose_single(arguments: Sequence[str]) -> DictConfig | None:
         folder.mkdir(parents=True, exist_ok=True)
         del config["hydra"]
     return config
-
-
-def _is_plain(hydra: Any) -> bool:
-    """Tell whether Hydra would do no more than make the folder and run."""
-    logging = {hydra.runtime.choices[f"hydra/{name}_logging"] for name in ("job", "hydra")}
-    return (
-        hydra.mode in (None, RunMode.RUN)
-        and all(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-        and hydra.callbacks.keys() <= {"launch"}
-        and hydra.output_subdir is None
-        and not (hydra.job.chdir or hydra.job.env_set or hydra.verbose)
-        and logging == {"disabled"}
-    )
 
 
 def points_of(overrides: Sequence[Override]) -> list[list[str]]:

@@ -48,8 +48,6 @@ class Pipeline(NamedTuple):
 
     graph: CallGraph
     placements: Mapping[str, NodePlacements] = MappingProxyType({})
-    aggregator: str | None = None
-    """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
     calibration: Calibration | None = None
     """Of budgets and hedge, where they are wanted: what was chosen, and on what."""
 
@@ -145,7 +143,7 @@ def _layers(
         min_output_tokens=aggregator.min_output_tokens,
         leaves_one_out=settings.leave_one_out,
     )
-    return Pipeline(graph, {AGGREGATE: _placements(aggregator, expert, machines, options)}, aggregator.name)
+    return Pipeline(graph, {AGGREGATE: _placements(aggregator, expert, machines, options)})
 
 
 def _check_agents(topology: TopologySection) -> None:
