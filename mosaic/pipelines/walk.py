@@ -7,7 +7,7 @@ longer needs, which prompts can be begun and what it answers in the end are read
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter, eq
 from typing import NamedTuple
 
@@ -55,18 +55,24 @@ class NodeState:
     """Its experts cannot read so much."""
 
 
-class QuestionState(NamedTuple):
+@dataclass(slots=True)
+class QuestionState:
     """How a question stands: all that follows from what has ended of its calls."""
 
     graph: CallGraph
     question: Question
     first: Sequence[Call]
     done: Inputs
-    nodes: dict[NodeName, NodeState]
-    exit: tuple[Ballot, Decision] | None
+    nodes: dict[NodeName, NodeState] = field(default_factory=dict)
+    exit: tuple[Ballot, Decision] | None = None
     """Accepted for the question as a whole."""
-    wanted: set[NodeName]
+    wanted: set[NodeName] = field(default_factory=set)
     """Nodes whose calls somebody will read, or whose answers are final."""
+
+    @property
+    def same(self) -> Callable[[str, str], bool] | None:
+        """How its answers compare; None: they cannot."""
+        return self.graph.compare[self.question.answer_kind]
 
     @property
     def merges(self) -> tuple[Call, ...]:
@@ -122,14 +128,13 @@ class QuestionState(NamedTuple):
         last = self._last_decided()
         if last is not None and last.ballot is not None and last.decision is not None:
             return last.ballot, last.decision
-        agents = sorted(self.first, key=attrgetter("key.slot"))
-        ballot = _whole_ballot(self.question, agents, self.done, self.graph.compare[self.question.answer_kind])
+        ballot = self._whole_ballot(sorted(self.first, key=attrgetter("key.slot")), self.done)
         return ballot, PLURALITY.decide(ballot)
 
     def end(self) -> End:
         """Give the final answer of a question whose calls have all ended."""
         ballot, decision = self.vote()
-        done, same = self.done, self.graph.compare[self.question.answer_kind]
+        done = self.done
         last = self._last_calls(decision)
         ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
@@ -139,7 +144,7 @@ class QuestionState(NamedTuple):
         accepted = {agent.key for agent in decided.reads} if decided is not None and decision.skip else set()
         if len(ended) > 1 and accepted != set(last):
             votes = [Vote(record.expert, record.answer) for record in ended]
-            answer = PLURALITY.decide(make_ballot(self.question, votes, same)).answer
+            answer = PLURALITY.decide(make_ballot(self.question, votes, self.same)).answer
         is_too_long = any(state.is_too_long for state in self.nodes.values())
         final = FinalAnswer(
             question=self.question.id,
@@ -148,7 +153,7 @@ class QuestionState(NamedTuple):
             confidence=decision.confidence,
             votes=tuple(vote.answer for vote in ballot.votes),
             gold=self.question.answer,
-            correct=is_correct(answer, self.question, same),
+            correct=is_correct(answer, self.question, self.same),
         )
         return End(final, ballot, decision, is_too_long)
 
@@ -181,6 +186,87 @@ class QuestionState(NamedTuple):
                 num_read = next(place for place, key in enumerate(order) if key not in self.done)
                 yield from _openings_of(self.graph.node(name), self.question, order, num_read, self.done)
 
+    def upper(self, node: Node) -> NodeState:
+        """Tell how a node stands that reads others, which stand already."""
+        graph, done = self.graph, self.done
+        before = [self.nodes[name] for name in node.after]
+        reads = tuple([agent for state in before for agent in state.gives])
+        if not reads:
+            return NodeState(())  # what it would read was not needed
+        rule = _rule_at(graph.rule, node)
+        ballot = decision = None
+        if rule is not None and (graph.rule.is_exit or not any(state.waits for state in before)):
+            ballot, decision = self.ask(rule, reads)
+            if decision is not None and decision.skip:
+                gives = _standing_in(node, reads, ballot, decision) if graph.rule.is_exit else ()
+                return NodeState(gives, reads, ballot=ballot, decision=decision)
+        has_all = all(agent.key in done for agent in reads) if ballot is None or ballot.pending else True
+        late = None if rule is None else self._late(reads)
+        if rule is not None and late is not None:
+            # The others leave open what the rule says, or the late call is waited for.
+            without = self._whole_ballot(reads, {key: record for key, record in done.items() if key != late})
+            without_it = rule.decide(without)
+            late, ballot, decision = (None, ballot, decision) if without_it.skip else (late, without, without_it)
+        if not has_all and (decision is None or not decision.read):
+            return NodeState(self._to_come(node), reads, waits=True, late=late)
+        if ballot is not None and decision is None:
+            decision = PLURALITY.decide(ballot)
+        if (left := _one_left(reads, done)) is not None:
+            return NodeState((), reads, ballot=ballot, decision=decision, left=left)
+        places = sorted(decision.read) if decision is not None and decision.read else range(len(reads))
+        calls = self._calls(node, [reads[place] for place in places if reads[place].key != late])
+        gives = tuple([call for call in calls if call.key.slot < len(node.experts)])
+        return NodeState(gives, reads, calls, False, ballot, decision, late, is_too_long=not calls)
+
+    def ask(self, rule: Rule, agents: Sequence[Agent]) -> tuple[Ballot, Decision | None]:
+        """Collect the votes of those that a node reads, as far as they count, and ask a rule; None: it waits.
+
+        NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one
+        wrote. A vote behind a pending one may find another group in the end, so it counts as pending too.
+        """
+        done = self.done
+        order = _counted(rule, agents, done)
+        pending: Sequence[int] = ()
+        if len(order) < len(agents):
+            counted = set(order)
+            pending = [place for place in range(len(agents)) if place not in counted]
+            if self.same is not eq:
+                pending = range(pending[0], len(agents))
+        votes = [
+            Vote(agent.expert, None if place in pending else vote_of(done.get(agent.key)))
+            for place, agent in enumerate(agents)
+        ]
+        finished: list[CallRecord | None] = []
+        if rule.reads_confidence:
+            records = [done.get(agent.key) for agent in agents]
+            finished = [record if record and record.status is CallStatus.FINISHED else None for record in records]
+        ballot = make_ballot(
+            self.question, votes, self.same, pending=tuple(pending), order=tuple(order), records=tuple(finished)
+        )
+        return ballot, rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
+
+    def _late(self, reads: Sequence[Agent]) -> CallKey | None:
+        """Find the call that may not be waited for past its hedge."""
+        if not self.graph.budgets.hedge_tokens:
+            return None
+        expert_of = {agent.key: agent.expert for agent in reads}
+        return self.graph.budgets.late_candidate(list(expert_of), expert_of, self.done)
+
+    def _whole_ballot(self, agents: Sequence[Agent], done: Inputs) -> Ballot:
+        """Collect the votes of all that have ended; who has not has none."""
+        votes = [Vote(agent.expert, vote_of(done.get(agent.key))) for agent in agents]
+        return make_ballot(self.question, votes, self.same)
+
+    def _to_come(self, node: Node) -> tuple[Agent, ...]:
+        """Name what a node that waits will give to its readers."""
+        experts = () if node.name in self.graph.last_nodes else node.experts
+        return tuple(ToCome(one.name, CallKey(self.question.id, node.name, slot)) for slot, one in enumerate(experts))
+
+    def _calls(self, node: Node, agents: Sequence[Agent]) -> tuple[Call, ...]:
+        order, done = self.graph.prefill_order, self.done
+        keys = dict.fromkeys(agent.key for agent in agents) if order is None else order.ordered(agents)
+        return tuple(node_calls(node, self.question, [done[key] for key in keys], has_places=order is not None))
+
 
 def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inputs) -> QuestionState:
     """Tell how a question stands.
@@ -196,59 +282,20 @@ def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inpu
     done
         Records of its calls that have ended, in the order in which they did.
     """
-    rule, same = graph.rule, graph.compare[question.answer_kind]
+    state = QuestionState(graph, question, first, done)
     leaves = sorted(first, key=attrgetter("key"))
-    accepted = None
-    if rule.scope is Scope.QUESTION:
-        ballot = collect(question, leaves, done, same, rule)
-        decision = rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
+    if graph.rule.scope is Scope.QUESTION:
+        ballot, decision = state.ask(graph.rule, leaves)
         if decision is not None and decision.skip:
-            accepted = ballot, decision
-    states: dict[NodeName, NodeState] = {}
+            state.exit = ballot, decision
     for node in graph.nodes:
         if node.after:
-            states[node.name] = _upper(graph, node, states, question, done, same)
+            state.nodes[node.name] = state.upper(node)
         else:
-            states[node.name] = NodeState(tuple([call for call in leaves if call.key.node == node.name]))
-    wanted = set() if accepted else _wanted(graph, states)
-    return QuestionState(graph, question, first, done, states, accepted, wanted)
-
-
-def _upper(
-    graph: CallGraph,
-    node: Node,
-    states: Mapping[NodeName, NodeState],
-    question: Question,
-    done: Inputs,
-    same: Callable[[str, str], bool] | None,
-) -> NodeState:
-    """Tell how a node stands that reads others."""
-    before = [states[name] for name in node.after]
-    reads = tuple([agent for state in before for agent in state.gives])
-    if not reads:
-        return NodeState(())  # what it would read was not needed
-    rule = _rule_at(graph.rule, node)
-    ballot = decision = None
-    if rule is not None and (graph.rule.is_exit or not any(state.waits for state in before)):
-        ballot = collect(question, reads, done, same, rule)
-        decision = rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
-        if decision is not None and decision.skip:
-            gives = _standing_in(node, reads, ballot, decision) if graph.rule.is_exit else ()
-            return NodeState(gives, reads, ballot=ballot, decision=decision)
-    has_all = all(agent.key in done for agent in reads) if ballot is None or ballot.pending else True
-    late = None
-    if rule is not None and graph.budgets.hedge_tokens:
-        late, ballot, decision = _without_late(graph, rule, reads, ballot, decision, question, done, same)
-    if not has_all and (decision is None or not decision.read):
-        return NodeState(_to_come(graph, node, question), reads, waits=True, late=late)
-    if ballot is not None and decision is None:
-        decision = PLURALITY.decide(ballot)
-    if (left := _one_left(reads, done)) is not None:
-        return NodeState((), reads, ballot=ballot, decision=decision, left=left)
-    places = sorted(decision.read) if decision is not None and decision.read else range(len(reads))
-    calls = _calls(graph, node, question, [reads[place] for place in places if reads[place].key != late], done)
-    gives = tuple([call for call in calls if call.key.slot < len(node.experts)])
-    return NodeState(gives, reads, calls, False, ballot, decision, late, is_too_long=not calls)
+            state.nodes[node.name] = NodeState(tuple([call for call in leaves if call.key.node == node.name]))
+    if state.exit is None:
+        state.wanted = _wanted(graph, state.nodes)
+    return state
 
 
 def _rule_at(rule: Rule, node: Node) -> Rule | None:
@@ -258,40 +305,10 @@ def _rule_at(rule: Rule, node: Node) -> Rule | None:
     return rule if rule.scope is Scope.NODE else PLURALITY
 
 
-def _to_come(graph: CallGraph, node: Node, question: Question) -> tuple[Agent, ...]:
-    """Name what a node that waits will give to its readers."""
-    experts = () if node.name in graph.last_nodes else node.experts
-    return tuple(ToCome(expert.name, CallKey(question.id, node.name, slot)) for slot, expert in enumerate(experts))
-
-
 def _standing_in(node: Node, reads: Sequence[Agent], ballot: Ballot, decision: Decision) -> tuple[Agent, ...]:
     """Let the first response with the accepted answer stand for those of a node that is left out."""
     first = next(place for place in ballot.order if ballot.votes[place].answer == decision.answer)
     return (reads[first],) * len(node.experts)
-
-
-def _without_late(
-    graph: CallGraph,
-    rule: Rule,
-    reads: Sequence[Agent],
-    ballot: Ballot | None,
-    decision: Decision | None,
-    question: Question,
-    done: Inputs,
-    same: Callable[[str, str], bool] | None,
-) -> tuple[CallKey | None, Ballot | None, Decision | None]:
-    """Find the call that is not waited for past its hedge, as the others leave open what the rule says.
-
-    The votes and the decision are then those without it.
-    """
-    expert_of = {agent.key: agent.expert for agent in reads}
-    late = graph.budgets.late_candidate(list(expert_of), expert_of, done)
-    if late is None:
-        return None, ballot, decision
-    others = {key: record for key, record in done.items() if key != late}
-    without = _whole_ballot(question, reads, others, same)
-    without_it = rule.decide(without)
-    return (None, ballot, decision) if without_it.skip else (late, without, without_it)
 
 
 def _one_left(reads: Sequence[Agent], done: Inputs) -> CallKey | None:
@@ -305,12 +322,6 @@ def _one_left(reads: Sequence[Agent], done: Inputs) -> CallKey | None:
     return finished[0] if is_cut and len(finished) == 1 else None
 
 
-def _calls(graph: CallGraph, node: Node, question: Question, agents: Sequence[Agent], done: Inputs) -> tuple[Call, ...]:
-    order = graph.prefill_order
-    keys = dict.fromkeys(agent.key for agent in agents) if order is None else order.ordered(agents)
-    return tuple(node_calls(node, question, [done[key] for key in keys], has_places=order is not None))
-
-
 def _wanted(graph: CallGraph, states: Mapping[NodeName, NodeState]) -> set[NodeName]:
     """Name the nodes whose calls are needed."""
     wanted = set(graph.last_nodes)
@@ -318,39 +329,6 @@ def _wanted(graph: CallGraph, states: Mapping[NodeName, NodeState]) -> set[NodeN
         if node.after and node.name in wanted and states[node.name].waits:
             wanted.update(node.after)
     return wanted
-
-
-def collect(
-    question: Question, agents: Sequence[Agent], done: Inputs, same: Callable[[str, str], bool] | None, rule: Rule
-) -> Ballot:
-    """Collect the votes of those that a node reads, as far as they count.
-
-    NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one wrote.
-    A vote behind a pending one may find another group in the end, so it counts as pending too.
-    """
-    order = _counted(rule, agents, done)
-    pending: Sequence[int] = ()
-    if len(order) < len(agents):
-        counted = set(order)
-        pending = [place for place in range(len(agents)) if place not in counted]
-        if same is not eq:
-            pending = range(pending[0], len(agents))
-    votes = [
-        Vote(agent.expert, None if place in pending else vote_of(done.get(agent.key)))
-        for place, agent in enumerate(agents)
-    ]
-    if not rule.reads_confidence:
-        return make_ballot(question, votes, same, pending=tuple(pending), order=tuple(order))
-    records = [done.get(agent.key) for agent in agents]
-    finished = [record if record and record.status is CallStatus.FINISHED else None for record in records]
-    return make_ballot(question, votes, same, pending=tuple(pending), order=tuple(order), records=tuple(finished))
-
-
-def _whole_ballot(
-    question: Question, agents: Sequence[Agent], done: Inputs, same: Callable[[str, str], bool] | None
-) -> Ballot:
-    """Collect the votes of all that have ended; who has not has none."""
-    return make_ballot(question, [Vote(agent.expert, vote_of(done.get(agent.key))) for agent in agents], same)
 
 
 def _counted(rule: Rule, agents: Sequence[Agent], done: Inputs) -> Sequence[int]:

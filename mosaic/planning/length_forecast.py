@@ -15,7 +15,6 @@ which is about the root of the number that ended.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -169,31 +168,25 @@ def _draws(lengths: Lengths, written: Floats, shifts: Floats) -> Floats:
     return lengths.left(written, spread - np.floor(spread))
 
 
-class ObservedLengths(NamedTuple):
-    """Tokens of an expert's calls."""
-
-    ended: Sequence[int]
-    running: Sequence[int]
-    """Written so far by calls that still write."""
-
-
-def length_scale(sample: Sequence[int], seen: ObservedLengths) -> float:
+def length_scale(sample: Sequence[int], ended: Sequence[int], running: Sequence[int]) -> float:
     """Return the factor by which lengths differ from a sample; 1 where chance explains what was seen.
+
+    ``ended`` are tokens of calls that have ended, ``running`` those written so far by calls that still write.
 
     Examples
     --------
     >>> sample = [100 + 10 * i for i in range(50)]
-    >>> length_scale(sample, ObservedLengths(sample[::2], ()))
+    >>> length_scale(sample, sample[::2], ())
     1.0
-    >>> length_scale(sample, ObservedLengths([3 * n for n in sample], ())) > 2.5
+    >>> length_scale(sample, [3 * n for n in sample], ()) > 2.5
     True
     """
-    num_ended = len(seen.ended)
+    num_ended = len(ended)
     if num_ended < MIN_ENDED or not sample:
         return 1.0
     known = np.sort(np.array(sample, dtype=float))
     hazard = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(len(known), 0, -1))])
-    tokens = np.array([*seen.ended, *seen.running], dtype=float)
+    tokens = np.array([*ended, *running], dtype=float)
 
     def used(scale: float) -> float:
         # NOTE: half of the last step, as a length lies somewhere in it

@@ -13,7 +13,7 @@ from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallStatus
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
-from mosaic.planning.length_forecast import ObservedLengths, length_scale
+from mosaic.planning.length_forecast import length_scale
 from mosaic.planning.profiles import Profile, scaled_profile
 from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.runtime.planner import Planner
@@ -122,7 +122,7 @@ class Revising:
         return {
             expert: self._planned.get((node, expert), 1.0)
             if expert in uncounted
-            else length_scale(samples[expert], ObservedLengths(self._ended[node, expert], running[expert]))
+            else length_scale(samples[expert], self._ended[node, expert], running[expert])
             for expert in dict.fromkeys(call.expert for call in view.running.values())
         }
 

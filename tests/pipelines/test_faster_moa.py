@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import CallKey
+from mosaic.core.workload import PROPOSE, CallKey
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.rules.faster_moa import (
     FasterMoa,
     draw,
     exit_probability,
 )
-from mosaic.pipelines.walk import collect
+from mosaic.pipelines.walk import QuestionState
 from tests.answered_questions import answered, make_question
 
 UNIT = st.floats(0.01, 1.0)
@@ -57,7 +59,8 @@ def test_read_literally_it_rewards_disagreement_and_stops_after_one_agent_three_
 def votes(answers: str, rule: FasterMoa, *, confidence: float | None = 0.95, ended: int = 3) -> Ballot:
     question, first, done = answered(make_question("q"), list(answers))
     done = {key: record._replace(confidence=confidence) for key, record in list(done.items())[:ended]}
-    return collect(question, first, done, comparisons()[question.answer_kind], rule)
+    graph = CallGraph(nodes=(Node(name=PROPOSE),), rule=rule, compare=comparisons())
+    return QuestionState(graph, question, first, done).ask(rule, first)[0]
 
 
 def test_draws_follow_the_seed_and_the_key_and_stop_at_the_first_agent_that_is_enough() -> None:

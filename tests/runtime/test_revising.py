@@ -8,7 +8,7 @@ import pytest
 
 import mosaic
 from mosaic.config.job import simulated_job
-from mosaic.planning.length_forecast import MIN_ENDED, ObservedLengths, length_scale
+from mosaic.planning.length_forecast import MIN_ENDED, length_scale
 from mosaic.planning.profiles import scaled_profile
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
@@ -17,7 +17,7 @@ WORKLOAD = ("workload=gpqa", "aggregator=none", "costs=affine", "profile.store=n
 WRITES_MORE = "QwenR1"
 
 
-def seen_so_far(lengths: list[int], batch: int, until: float) -> ObservedLengths:
+def seen_so_far(lengths: list[int], batch: int, until: float) -> tuple[list[int], list[int]]:
     """Serve calls in a batch that is full, a token an instant each, up to some instant."""
     ended, running, free = [], [], [0.0] * batch
     for tokens in lengths:
@@ -27,7 +27,7 @@ def seen_so_far(lengths: list[int], batch: int, until: float) -> ObservedLengths
             ended.append(tokens)
         elif start < until:
             running.append(int(until - start))
-    return ObservedLengths(ended, running)
+    return ended, running
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
@@ -38,10 +38,10 @@ def test_the_scale_is_found_while_most_calls_still_write(scale: float) -> None:
     for seed in range(60):
         other = random.Random(seed)
         lengths = [round(scale * other.lognormvariate(6, 0.7)) for _ in range(400)]
-        seen = seen_so_far(lengths, 100, 400 * scale)
-        assert len(seen.ended) < len(seen.running)
-        found.append(length_scale(sample, seen))
-        wrong += fmean(seen.ended) < 0.75 * scale * 517  # what a mean of those that have ended would say
+        ended, running = seen_so_far(lengths, 100, 400 * scale)
+        assert len(ended) < len(running)
+        found.append(length_scale(sample, ended, running))
+        wrong += fmean(ended) < 0.75 * scale * 517  # what a mean of those that have ended would say
     assert wrong == 60
     if scale == 1.0:
         assert found == [1.0] * 60, "chance explains all of it"
@@ -51,8 +51,8 @@ def test_the_scale_is_found_while_most_calls_still_write(scale: float) -> None:
 
 def test_few_calls_say_nothing() -> None:
     sample = list(range(10, 110, 10))
-    assert length_scale(sample, ObservedLengths([1000] * (MIN_ENDED - 1), [5000] * 90)) == 1.0
-    assert length_scale((), ObservedLengths([1000] * 50, ())) == 1.0
+    assert length_scale(sample, [1000] * (MIN_ENDED - 1), [5000] * 90) == 1.0
+    assert length_scale((), [1000] * 50, ()) == 1.0
 
 
 def planned_wrongly(seed: int, scale: float) -> Job:
