@@ -1,6 +1,6 @@
 """The simulator as the place where plans run: in the world of the batch, and in another for measuring."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,11 +10,9 @@ import mosaic
 import sim
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
@@ -163,37 +161,21 @@ class SimSite:
         """Give the batch: in the calibration world it has other draws."""
         return self.batch
 
-    def ask(
-        self,
-        name: str,
-        calls: Sequence[Call],
-        plan: Callable[[], Plan],
-        questions: Mapping[str, Question],
-        prompts: Prompts,
-        earlier: Inputs,
-        controllers: Sequence[Controller],
-    ) -> Sequence[CallRecord]:
-        """Draw: what calls say does not depend on when and where they run."""
-        return self.draw(calls, earlier)
-
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord]:
-        """Record what calls say in the calibration world."""
+        """Record what calls say in the calibration world: it does not depend on when and where they run."""
         return draw_records(self.calibration_world, calls, self.experts, earlier)
 
-    def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
-        """Give a backend in the calibration world."""
-        return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
+    def swept_questions(self) -> Sequence[tuple[Question, int]]:
+        """List the questions of the batch's own calls: prompts are visible to a scheduler."""
+        known = {question.id: question for question in self.batch.questions}
+        return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
 
-    def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
+    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend in the calibration world.
 
-        Prompts are visible to a scheduler, so the sweep's calls repeat the batch's own. Every load is cold; sessions
-        have the memory that they will have, and no turns to wait for.
+        Every load is cold; sessions have the memory that they will have, and no turns to wait for.
         """
-        tokens = [call.prompt_tokens for call in self.batch.calls]
-        return self.backend_in(self.calibration_world, use=self.use.one_at_a_time), lambda number: tokens[
-            number % len(tokens)
-        ]
+        return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """Give a backend in the world of the run."""
@@ -203,9 +185,9 @@ class SimSite:
         """List the gangs that the workers make up, as many as the expert's cap allows."""
         return gangs_of(expert, self.cluster.num_workers)
 
-    def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
-        """Take the first workers: they are all alike and do not disturb each other."""
-        return tuple(range(expert.tp_degree))
+    def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
+        """Give the first workers alone: they are all alike and do not disturb each other."""
+        return self.places(expert)[:1]
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """Bound the first layer's makespan by the true lengths."""

@@ -32,5 +32,5 @@ def serve_alone(
     """
     cluster = uniform_cluster(name="one session", num_workers=expert.tp_degree, gpu=site.hardware.gpu)
     alone = replace(site, cluster=cluster)
-    plan = even_plan(calls, [expert], alone, cluster.num_workers)
+    plan = even_plan(calls, [expert], alone.places, cluster.num_workers)
     return execute(plan, calls, alone.backend_in(world, earlier or {}))

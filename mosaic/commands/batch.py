@@ -48,9 +48,9 @@ from mosaic.report.summary_text import rows
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Job, Outcome
-from mosaic.runtime.pilot import Pilot, Stages
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
+from mosaic.runtime.stages import Pilot, Stages
 
 Models = Annotated[
     str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")

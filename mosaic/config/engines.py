@@ -30,7 +30,7 @@ from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.requests import Engines, RunContent
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.vllm_engines import VllmEngines, loading_problems
-from mosaic.pipelines.prompts import check_texts, expert_prompt
+from mosaic.pipelines.prompts import check_texts
 
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
@@ -115,7 +115,7 @@ def _replayed(inputs: SiteInputs) -> Replayed:
     return Replayed(
         run=simulated.world.outcome,
         calibration=simulated.calibration_world.outcome,
-        ask=simulated.draw,
+        draw=simulated.draw,
         answers_source=simulated.answers_source,
     )
 
@@ -222,7 +222,6 @@ def _site(
         seed=inputs.seed,
         profile_seed=inputs.profile_seed,
         circumstances=f"on {inputs.machines.kinds[0].gpu.name}{inputs.draws}",
-        prompt_text=expert_prompt,
         opened=launcher.kept,
         replayed=replayed,
         **own,

@@ -82,8 +82,6 @@ class RunContent:
 
     None: live, the model decides.
     """
-    sampling: Callable[[CallKey], Sampling | None] | None = None
-    """How calls are sampled; None: as their questions say."""
     root_seed: int = 0
     """Responses follow from it and the calls' keys."""
     with_confidence: bool = False
@@ -174,8 +172,6 @@ class RunContent:
 
     def _sampling(self, key: CallKey) -> Sampling:
         """Find what a call's request asks of sampling; a replay samples as the experts do."""
-        if self.sampling is not None:
-            return self.sampling(key) or _AS_THE_EXPERT
         question = self.questions.get(key.question)
         return _AS_THE_EXPERT if question is None or question.sampling is None else question.sampling
 

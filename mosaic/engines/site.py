@@ -7,23 +7,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-from mosaic.core.chat import in_context
 from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.safe_text import file_name
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
+from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.requests import RunContent
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
-from mosaic.runtime.static_plan import execute
+from mosaic.runtime.sweep import of_questions
 from mosaic.runtime.unpriced import gangs_of
 
 
@@ -40,7 +37,7 @@ class Replayed:
 
     run: Outcomes
     calibration: Outcomes
-    ask: Callable[[Sequence[Call], Inputs], Sequence[CallRecord]]
+    draw: Callable[[Sequence[Call], Inputs], Sequence[CallRecord]]
     """Says in the calibration world what calls say."""
     answers_source: str
 
@@ -66,8 +63,6 @@ class EngineSite:
         Of the run, and of what is measured.
     circumstances
         See ``Site``.
-    prompt_text
-        Writes what every expert reads of a question.
     num_calibration_questions
         How many show what a gate leaves; on servers nothing asks for them.
     replayed
@@ -95,7 +90,6 @@ class EngineSite:
         seed: int,
         profile_seed: int,
         circumstances: str,
-        prompt_text: Callable[[Question], str],
         num_calibration_questions: int = 0,
         replayed: Replayed | None = None,
         expert_by_server: Mapping[int, ExpertName] | None = None,
@@ -116,7 +110,6 @@ class EngineSite:
         self._journal = journal
         self._seed = seed
         self._profile_seed = profile_seed
-        self._prompt_text = prompt_text
         self._num_calibration_questions = num_calibration_questions
         self.replayed = replayed
         self.expert_by_server = expert_by_server
@@ -188,23 +181,19 @@ class EngineSite:
             return self._batch
         return first_questions(self._calibration(), self._num_calibration_questions, experts)
 
-    def ask(
-        self,
-        name: str,
-        calls: Sequence[Call],
-        plan: Callable[[], Plan],
-        questions: Mapping[str, Question],
-        prompts: Prompts,
-        earlier: Inputs,
-        controllers: Sequence[Controller],
-    ) -> Sequence[CallRecord]:
-        """Let experts answer calibration questions; those of a replay are simulated."""
-        if self.replayed is not None:
-            return self.replayed.ask(calls, earlier)
-        backend = self.rehearsal(name, questions, prompts, earlier)
-        return execute(plan(), calls, backend, controllers).calls
+    def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
+        """Draw what is replayed; live, the models have to be asked."""
+        return None if self.replayed is None else self.replayed.draw(calls, earlier)
 
-    def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
+    def swept_questions(self) -> Sequence[tuple[Question, int]]:
+        """List the calibration questions; in a replay prompts are as long as the batch's."""
+        if self.replayed is not None:
+            known = {question.id: question for question in self._batch.questions}
+            return [(known[call.key.question], call.prompt_tokens) for call in self._batch.calls]
+        asked = self._calibration()
+        return list(zip(asked.questions, prompt_tokens_by_question(asked), strict=True))
+
+    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend whose responses no batch shares, even with the same questions."""
         seed = calibration_seed(self._profile_seed)
         if self.replayed is None:
@@ -219,23 +208,6 @@ class EngineSite:
                 outcomes=lambda call, inputs: outcomes(call, inputs_of(call, earlier, inputs)), root_seed=seed
             )
         return self._begun(name, content, is_measured=True)
-
-    def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
-        """Give a backend that asks calibration questions in turn; in a replay prompts are as long as the batch's."""
-        if self.replayed is not None:
-            tokens = [call.prompt_tokens for call in self._batch.calls]
-            return self.rehearsal(name, {}, _no_prompt, {}), lambda number: tokens[number % len(tokens)]
-        asked = self._calibration()
-        texts = [in_context(question.context, self._prompt_text(question)) for question in asked.questions]
-        tokens = prompt_tokens_by_question(asked)
-        prompts: Prompts = lambda call, inputs: texts[sweep_number(call.key) % len(texts)]  # noqa: E731
-        content = RunContent(
-            prompts=prompts,
-            sampling=lambda key: asked.questions[sweep_number(key) % len(texts)].sampling,
-            root_seed=calibration_seed(self._profile_seed),
-        )
-        backend = self._begun(name, content, is_measured=True)
-        return backend, lambda number: tokens[number % len(tokens)]
 
     def replaying(self, outcomes: Outcomes, name: str) -> Backend:
         """Give a backend whose calls write as many random tokens as their outcomes have, for a measurement."""
@@ -254,13 +226,9 @@ class EngineSite:
         places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
-    def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
-        """Take turns: workers that are all busy may slow each other down, which is what a run will meet.
-
-        One place further in each round, so that no expert finds itself loaded already.
-        """
-        places = self.places(expert)
-        return places[(session + session // num_experts) % len(places)]
+    def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
+        """Give all places: workers that are all busy may slow each other down, which is what a run will meet."""
+        return self.places(expert)
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """None: only a simulation knows the true lengths."""
@@ -277,14 +245,12 @@ def first_questions(workload: Workload, num_questions: int, experts: Sequence[Ex
     """
     others = {call.key.question for call in workload.calls if call.expert not in experts}
     questions = tuple(question for question in workload.questions if question.id not in others)[:num_questions]
-    kept = {question.id for question in questions}
     if not questions:
         raise BackendError(
             f"workload {workload.name}: calibration questions must ask only experts that are priced, "
             f"{sorted(experts)}, got none: give profile.aggregator_path, or more questions"
         )
-    calls = tuple(call for call in workload.calls if call.key.question in kept)
-    return Workload(name=workload.name, questions=questions, calls=calls)
+    return of_questions(workload, questions)
 
 
 def calibration_seed(seed: int) -> int:
@@ -296,12 +262,3 @@ def prompt_tokens_by_question(workload: Workload) -> list[int]:
     """Prompt tokens by question, as its calls have them; a question without calls has its own."""
     tokens = {call.key.question: call.prompt_tokens for call in workload.calls}
     return [tokens.get(question.id, question.prompt_tokens) for question in workload.questions]
-
-
-def sweep_number(key: CallKey) -> int:
-    """Read the number of a sweep's call out of its key; see ``mosaic.runtime.sweep.sweep_calls``."""
-    return int(key.question.rpartition("-")[2])
-
-
-def _no_prompt(call: Call, inputs: Inputs) -> str:
-    raise AssertionError("a replay asks nothing")

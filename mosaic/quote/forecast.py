@@ -22,8 +22,8 @@ from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
 from mosaic.runtime.controller import Tell
-from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.stages import Pilot
 
 Served: TypeAlias = dict[tuple[ExpertName, int, tuple[Request, ...]], float]
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import pstdev
 
-from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.questions import Questions
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
 from mosaic.runtime.controller import Show, Tell, show_nothing
 from mosaic.runtime.job import Job
-from mosaic.runtime.pilot import Pilot, Stage, Stages, announce_pilot, choose, numbered, run_pilot
+from mosaic.runtime.pilot import choose
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.profiling import Waves
+from mosaic.runtime.rehearsal import questions_of
+from mosaic.runtime.stages import FirstStretch, Pilot, Stage, Stages
 from mosaic.runtime.unpriced import (
-    FirstWorkers,
-    Places,
-    one_session_each,
+    PlacesOf,
+    first_workers,
+    sessions_by_size,
     sessions_in_thirds,
     waves_in_thirds,
     waves_of,
@@ -122,18 +122,17 @@ def run_quote_pilot(
         If calls fail in a row.
     """
     node = upper_node(job)
-    pilot = run_pilot(job, lambda begun: quote_stages(job, tell, per_expert, seed=seed), show, "quote")
-    return _measured(job, node, pilot)
+    stretch = FirstStretch(job, quote_stages(job, per_expert, seed=seed), show, tell)
+    stretch.run("quote", is_quote=True)
+    return _measured(job, node, stretch.outcome)
 
 
-def quote_stages(
-    job: Job, tell: Tell, per_expert: int, *, seed: int = 0, num_workers: int | None = None
-) -> Stages[Pilot]:
+def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int | None = None) -> Stages[Pilot]:
     """Send whole questions, then the calls that say most, then what an aggregator has to read.
 
     Parameters
     ----------
-    job, tell, per_expert, seed
+    job, per_expert, seed
         See `run_quote_pilot`.
     num_workers
         The first so many workers serve it; None: all. A batch on more workers than its quote goes through the same
@@ -143,32 +142,28 @@ def quote_stages(
     first_calls = job.graph.first_calls(job.workload)
     experts = list({expert.name: expert for expert in (*job.graph.experts, *job.experts)}.values())
     num_calls = num_pilot_calls(first_calls, per_expert)
-    workers = FirstWorkers(job.site, min(num_workers or job.cluster.num_workers, job.cluster.num_workers))
-
-    def stage(sessions: tuple[Session, ...], calls: Sequence[Call]) -> Stage:
-        tell(announce_pilot("quote", calls, len(first_calls)))
-        return Stage(sessions, tuple(calls))
+    places = job.site.places if num_workers is None else first_workers(job.site.places, num_workers)
 
     chosen = first_share(first_calls, num_calls, seed=seed)
-    pilot = yield stage(sessions_in_thirds(chosen, experts, workers), chosen)
+    pilot = yield Stage("quote", sessions_in_thirds(chosen, experts, places), chosen)
     written = {key: record.output_tokens for key, record in pilot.records.items()}
     if more := second_share(first_calls, written, num_calls, seed=seed):
-        pilot = yield stage(one_session_each(more, experts, workers), more)
-    questions = Questions(pilot.whole_questions(job.workload, first_calls), job.graph)
-    for call in questions.first_calls:
-        questions.note(pilot.records[call.key])
-    merges = questions.calls_of(node.name) if node is not None else ()
+        counts = Counter(call.expert for call in more)
+        shards = {name: [[call for call in more if call.expert == name]] for name in counts}
+        longest_first = sorted(experts, key=lambda expert: -counts[expert.name])
+        pilot = yield Stage("quote", sessions_by_size(shards, longest_first, places), more)
+    merges = questions_of(job, pilot).calls_of(node.name) if node is not None else ()
     if node is None or not merges:
         return pilot
-    waves = merging_waves(merges, placed(node.experts[0], pilot_degree(job, node)), workers)
-    first_session = pilot.num_sessions
-    pilot = yield stage(tuple(session for wave in waves for session in wave), merges)
-    return replace(pilot, waves={node.name: numbered(waves, first_session)})
+    waves = merging_waves(merges, placed(node.experts[0], pilot_degree(job, node)), places)
+    pilot = yield Stage("quote", tuple(session for wave in waves for session in wave), merges)
+    assert pilot.stage is not None, "it has run"
+    return replace(pilot, waves=pilot.stage.waves)
 
 
-def merging_waves(merges: Sequence[Call], expert: Expert, workers: Places) -> Waves:
+def merging_waves(merges: Sequence[Call], expert: Expert, places: PlacesOf) -> Waves:
     """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
-    return waves_in_thirds(merges, workers.places(expert)) or waves_of([merges], workers.places(expert))
+    return waves_in_thirds(merges, places(expert)) or waves_of([merges], places(expert))
 
 
 def can_quote(job: Job) -> bool:
@@ -201,7 +196,7 @@ def pilot_degree(job: Job, node: Node) -> int:
 
 def _measured(job: Job, node: Node | None, pilot: Pilot) -> QuotePilot:
     records, first_calls = pilot.records, job.graph.first_calls(job.workload)
-    whole = {question.id for question in pilot.whole_questions(job.workload, first_calls).questions}
+    whole = {question.id for question in pilot.whole_questions(job)}
     left = tuple(call for call in first_calls if call.key not in records)
     lengths: dict[str, dict[str, tuple[int, ...]]] = {}
     merged: dict[str, tuple[tuple[int, int], ...]] = {}

@@ -101,7 +101,7 @@ def _send(
         lambda call, inputs: write(call, inputs_of(call, earlier, inputs)),
         name=f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first",
     )
-    plan = even_plan(calls, experts, job.site, job.cluster.num_workers)
+    plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
     with show("audit", Expected()) as shown:
         return execute(plan, calls, backend, shown).calls
 

@@ -38,7 +38,7 @@ def always_aggregate(
         backend = job.site.hindsight({})
         if backend is None:
             return AlwaysAggregate()
-        plan = even_plan(stopped, job.experts, job.site, job.cluster.num_workers)
+        plan = even_plan(stopped, job.experts, job.site.places, job.cluster.num_workers)
         records |= {record.key: record for record in execute(plan, stopped, backend).calls}
     layers = [
         [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
@@ -47,11 +47,13 @@ def always_aggregate(
     said = sorted(
         (*record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()
     )
-    return job.kept(
-        ("always", job.site.truth, shape_of(job.graph.without_rule()), job.workload, layers, msgspec.json.encode(said)),
-        AlwaysAggregate,
-        lambda: _run_without_gate(job, records, layers),
-    )
+    shape = shape_of(job.graph.without_rule())
+    decided_by = "always", job.site.truth, shape, job.workload, layers, msgspec.json.encode(said)
+    always = job.kept(decided_by, AlwaysAggregate)
+    if always is None:
+        always = _run_without_gate(job, records, layers)
+        job.keep(decided_by, always)
+    return always
 
 
 def _run_without_gate(
@@ -66,7 +68,7 @@ def _run_without_gate(
         if backend is None:
             return AlwaysAggregate()
         calls = [call for node in layer for call in again.calls_of(node.name)]
-        result = execute(even_plan(calls, experts, job.site, job.cluster.num_workers), calls, backend)
+        result = execute(even_plan(calls, experts, job.site.places, job.cluster.num_workers), calls, backend)
         aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
         for record in result.calls:
             records[record.key] = record

@@ -113,12 +113,21 @@ class Job:
         """Whether calls are cancelled whose votes no longer matter, by a quorum or by an early exit."""
         return Reaction.QUORUM in self.reactions or self.graph.rule.is_exit
 
-    def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
-        """Measure, or read what the same site has measured of the same."""
-        fingerprint = self.site.fingerprint if self.store is not None else None
-        if self.store is None or fingerprint is None:
-            return measure()
-        return self.store.get((*fingerprint, *decided_by), kind, measure)
+    @property
+    def max_swept_frac(self) -> float | None:
+        """``max_batch_frac`` where calls that are not the batch's cost something."""
+        return None if self.site.way == "simulated" else self.max_batch_frac
+
+    def kept(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
+        """Read what the same site has measured of the same; None: nothing."""
+        fingerprint = self.site.fingerprint
+        return self.store.read((*fingerprint, *decided_by), kind) if self.store and fingerprint else None
+
+    def keep(self, decided_by: Sequence[object], measured: object) -> None:
+        """Keep a measurement for other runs on the same site."""
+        fingerprint = self.site.fingerprint
+        if self.store and fingerprint:
+            self.store.write((*fingerprint, *decided_by), measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

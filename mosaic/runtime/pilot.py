@@ -1,219 +1,22 @@
-"""A pilot: the first stretch of a run, which answers calls of the batch and prices the others by them.
-
-What a call says depends on the seed and its key, and not on the plan, so a pilot's answers are the batch's. The pilot
-is a generator of stages: it yields sessions to run, receives what has ended so far, and returns the prices. A
-controller runs it on the run's own backend; the run goes on from there, or it is a quote and stops.
-"""
+"""A pilot: calls of the batch itself that price the others, and are answered with it."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Generic, TypeAlias, TypeVar
 
-from mosaic.core.commands import Command, Submit
-from mosaic.core.errors import BackendError, DisturbedSweepError
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Ready, Started, Unused
-from mosaic.core.plan import Expected, Session, unpriced_plan
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.view import View
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Workload
-from mosaic.pipelines.node import Node
-from mosaic.pipelines.questions import Questions
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.results import RunResult
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, Show, Tell
+from mosaic.runtime.controller import Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction
-from mosaic.runtime.journal import Journal
-from mosaic.runtime.loop import drive
-from mosaic.runtime.planner import Planner, placed
-from mosaic.runtime.profiling import Waves, fit
-from mosaic.runtime.site import prompts_of
-from mosaic.runtime.static_plan import plan_commands
-from mosaic.runtime.sweep import StopWhenFailing, measured_calls, of_questions
-from mosaic.runtime.unpriced import SHARES, sessions_in_thirds, spread_anew, waves_in_thirds
+from mosaic.runtime.profiling import fit
+from mosaic.runtime.stages import Pilot, Stage, Stages
+from mosaic.runtime.sweep import measured_calls
+from mosaic.runtime.unpriced import sessions_in_thirds
 
-MAX_FAILURES = 4
-"""A pilot stops where so many calls fail in a row: its batch would fare no better."""
 MAX_TRIES = 2
 """Where an expert's sessions were disturbed, more calls of the batch are sent; stages that a start begins in all."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Sessions of a pilot that run together, behind those before."""
-
-    sessions: tuple[Session, ...]
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pilot:
-    """What a pilot has answered so far."""
-
-    records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
-    """Of the calls that finished. Those that failed are planned with the batch."""
-    sessions: tuple[SessionRecord, ...] = ()
-    num_sessions: int = 0
-    """They are the run's first; with those that were lost."""
-    waves: Mapping[NodeName, Waves] = field(default_factory=dict)
-    """In which a quote's merges ran, by node."""
-
-    def whole_questions(self, workload: Workload, first_calls: Sequence[Call]) -> Workload:
-        """Cut the batch down to the questions whose calls of the first layer have all finished here."""
-        open_ = {call.key.question for call in first_calls if call.key not in self.records}
-        return of_questions(workload, tuple(question for question in workload.questions if question.id not in open_))
-
-
-Stages: TypeAlias = Generator[Stage, Pilot, _T]
-
-
-class Unpriced(Exception):
-    """The batch's own calls do not price something: others have to.
-
-    Parameters
-    ----------
-    reason
-        Why they do not.
-    pilot
-        What they have answered.
-    node, planner
-        The node that they do not price, and who plans by the other prices; None: it is the first layer.
-    """
-
-    def __init__(self, reason: str, pilot: Pilot, node: Node | None = None, planner: Planner | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.pilot = pilot
-        self.node = node
-        self.planner = planner
-
-
-class FirstStretch(Generic[_T]):
-    """A controller that runs the stages of a pilot, one after the other, and keeps what they return.
-
-    What lost workers leave is taken over by the others, so that a stage always ends with all its calls: gone through
-    again after an interruption it is the same, and so are the stages behind it.
-    """
-
-    reacts = True
-
-    def __init__(self, stages: Stages[_T]) -> None:
-        self._stages = stages
-        self._has_begun = False
-        self._returned: list[_T] = []
-        self.events: list[Event] = []
-        """What changed sessions and workers, for who joins the run behind the pilot."""
-
-    @property
-    def outcome(self) -> _T:
-        """What the stages returned.
-
-        Raises
-        ------
-        BackendError
-            If the run ended before they did: no worker was left for their calls.
-        """
-        if not self._returned:
-            raise BackendError("pilot: no worker is left for its calls; what has finished is kept")
-        return self._returned[0]
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Begin the next stage when every session of the one before it is over."""
-        if isinstance(event, Ready | Closed | Joined):
-            self.events.append(event)
-        is_over = not view.running and view.opened.keys() <= view.ended.keys()
-        if self._returned or not is_over or not isinstance(event, Started | Finished | Closed | Unused | Lost):
-            return ()
-        try:
-            stage = self._stages.send(pilot_of(view)) if self._has_begun else next(self._stages)
-        except StopIteration as end:
-            self._returned.append(end.value)
-            return ()
-        self._has_begun = True
-        plan = unpriced_plan(stage.sessions, num_workers=view.num_workers)
-        return plan_commands(plan, {call.key: call for call in stage.calls}, view.next_session())
-
-
-class Late:
-    """A controller that follows a run from the end of its pilot on: it receives what the pilot answered.
-
-    Calls that failed there are sent again, and so it does not hear of them twice.
-    """
-
-    def __init__(self, controller: Controller, pilot: Pilot) -> None:
-        self._controller = controller
-        self._pilot = pilot
-        self.reacts = controller.reacts
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Answer as the controller does."""
-        yield from self._controller.on(event, view)
-        if isinstance(event, Started):
-            for record in self._pilot.records.values():
-                yield from self._controller.on(Finished(record.finished_ts or 0.0, record), view)
-
-
-def pilot_of(view: View) -> Pilot:
-    """Read what a pilot has answered off its run."""
-    finished = (record for record in view.calls_by_session() if record.status is CallStatus.FINISHED)
-    return Pilot(
-        records={record.key: record for record in finished},
-        sessions=view.closed_sessions(),
-        num_sessions=view.next_session(),
-    )
-
-
-def pilot_controllers(job: Job, stretch: Controller, shown: Iterable[Controller]) -> list[Controller]:
-    """List the controllers of a run's first stretch."""
-    anew = spread_anew([*job.experts, *job.graph.experts], job.site, job.cluster.num_workers)
-    num_calls = len(job.graph.first_calls(job.workload))
-    stop = StopWhenFailing("pilot", num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
-    return [stretch, anew, stop, *shown]
-
-
-def run_pilot(job: Job, stages_of: Callable[[Set[CallKey]], Stages[_T]], show: Show, title: str = "pilot") -> _T:
-    """Run a pilot and stop: the run goes on from there with the same journal.
-
-    Parameters
-    ----------
-    job
-        The batch.
-    stages_of
-        Makes the stages of the calls that earlier starts submitted.
-    show, title
-        Shows what goes on, and under which name.
-
-    Raises
-    ------
-    BackendError
-        If calls fail in a row.
-    Unpriced
-        As the stages do.
-    """
-    backend = backend_of(job)
-    log = job.site.command_log()
-    stretch = FirstStretch(stages_of(submitted(log)))
-    with show(title, Expected()) as shown:
-        controllers = pilot_controllers(job, stretch, shown)
-        drive(backend, controllers, num_workers=job.cluster.num_workers, log=log, is_quote=True)
-    return stretch.outcome
-
-
-def backend_of(job: Job) -> Backend:
-    """Give the backend of a run, which asks the batch's questions."""
-    known = {question.id: question for question in job.workload.questions}
-    prefixes = None if job.graph.prefill_order is None else prompts_of(job.graph, known, is_whole=False)
-    return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes)
-
-
-def submitted(log: Journal | None) -> Set[CallKey]:
-    """Name the calls that earlier starts submitted."""
-    commands = (action.command for action in (() if log is None else log.earlier))
-    return {command.call.key for command in commands if isinstance(command, Submit)}
 
 
 def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
@@ -310,141 +113,39 @@ def choose(
 
 
 def price_by_pilot(
-    job: Job,
-    experts: Sequence[Expert],
-    source: str,
-    begun: Set[CallKey],
-    tell: Tell,
-    given: Profile | None = None,
-) -> Stages[tuple[Pilot, Profile]]:
+    job: Job, experts: Sequence[Expert], pilot: Pilot, source: str, tell: Tell
+) -> Stages[tuple[Pilot, Profile | None]]:
     """Answer some of the batch's calls, and price the experts of the first layer by them.
 
     Parameters
     ----------
     job, experts
         The batch, and who has calls of the first layer.
+    pilot
+        What a quote has answered.
     source
         Where the profile says it comes from.
-    begun
-        Calls that earlier starts submitted: stages of them are no tries of this one.
     tell
         Receives lines for who waits.
-    given
-        The prices, where others than the batch's own calls had to give them.
 
-    Raises
-    ------
-    Unpriced
-        If sessions were disturbed too often: what was answered is kept all the same.
+    Returns
+    -------
+    tuple[Pilot, Profile | None]
+        What was answered, and the prices; None: sessions were disturbed too often.
     """
     first_calls = job.graph.first_calls(job.workload)
-    pilot = Pilot()
-    if job.quoted is not None:
-        pilot = yield from job.quoted(job, lambda line: None)  # it has announced its calls
-        tell(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
-        if given is not None:
-            return pilot, given
-        try:
-            return pilot, profile_of(job, experts, pilot, source)
-        except DisturbedSweepError as error:
-            tell(f"the quote does not price the batch: {error}")
-            if (reason := why_not(job, [call for call in first_calls if call.key not in pilot.records])) is not None:
-                raise Unpriced(reason, pilot) from error
     num_tries = 0
     while True:
         calls = choose_calls(job, first_calls, pilot.records)
-        num_tries += not any(call.key in begun for call in calls)
-        tell(announce_pilot("pilot", calls, len(first_calls)))
-        pilot = replace((yield Stage(sessions_in_thirds(calls, experts, job.site), calls)), waves=pilot.waves)
-        if given is not None:
-            return pilot, given
+        pilot = yield Stage("pilot", sessions_in_thirds(calls, experts, job.site.places), calls)
+        num_tries += not pilot.is_resumed
         try:
             return pilot, profile_of(job, experts, pilot, source)
         except DisturbedSweepError as error:
             is_over = num_tries >= MAX_TRIES or len(pilot.records) + len(calls) >= len(first_calls)
             tell(f"{error}; {'it is given up' if is_over else 'more calls of the batch are asked'}")
             if is_over:
-                raise Unpriced(str(error), pilot) from error
-
-
-def price_node_by_pilot(
-    job: Job, node: Node, planner: Planner, pilot: Pilot, questions: Questions, source: str, tell: Tell
-) -> Stages[tuple[Pilot, Profile]]:
-    """Price an upper node by the calls that the pilot's own questions need of it, at each degree by others of them.
-
-    Where a quote has sent them at the node's only degree, they are priced as they ran.
-
-    Raises
-    ------
-    Unpriced
-        If they need less than a price takes, or were disturbed.
-    """
-    degrees = planner.degrees(node.name, node.experts[0])
-    if (waves := pilot.waves.get(node.name)) is not None and degrees == (len(waves[0][0].workers),):
-        with suppress(DisturbedSweepError):
-            expert = placed(node.experts[0], degrees[0])
-            return pilot, fit([expert], job.cluster, _own(job, pilot, waves), source, waves)
-    needed = questions.calls_of(node.name)
-    shares: list[tuple[Expert, Sequence[Call]]] = []
-    for expert in dict.fromkeys(node.experts):
-        mine = [call for call in needed if call.expert == expert.name and call.key not in pilot.records]
-        degrees = planner.degrees(node.name, expert)
-        least = SHARES * len(degrees)
-        if len(mine) < least:
-            reason = f"of the pilot's questions {len(mine)} need {expert.name}, and its price takes {least}"
-            raise Unpriced(reason, pilot, node, planner)
-        shares += [(placed(expert, degree), mine[turn :: len(degrees)]) for turn, degree in enumerate(degrees)]
-    profiles = []
-    for expert, calls in shares:
-        tell(announce_pilot(f"pilot of {node.name}", calls, len(needed)))
-        waves = waves_in_thirds(calls, job.site.places(expert))
-        before = pilot
-        pilot = yield Stage(tuple(session for wave in waves for session in wave), tuple(calls))
-        pilot = replace(pilot, waves=before.waves)
-        for call in calls:
-            if call.key in pilot.records:
-                questions.note(pilot.records[call.key])
-        try:
-            waves = numbered(waves, before.num_sessions)
-            profiles.append(fit([expert], job.cluster, _own(job, pilot, waves), source, waves))
-        except DisturbedSweepError as error:
-            raise Unpriced(str(error), pilot, node, planner) from error
-    return pilot, Profile(source=source, entries=tuple(entry for profile in profiles for entry in profile.entries))
-
-
-def numbered(waves: Waves, first_session: int) -> list[tuple[Session, ...]]:
-    """Number the sessions of waves as the run does, in which they were the first of a stage from this number on."""
-    return [tuple(replace(session, id=session.id + first_session) for session in wave) for wave in waves]
-
-
-def _own(job: Job, pilot: Pilot, waves: Waves) -> RunResult:
-    """Give the calls and sessions of waves.
-
-    Raises
-    ------
-    DisturbedSweepError
-        If calls failed.
-    """
-    keys = [key for wave in waves for session in wave for key in session.shard]
-    numbers = {session.id for wave in waves for session in wave}
-    if any(key not in pilot.records for key in keys):
-        raise DisturbedSweepError("pilot: calls failed")
-    return RunResult(
-        calls=tuple(pilot.records[key] for key in keys),
-        sessions=tuple(session for session in pilot.sessions if session.session in numbers),
-        num_workers=job.cluster.num_workers,
-    )
-
-
-def questions_of(job: Job, pilot: Pilot) -> tuple[Workload, Questions]:
-    """Give the questions that the pilot answered whole, on their way through the pipeline."""
-    whole = pilot.whole_questions(job.workload, job.graph.first_calls(job.workload))
-    kept = {question.id for question in whole.questions}
-    questions = Questions(whole, job.graph)
-    for key, record in pilot.records.items():
-        if key.question in kept:
-            questions.note(record)
-    return whole, questions
+                return pilot, None
 
 
 def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -> Profile:
@@ -461,19 +162,3 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
     asked = {record.expert for record in finished}
     whole = RunResult(calls=finished, sessions=served, num_workers=job.cluster.num_workers)
     return fit([expert for expert in experts if expert.name in asked], job.cluster, whole, source)
-
-
-def announce_pilot(what: str, calls: Iterable[Call], num_batch_calls: int) -> str:
-    """Say how many calls of the batch are sent before it is planned, and why they cost nothing.
-
-    Examples
-    --------
-    >>> from mosaic.core.workload import PROPOSE
-    >>> calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "Qwen" if i % 3 else "GLM", 10) for i in range(180)]
-    >>> announce_pilot("pilot", calls, 1800)
-    "pilot: 180 of the batch's own 1,800 calls (GLM 60, Qwen 120), to price the others; their answers are kept"
-    """
-    num_calls = Counter(call.expert for call in calls)
-    listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
-    own = f"{num_calls.total():,} of the batch's own {num_batch_calls:,} calls ({listed})"
-    return f"{what}: {own}, to price the others; their answers are kept"

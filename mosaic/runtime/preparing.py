@@ -1,33 +1,26 @@
-"""Measures what is not given and plans the first layer: before a run, or in its first stretch."""
+"""Measures what is not given and plans the first layer, in stages: before a run, or in its first stretch."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from mosaic.core.results import CallRecord
-from mosaic.core.workload import CallKey, Expert, NodeName, Workload
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.workload import Expert, ExpertName, NodeName
 from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.node import Node
 from mosaic.planning.expected_calls import plan_expected
-from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Show, Tell
+from mosaic.planning.profiles import Profile, ProfileEntry
+from mosaic.runtime.controller import Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction, shape_of
-from mosaic.runtime.pilot import (
-    Pilot,
-    Stages,
-    Unpriced,
-    price_by_pilot,
-    price_node_by_pilot,
-    questions_of,
-    why_not,
-    why_not_kept,
-)
+from mosaic.runtime.pilot import price_by_pilot, profile_of, why_not, why_not_kept
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.rehearsal import Rehearsal, rehearse, sweep_node
-from mosaic.runtime.sweep import measured_calls, sweep_first_layer
+from mosaic.runtime.rehearsal import Rehearsal, price_by_pilot_questions, price_by_rehearsal, rehearse
+from mosaic.runtime.site import prompts_of
+from mosaic.runtime.stages import OtherCalls, Pilot, Stage, Stages, undisturbed
+from mosaic.runtime.sweep import Row, Sweep, rows_of, sweep_calls, sweep_number
+from mosaic.runtime.unpriced import sessions_by_size
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
@@ -45,128 +38,134 @@ class Begun:
     rehearsal: Rehearsal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """Prices of calls that are not the batch's, where its own give none."""
-
-    first: Profile | None = None
-    upper: Mapping[NodeName, Profile] = field(default_factory=dict)
-    rehearsal: Rehearsal = field(default_factory=Rehearsal)
-    num_starts: int = 1
-    """Of the run in this process: after other calls were measured it goes on from its journal."""
+def measure_and_plan(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
+    """Measure all that is not given, and plan the first layer."""
+    begun = yield from plan_first_layer(job, step, tell)
+    with step("profile_upper"):
+        planner, pilot, rehearsal = yield from price_upper_nodes(job, begun.planner, begun.pilot, begun.rehearsal, tell)
+    return replace(begun, planner=planner, pilot=pilot, rehearsal=rehearsal)
 
 
-def has_pilot(job: Job) -> bool:
-    """Tell whether a run begins with calls of the batch that price the others."""
-    if job.quoted is not None and why_not_kept(job) is None:
-        return True
-    return job.profile is None and why_not(job, job.graph.first_calls(job.workload)) is None
-
-
-def measure_and_plan(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
-    """Measure on calls that are not the batch's, and plan the first layer.
+def plan_first_layer(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
+    """Measure the first layer where it is not given, and plan it.
 
     Where a plan expects cancelled calls, calibration questions go through the pipeline first.
-    """
-    with step("profile"):
-        profile = job.profile or _swept_profile(job, show, tell)
-    with step("plan"):
-        planner, planned = _plan_first(job, profile, Pilot(), tell)
-        rehearsal = Rehearsal()
-        if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
-            rehearsal = _rehearse(job, planner, show, tell)
-            agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
-            if agreement.is_ever_settled:
-                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
-                planned = planner.plan(job.graph.first_calls(job.workload), saved=expected)
-        return Begun(planner=planner, planned=planned, pilot=Pilot(), rehearsal=rehearsal)
-
-
-def measured_by_pilot(job: Job, given: Given, tell: Tell, begun: Set[CallKey]) -> Stages[Begun]:
-    """Measure on the batch's own calls, and plan what they leave of the first layer.
 
     Parameters
     ----------
     job
         The batch.
-    given
-        What others had to price.
+    step
+        Times the steps.
     tell
         Receives lines for who waits.
-    begun
-        Calls that earlier starts submitted.
 
     Raises
     ------
-    Unpriced
-        If others have to price something.
+    ValueError
+        If only the batch's own calls may be measured, and they cannot be.
     """
-    graph, site = job.graph, job.site
-    source = f"{site.way} pilot of {job.workload.name} {site.circumstances}"
-    pilot, profile = yield from price_by_pilot(job, _pool(job), source, begun, tell, job.profile or given.first)
-    planner, planned = _plan_first(job, profile, pilot, tell)
-    _, questions = questions_of(job, pilot)
-    profiles = dict(planner.profiles)
-    models = models_of(graph)
-    for node in graph.upper_nodes:
-        if job.upper_profile is not None or node.name in given.upper:
-            profiles[node.name] = job.upper_profile or given.upper[node.name]
-        elif models[node.name] != node.name:
-            profiles[node.name] = profiles[models[node.name]]
-        elif given.rehearsal.calls:
-            raise Unpriced("one below it was not asked", pilot, node, planner)
-        else:
-            source = _source_of(job, node)
-            pilot, profiles[node.name] = yield from price_node_by_pilot(
-                job, node, planner, pilot, questions, source, tell
-            )
-    return Begun(planner=replace(planner, profiles=profiles), planned=planned, pilot=pilot, rehearsal=given.rehearsal)
+    with step("profile"):
+        pilot, profile = yield from _price_first_layer(job, tell)
+    with step("plan"):
+        planner = _planner_of(job, profile)
+        planned, rehearsal = _plan_first(job, planner, pilot, tell), Rehearsal()
+        if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
+            rehearsal = yield from rehearse(job, planner, pilot)
+            agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
+            if agreement.is_ever_settled:
+                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
+                planned = planner.plan(job.graph.first_calls(job.workload), saved=expected)
+    return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal)
 
 
-def measure_otherwise(job: Job, missing: Unpriced, given: Given, show: Show, tell: Tell) -> Given:
-    """Measure on other calls what the batch's own do not price."""
-    given = replace(given, num_starts=given.num_starts + 1)
-    node, planner, pilot = missing.node, missing.planner, missing.pilot
-    if node is None or planner is None:
-        return replace(given, first=_swept_profile(job, show, tell))
-    tell(f"{node.name} is not priced by the batch's own calls: {missing.reason}")
-    whole = pilot.whole_questions(job.workload, job.graph.first_calls(job.workload))
-    known = whole if whole.questions else None
-    rehearsal = given.rehearsal
-    if not rehearsal.calls:
-        rehearsal = _rehearse(job, planner, show, tell, known, pilot.records)
-    profile = _sweep_node(job, node, planner, rehearsal, show, tell)
-    return replace(given, upper={**given.upper, node.name: profile}, rehearsal=rehearsal)
+def measure_profiles(job: Job, tell: Tell) -> Stages[Mapping[NodeName, Profile]]:
+    """Measure on calls that are not the batch's, and plan nothing of the batch."""
+    profile = job.profile or (yield from _sweep(job, tell))
+    planner, _, _ = yield from price_upper_nodes(job, _planner_of(job, profile), Pilot(), Rehearsal(), tell)
+    return planner.profiles
 
 
-def _rehearse(
-    job: Job,
-    planner: Planner,
-    show: Show,
-    tell: Tell,
-    asked: Workload | None = None,
-    answered: Mapping[CallKey, CallRecord] | None = None,
-) -> Rehearsal:
-    most = measured_calls(len(job.workload.questions), _max_batch_frac(job))
-    return rehearse(job.graph, planner, job.site, show, asked=asked, answered=answered, max_questions=most, tell=tell)
+def _price_first_layer(job: Job, tell: Tell) -> Stages[tuple[Pilot, Profile]]:
+    """Price the first layer by calls of the batch, where their answers can be kept, and else by others."""
+    source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
+    quoted = pilot = Pilot()
+    profile = job.profile
+    if job.quoted is not None and why_not_kept(job) is None:
+        quoted = pilot = yield from job.quoted(job)
+        tell(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
+        if profile is None:
+            try:
+                profile = profile_of(job, _pool(job), pilot, source)
+            except DisturbedSweepError as error:
+                tell(f"the quote does not price the batch: {error}")
+    left = [call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records]
+    if profile is None and why_not(job, left) is None:
+        pilot, profile = yield from price_by_pilot(job, _pool(job), pilot, source, tell)
+    if profile is None:
+        profile = yield from _sweep(job, tell)
+    return replace(pilot, waves=quoted.waves), profile
 
 
-def _sweep_node(job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell) -> Profile:
-    """Measure an upper node, with no more than a share of the calls that the batch is expected to have for it."""
-    num_calls = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
-    most, source = measured_calls(num_calls, _max_batch_frac(job)), _source_of(job, node)
-    return sweep_node(node, rehearsal, job.graph, planner, job.site, source, show, max_calls=most, tell=tell)
+def _sweep(job: Job, tell: Tell) -> Stages[Profile]:
+    """Price the first layer by other calls.
+
+    Of each expert no more are sent than a share of the calls that it has, but a few in any case. Experts are measured
+    at each of their degrees and on each kind of GPU that can hold them. Calls are cut as those of the batch are: so
+    prices are of what is written within the budgets.
+
+    Raises
+    ------
+    ValueError
+        If only the batch's own may be measured, and they cannot be.
+    """
+    first = job.graph.first_calls(job.workload)
+    reason = why_not(job, first)
+    if reason is not None and job.profile_source is ProfileSource.BATCH:
+        raise ValueError(f"profile.source must be auto or calibration here, got 'batch': {reason}")
+    if reason is not None and job.profile_source is ProfileSource.AUTO:
+        tell(f"none of the batch's own calls are measured: {reason}")
+    source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
+    asked = [call.expert for call in first], [call.prompt_tokens for call in first]
+    decided_by = "first layer", job.sweep, source, job.graph.budgets, *asked
+    profile = job.kept(decided_by, Profile)
+    if profile is None:
+        sweeps = job.sweep.by_expert(first, job.max_swept_frac)
+        swept = [expert for expert in _pool(job) if expert.name in sweeps]
+        fits = job.costs(profile=Profile(source="none yet", entries=()), num_calls_by_expert={}).fits
+        entries: list[ProfileEntry] = []
+        for row in rows_of(swept, job.cluster, job.site.swept_places, fits):
+            stage_of = partial(_sweep_stage, job, row, sweeps)
+            priced = partial(profile_of, job, row.experts, source=source)
+            entries += (yield from undisturbed(stage_of, priced, tell)).entries
+        profile = Profile(source=source, entries=tuple(entries))
+        job.keep(decided_by, profile)
+    return profile
 
 
-def _plan_first(job: Job, profile: Profile, pilot: Pilot, tell: Tell) -> tuple[Planner, Planned]:
+def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stage:
+    """Let experts that are measured together go through questions of calibration in turn."""
+    asked = job.site.swept_questions()
+    prompt_tokens = [tokens for _, tokens in asked]
+    names = [expert.name for expert in row.experts]
+    shards = {name: list(sweep_calls(sweeps[name], name, job.graph.first_nodes[0], prompt_tokens)) for name in names}
+    calls = tuple(call for own in shards.values() for shard in own for call in shard)
+    questions = {call.key.question: asked[sweep_number(call) % len(asked)][0] for call in calls}
+    prompts = prompts_of(job.graph, questions)
+    other = OtherCalls(
+        name=row.name, why="to price sessions", given_by="profile.path", questions=questions, prompts=prompts
+    )
+    return Stage("profiling", sessions_by_size(shards, row.experts, row.places), calls, other)
+
+
+def _plan_first(job: Job, planner: Planner, pilot: Pilot, tell: Tell) -> Planned:
     """Plan what a pilot leaves of the first layer."""
     first = tuple(call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records)
     if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
         tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
-    planner = _planner_of(job, profile)
     if job.choose_plan is None or job.plans:
-        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
-    return planner, job.choose_plan(planner, first, pilot, tell)
+        return planner.plan(first, saved=job.plans[0] if job.plans else None)
+    return job.choose_plan(planner, first, pilot, tell)
 
 
 def _planner_of(job: Job, profile: Profile) -> Planner:
@@ -183,84 +182,54 @@ def _planner_of(job: Job, profile: Profile) -> Planner:
     )
 
 
-def _swept_profile(job: Job, show: Show, tell: Tell) -> Profile:
-    """Price the first layer by other calls.
-
-    Raises
-    ------
-    ValueError
-        If only the batch's own may be measured, and they cannot be.
-    """
-    first = job.graph.first_calls(job.workload)
-    reason = why_not(job, first)
-    if reason is not None and job.profile_source is ProfileSource.BATCH:
-        raise ValueError(f"profile.source must be auto or calibration here, got 'batch': {reason}")
-    if reason is not None and job.profile_source is ProfileSource.AUTO:
-        tell(f"none of the batch's own calls are measured: {reason}")
-    source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
-    asked = [call.expert for call in first], [call.prompt_tokens for call in first]
-    sweep = partial(sweep_first_layer, job.sweep, first, _pool(job), job.cluster, job.site, source, show)
-    most, budgets = _max_batch_frac(job), job.graph.budgets
-    fits = job.costs(profile=Profile(source="none yet", entries=()), num_calls_by_expert={}).fits
-    return job.kept(
-        ("first layer", job.sweep, source, budgets, *asked),
-        Profile,
-        lambda: sweep(budgets=budgets, max_batch_frac=most, fits=fits, tell=tell),
-    )
-
-
-def _source_of(job: Job, node: Node) -> str:
-    """Say where the price of an upper node comes from."""
-    return (
-        f"{job.site.way} {node.name} of {job.workload.name} after gate={job.graph.rule.name} {job.site.circumstances}"
-    )
-
-
-def _max_batch_frac(job: Job) -> float | None:
-    return None if job.site.way == "simulated" else job.max_batch_frac
-
-
 def _pool(job: Job) -> tuple[Expert, ...]:
     """Give the pool, and experts that only the graph names."""
     known = {expert.name for expert in job.experts}
     return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
 
 
-def measure_profiles(job: Job, show: Show, tell: Tell) -> Mapping[NodeName, Profile]:
-    """Measure on calls that are not the batch's, and plan nothing of the batch."""
-    planner = _planner_of(job, job.profile or _swept_profile(job, show, tell))
-    return price_upper_nodes(job, planner, Rehearsal(), show, tell)[0].profiles
-
-
 def price_upper_nodes(
-    job: Job, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell
-) -> tuple[Planner, Rehearsal]:
+    job: Job, planner: Planner, pilot: Pilot, rehearsal: Rehearsal, tell: Tell
+) -> Stages[tuple[Planner, Pilot, Rehearsal]]:
     """Measure the nodes that read others, where no profile of them is given.
+
+    The questions of a pilot price them, if enough of these need them; else a rehearsal does, on other calls.
 
     Raises
     ------
     InfeasibleError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    graph, given = job.graph, job.upper_profile
-    profiles = dict(planner.profiles)
+    graph, given, waves = job.graph, job.upper_profile, pilot.waves
+    profiles, models = dict(planner.profiles), models_of(graph)
     if graph.upper_nodes and Reaction.NO_BARRIER in job.reactions and not rehearsal.calls:
-        rehearsal = _rehearse(job, planner, show, tell)
-    models = models_of(graph)
+        rehearsal = yield from rehearse(job, planner, pilot)
     for node in graph.upper_nodes:
         if given is not None or models[node.name] != node.name:
             profiles[node.name] = given or profiles[models[node.name]]
             continue
-
-        def measure(node: Node = node) -> Profile:
-            nonlocal rehearsal
+        source = (
+            f"{job.site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {job.site.circumstances}"
+        )
+        degrees = planner.degrees(node.name, node.experts[0])
+        decided_by = source, node.name, shape_of(graph), job.workload, degrees
+        found: Profile | str | None
+        if not pilot.num_sessions:
+            found = job.kept(decided_by, Profile)
+        elif rehearsal.calls:
+            found = "one below it was not asked"
+        else:
+            pilot, found = yield from price_by_pilot_questions(job, node, planner, pilot, waves, source)
+        if isinstance(found, str):
+            tell(f"{node.name} is not priced by the batch's own calls: {found}")
+        if not isinstance(found, Profile):
             if not rehearsal.calls:
-                rehearsal = _rehearse(job, planner, show, tell)
-            return _sweep_node(job, node, planner, rehearsal, show, tell)
-
-        decided_by = (node.name, shape_of(graph), job.workload, planner.degrees(node.name, node.experts[0]))
-        profiles[node.name] = job.kept((_source_of(job, node), *decided_by), Profile, measure)
-    return replace(planner, profiles=profiles), rehearsal
+                rehearsal = yield from rehearse(job, planner, pilot)
+            found = yield from price_by_rehearsal(job, node, planner, rehearsal, source, tell)
+            if not pilot.num_sessions:
+                job.keep(decided_by, found)
+        profiles[node.name] = found
+    return replace(planner, profiles=profiles), pilot, rehearsal
 
 
 def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:

@@ -1,26 +1,27 @@
-"""A rehearsal: calibration questions go through the pipeline, so that what a gate selects for is what is measured."""
+"""Prices of upper nodes, by the calls that questions which were answered before leave to them."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from mosaic.core.plan import Expected, Plan
-from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
 from mosaic.pipelines.budgets import cut_record
-from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.controller import Controller, Show, Tell
+from mosaic.runtime.controller import Tell
+from mosaic.runtime.job import Job
 from mosaic.runtime.planner import Planner, placed
-from mosaic.runtime.site import Site, prompts_of
-from mosaic.runtime.stopping import Cuts
-from mosaic.runtime.sweep import again_if_disturbed, announcement, of_questions, run_waves
-from mosaic.runtime.unpriced import even_plan, spread_anew
+from mosaic.runtime.profiling import Waves, fit_entry
+from mosaic.runtime.site import prompts_of
+from mosaic.runtime.stages import MAX_FAILURES, OtherCalls, Pilot, Stage, Stages, undisturbed
+from mosaic.runtime.sweep import measured_calls, of_questions, wave_shards
+from mosaic.runtime.unpriced import SHARES, even_plan, waves_in_thirds, waves_of
 
-SPARED = "profile.aggregator_path=FILE spares them"
+GIVEN_BY = "profile.aggregator_path"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
 
 
@@ -44,60 +45,40 @@ class Rehearsal:
         }
 
 
-def rehearse(
-    graph: CallGraph,
-    planner: Planner,
-    site: Site,
-    show: Show,
-    *,
-    asked: Workload | None = None,
-    answered: Mapping[CallKey, CallRecord] | None = None,
-    max_questions: int | None = None,
-    tell: Tell = lambda line: None,
-) -> Rehearsal:
+def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
     """Send calibration questions through all layers but the last, and see what each upper node gets.
 
-    A node that gets nothing there has no typical call; then all questions stand in.
-
-    Parameters
-    ----------
-    graph, planner, site
-        The pipeline, who plans its first layer, and where.
-    show
-        Shows what goes on.
-    asked
-        Which questions; None: those of calibration.
-    answered
-        What is known of their calls, of a pilot: these are not sent.
-    max_questions
-        Most questions that are asked; None: as many as the site gives.
-    tell
-        Receives how many calls come.
+    A node that gets nothing there has no typical call; then all questions stand in. Where a pilot has answered
+    questions of the batch, these are taken, and what is known of their calls is not sent.
     """
-    graph = graph.deciding()
-    if asked is None:
+    graph, site = job.graph.deciding(), job.site
+    whole = pilot.whole_questions(job) if pilot.records else ()
+    if whole:
+        asked = of_questions(job.workload, whole)
+    else:
         asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
-        asked = first_questions(asked, max_questions)
+        most = measured_calls(len(job.workload.questions), job.max_swept_frac)
+        asked = asked if most is None else of_questions(asked, asked.questions[:most])
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls
-    make: Callable[[], Plan] = lambda: planner.plan(questions.first_calls).plan  # noqa: E731
     records: dict[CallKey, CallRecord] = {}
-    known_before = answered or {}
     typical: dict[NodeName, tuple[Call, ...]] = {}
     needed_frac: dict[NodeName, float] = {}
     for number, layer in enumerate(graph.layers[1:]):
-        said = [known_before[call.key] for call in calls if call.key in known_before]
-        calls = [call for call in calls if call.key not in known_before]
-        if calls:
-            count = dict(Counter(call.expert for call in calls))
-            tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
-            with show("calibrating", Expected()) as shown:
-                prompts = prompts_of(graph, known)
-                anew = spread_anew([*planner.experts, *graph.experts], site, planner.cluster.num_workers)
-                controllers: tuple[Controller, ...] = (Cuts(graph.budgets), anew, *shown)
-                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, controllers)
-        for record in said:
+        ended = [pilot.records[call.key] for call in calls if call.key in pilot.records]
+        calls = [call for call in calls if call.key not in pilot.records]
+        drawn = site.draw(calls, records)
+        if drawn is None and calls:
+            spread = partial(even_plan, calls, graph.experts, site.places, planner.cluster.num_workers)
+            plan = spread() if number else planner.plan(calls).plan
+            prompts = prompts_of(graph, known)
+            other = OtherCalls(
+                name=f"calibration_{number}", why="to see what the gate leaves", given_by=GIVEN_BY, questions=known,
+                prompts=prompts, earlier=records, max_failures=MAX_FAILURES,
+            )  # fmt: skip
+            drawn = tuple((yield Stage("calibrating", plan.sessions, tuple(calls), other)).records.values())
+        for record in (*ended, *(drawn or ())):
             records[record.key] = cut_record(record, graph.budgets)
             questions.note(records[record.key])
         for question in known if number == 0 else ():
@@ -109,50 +90,111 @@ def rehearse(
             needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
             typical[node.name] = mine or questions.calls_of(node.name, skipping=False)
         calls = [call for node in layer for call in typical[node.name]]
-        left = [call for call in calls if call.key not in known_before]
-        make = partial(even_plan, left, graph.experts, site, planner.cluster.num_workers)
     return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
 
 
-def first_questions(workload: Workload, num_questions: int | None) -> Workload:
-    """Cut a workload down to its first questions; None: all of them."""
-    if num_questions is None or num_questions >= len(workload.questions):
-        return workload
-    return of_questions(workload, workload.questions[:num_questions])
+def price_by_rehearsal(
+    job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, source: str, tell: Tell
+) -> Stages[Profile]:
+    """Measure a node's experts, at each degree at which they may be placed, on what a rehearsal leaves to it.
 
-
-def sweep_node(
-    node: Node,
-    rehearsal: Rehearsal,
-    graph: CallGraph,
-    planner: Planner,
-    site: Site,
-    source: str,
-    show: Show,
-    *,
-    max_calls: int | None = None,
-    tell: Tell = lambda line: None,
-) -> Profile:
-    """Measure a node's experts, at each degree at which they may be placed, on what calibration leaves to it.
-
-    ``max_calls`` bounds each of these measurements, and ``tell`` receives how many calls come.
+    Each of these measurements has no more than a share of the calls that the batch is expected to have for the node.
     """
-    what = f"profiling {node.name}"
+    num_expected = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
+    most = measured_calls(num_expected, job.max_swept_frac)
+    prompts = prompts_of(job.graph, rehearsal.questions)
     entries: list[ProfileEntry] = []
-    prompts = prompts_of(graph, rehearsal.questions)
     for expert in dict.fromkeys(node.experts):
         calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
         for degree in planner.degrees(node.name, expert) if calls else ():  # every question may be too long for it
+            other = OtherCalls(
+                name=f"profile_{node.name}_{expert.name}_tp{degree}", why="to price it", given_by=GIVEN_BY,
+                questions=rehearsal.questions, prompts=prompts, earlier=rehearsal.records,
+            )  # fmt: skip
             shaped = placed(expert, degree)
-
-            def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
-                backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
-                with show(what, Expected()) as shown:
-                    return run_waves(
-                        shaped, calls, planner.cluster, backend, site.places(shaped), (Cuts(graph.budgets), *shown),
-                        max_calls=max_calls,
-                        log=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
-                    )  # fmt: skip
-
-            entries.append(again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, site, tell))
+            stage_of = partial(_wave_stage, job, node, shaped, calls, most, other)
+            entries.append((yield from undisturbed(stage_of, partial(fit_stage, job, shaped), tell)))
     return Profile(source=source, entries=tuple(entries))
+
+
+def _wave_stage(
+    job: Job, node: Node, expert: Expert, calls: Sequence[Call], max_calls: int | None, other: OtherCalls
+) -> Stage:
+    """Let an expert serve calls in waves, with as many replicas as its cap and the cluster allow."""
+    places = job.site.places(expert)
+    shards = list(wave_shards(calls, len(places), max_calls))
+    sessions = tuple(session for wave in waves_of(shards, places) for session in wave)
+    return Stage(f"profiling {node.name}", sessions, tuple(call for shard in shards for call in shard), other)
+
+
+def price_by_pilot_questions(
+    job: Job, node: Node, planner: Planner, pilot: Pilot, waves: Waves, source: str
+) -> Stages[tuple[Pilot, Profile | str]]:
+    """Price an upper node by the calls that the pilot's own questions need of it, at each degree by others of them.
+
+    Where a quote has sent them in waves at the node's only degree, they are priced as they ran.
+
+    Returns
+    -------
+    tuple[Pilot, Profile | str]
+        What was answered, and the prices, or why there are none.
+    """
+    degrees = planner.degrees(node.name, node.experts[0])
+    if waves and degrees == (len(waves[0][0].workers),):
+        with suppress(DisturbedSweepError):
+            entry = fit_waves(job, placed(node.experts[0], degrees[0]), waves, pilot)
+            return pilot, Profile(source=source, entries=(entry,))
+    needed = questions_of(job, pilot).calls_of(node.name)
+    shares: list[tuple[Expert, Sequence[Call]]] = []
+    for expert in dict.fromkeys(node.experts):
+        mine = [call for call in needed if call.expert == expert.name and call.key not in pilot.records]
+        degrees = planner.degrees(node.name, expert)
+        least = SHARES * len(degrees)
+        if len(mine) < least:
+            return pilot, f"of the pilot's questions {len(mine)} need {expert.name}, and its price takes {least}"
+        shares += [(placed(expert, degree), mine[turn :: len(degrees)]) for turn, degree in enumerate(degrees)]
+    entries = []
+    for expert, calls in shares:
+        sessions = tuple(session for wave in waves_in_thirds(calls, job.site.places(expert)) for session in wave)
+        pilot = yield Stage(f"pilot of {node.name}", sessions, tuple(calls))
+        try:
+            entries.append(fit_stage(job, expert, pilot))
+        except DisturbedSweepError as error:
+            return pilot, str(error)
+    return pilot, Profile(source=source, entries=tuple(entries))
+
+
+def fit_waves(job: Job, expert: Expert, waves: Waves, pilot: Pilot) -> ProfileEntry:
+    """Fit the costs of an expert to waves of its replicas.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If calls failed, or sessions that were interrupted leave too few others.
+    """
+    keys = {key for wave in waves for session in wave for key in session.shard}
+    numbers = {session.id for wave in waves for session in wave}
+    if not keys <= pilot.records.keys():
+        raise DisturbedSweepError("pilot: calls failed")
+    result = RunResult(
+        calls=tuple(record for key, record in pilot.records.items() if key in keys),
+        sessions=tuple(session for session in pilot.sessions if session.session in numbers),
+        num_workers=job.cluster.num_workers,
+    )
+    return fit_entry(expert, job.cluster, result, waves)
+
+
+def fit_stage(job: Job, expert: Expert, pilot: Pilot) -> ProfileEntry:
+    """Fit the costs of an expert to the waves of the last stage."""
+    assert pilot.stage is not None, "it has run"
+    return fit_waves(job, expert, pilot.stage.waves, pilot)
+
+
+def questions_of(job: Job, pilot: Pilot) -> Questions:
+    """Give the batch's questions, of which those that a pilot answered whole are on their way through the pipeline."""
+    whole = {question.id for question in pilot.whole_questions(job)}
+    questions = Questions(job.workload, job.graph)
+    for key, record in pilot.records.items():
+        if key.question in whole:
+            questions.note(record)
+    return questions

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
@@ -20,26 +18,14 @@ from mosaic.runtime.controller import Controller, Show, Tell, Timed, show_nothin
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.loop import drive
-from mosaic.runtime.pilot import FirstStretch, Late, Unpriced, backend_of, pilot_controllers, run_pilot, submitted
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
-from mosaic.runtime.preparing import (
-    Begun,
-    Given,
-    Step,
-    has_pilot,
-    measure_and_plan,
-    measure_otherwise,
-    measure_profiles,
-    measured_by_pilot,
-    price_upper_nodes,
-)
+from mosaic.runtime.preparing import Begun, Step, measure_and_plan, measure_profiles, plan_first_layer
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.site import prompts_of
-
-_T = TypeVar("_T")
+from mosaic.runtime.stages import FirstStretch, Late, backend_of, pilot_of
 
 
 def plan(
@@ -59,11 +45,10 @@ def plan(
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
     _require_workers(job)
-    if not has_pilot(job):
-        return measure_and_plan(job, show, step, tell).planned
-    return _until_priced(
-        job, show, tell, lambda given: run_pilot(job, partial(measured_by_pilot, job, given, tell), show).planned
-    )
+    stretch = FirstStretch(job, plan_first_layer(job, step, tell), show, tell)
+    if stretch.measure():
+        stretch.run("pilot", is_quote=True)
+    return stretch.outcome.planned
 
 
 def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
@@ -80,7 +65,9 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
     """
     _require_workers(job)
     job = replace(job, max_batch_frac=None, profile_source=ProfileSource.CALIBRATION)
-    return measure_profiles(job, show, tell)
+    stretch = FirstStretch(job, measure_profiles(job, tell), show, tell)
+    stretch.measure()
+    return stretch.outcome
 
 
 def run(
@@ -119,64 +106,28 @@ def run(
     """
     if job.site.expert_by_server is not None:
         return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
-    if has_pilot(job):
-        start = partial(_run_from_pilot, job, controllers, show, on_replan, tick_s, step, tell)
-        return _until_priced(job, show, tell, start)
-    begun = measure_and_plan(job, show, step, tell)
-    with step("profile_upper"):
-        planner, rehearsal = price_upper_nodes(job, begun.planner, begun.rehearsal, show, tell)
-        begun = replace(begun, planner=planner, rehearsal=rehearsal)
-    stretch = _Stretch(job, controllers, on_replan)
-    with step("execute"), show("calls", stretch.expected) as shown:
-        job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
-        backend = backend_of(job)
+    first = FirstStretch(job, measure_and_plan(job, step, tell), show, tell)
+    rest = _Stretch(job, controllers, on_replan)
+    if first.measure():
+
+        def go_on(display: ExitStack, view: View) -> Sequence[Controller]:
+            display.close()
+            shown = display.enter_context(show("calls", rest.expected))
+            return rest.begin(replace(first.outcome, pilot=pilot_of(view)), shown, first.events, view)
+
+        with step("execute"):
+            tick_s = tick_s_of(job, None) if tick_s is None else tick_s
+            result = first.run("pilot" if job.quoted is None else "quote", go_on, tick_s=tick_s)
+        return rest.outcome(result, step)
+    begun = first.outcome
+    with step("execute"), show("calls", rest.expected) as shown:
+        made = rest.begin(begun, shown)
+        backend = backend_of(rest.job)
         log = job.site.command_log()
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
-        made = stretch.begin(begun, shown)
         result = drive(backend, made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
         result = replace(result, lower_bound_s=job.site.lower_bound_s(backend))
-    return stretch.outcome(begun, result, step)
-
-
-def _run_from_pilot(
-    job: Job,
-    controllers: Sequence[Controller],
-    show: Show,
-    on_replan: Callable[[Plan, Mapping[int, str]], None],
-    tick_s: float | None,
-    step: Step,
-    tell: Tell,
-    given: Given,
-) -> Outcome:
-    """Run the pilot, plan what it leaves, and go on with that: one run on one backend."""
-    stretch = _Stretch(job, controllers, on_replan)
-    with step("execute"), ExitStack() as display:
-        backend = backend_of(job)
-        log = job.site.command_log()
-        pilot = FirstStretch(measured_by_pilot(job, given, tell, submitted(log)))
-
-        def go_on(view: View) -> Sequence[Controller]:
-            display.close()
-            shown = display.enter_context(show("calls", stretch.expected))
-            return stretch.begin(pilot.outcome, shown, pilot.events, view)
-
-        shown = display.enter_context(show("pilot" if job.quoted is None else "quote", Expected()))
-        first = pilot_controllers(job, pilot, shown)
-        tick_s = tick_s_of(job, None) if tick_s is None else tick_s
-        result = drive(backend, first, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s, then=go_on)
-    if given.num_starts > 1:  # that it was measured elsewhere meanwhile is no interruption
-        result = replace(result, resumptions=result.resumptions[: 1 - given.num_starts])
-    return stretch.outcome(pilot.outcome, result, step)
-
-
-def _until_priced(job: Job, show: Show, tell: Tell, start: Callable[[Given], _T]) -> _T:
-    """Start a run with a pilot, again after other calls have priced what those of the batch do not."""
-    given = Given()
-    while True:
-        try:
-            return start(given)
-        except Unpriced as missing:
-            given = measure_otherwise(job, missing, given, show, tell)
+    return rest.outcome(result, step)
 
 
 class _Stretch:
@@ -185,7 +136,7 @@ class _Stretch:
     def __init__(
         self, job: Job, others: Sequence[Controller], on_replan: Callable[[Plan, Mapping[int, str]], None]
     ) -> None:
-        self._job = job
+        self.job = job
         self._others = others
         self._on_replan = on_replan
         self._planned: list[Planned] = []
@@ -197,7 +148,8 @@ class _Stretch:
         self, begun: Begun, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
     ) -> Sequence[Controller]:
         """Make the controllers; ``events`` and ``view`` are those of a pilot before."""
-        job = self._job = replace(self._job, graph=in_order_of_length(self._job.graph, begun.planner.profiles))
+        self._begun = begun
+        job = self.job = replace(self.job, graph=in_order_of_length(self.job.graph, begun.planner.profiles))
         self._questions = Questions(job.workload, job.graph)
         for record in begun.pilot.records.values():
             self._questions.note(record)
@@ -211,9 +163,9 @@ class _Stretch:
         self._timed = [Timed(one) for one in made] if job.site.way != "simulated" else []
         return self._timed or made
 
-    def outcome(self, begun: Begun, result: RunResult, step: Step) -> Outcome:
+    def outcome(self, result: RunResult, step: Step) -> Outcome:
         """Put together what came of the run."""
-        job, planned = self._job, tuple(self._planned)
+        job, begun, planned = self.job, self._begun, tuple(self._planned)
         num_pilot_sessions = begun.pilot.num_sessions
         result = replace(result, first_nodes=job.graph.first_nodes, num_pilot_sessions=num_pilot_sessions)
         outcome = Outcome(

@@ -5,12 +5,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 from mosaic.core.chat import Chat
-from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import Journal
 
 Prompts: TypeAlias = Callable[[Call, Inputs], str | Chat]
@@ -87,29 +85,13 @@ class Site(Protocol):
         They ask only the experts that are named: those that have been measured.
         """
 
-    def ask(
-        self,
-        name: str,
-        calls: Sequence[Call],
-        plan: Callable[[], Plan],
-        questions: Mapping[str, Question],
-        prompts: Prompts,
-        earlier: Inputs,
-        controllers: Sequence[Controller],
-    ) -> Sequence[CallRecord]:
-        """Let experts answer calibration questions, by a plan where that takes one.
+    def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
+        """Record what calls say to calibration questions, without their times; None: models have to be asked."""
 
-        Parameters
-        ----------
-        name, questions, prompts, earlier
-            As in ``rehearsal``.
-        calls, plan
-            What is asked, and what plans it.
-        controllers
-            Who hears the events.
-        """
+    def swept_questions(self) -> Sequence[tuple[Question, int]]:
+        """List the questions that sweeps go through in turn, with the tokens of their prompts."""
 
-    def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
+    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend to measure on.
 
         Parameters
@@ -119,11 +101,8 @@ class Site(Protocol):
         questions, prompts
             What is asked.
         earlier
-            Records, of other rehearsals, of calls that those of this one come after.
+            Records, of other measurements, of calls that those of this one come after.
         """
-
-    def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
-        """Give a backend that serves the calls of a profile's sweep, and their prompt tokens by number."""
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """Give a backend that meets the run's own draws once more; None: there is none."""
@@ -131,8 +110,8 @@ class Site(Protocol):
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs of workers where an expert may run."""
 
-    def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
-        """Say where the session of a sweep runs, by its number."""
+    def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
+        """List the gangs where an expert's sessions of a sweep run, in turn."""
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """Bound the first layer's makespan from below, from what really happened; None: not known."""

@@ -1,6 +1,6 @@
 """Measurements that are kept by what decides them, so that runs with the same world measure once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from hashlib import sha256
@@ -26,8 +26,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
-        """Read what the same values have decided before, or measure it.
+    def read(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
+        """Read what the same values have decided before; None: it must be measured.
 
         Parameters
         ----------
@@ -36,20 +36,23 @@ class Store:
             they are.
         kind
             Of what is measured: a dataclass.
-        measure
-            Measures it.
         """
-        key = sha256("\n".join(map(_digest, decided_by)).encode()).hexdigest()[:32]
-        path = self._folder / f"{kind.__name__}-{key}.json"
         with suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        measured = measure()
+            return msgspec.json.decode(self._path(decided_by, kind).read_bytes(), type=kind)
+        return None
+
+    def write(self, decided_by: Sequence[object], measured: object) -> None:
+        """Keep a measurement."""
+        path = self._path(decided_by, type(measured))
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{getpid()}.part")
             part.write_bytes(msgspec.json.encode(measured))
             part.replace(path)
-        return measured
+
+    def _path(self, decided_by: Sequence[object], kind: type[object]) -> Path:
+        key = sha256("\n".join(map(_digest, decided_by)).encode()).hexdigest()[:32]
+        return self._folder / f"{kind.__name__}-{key}.json"
 
 
 def _digest(value: object) -> str:

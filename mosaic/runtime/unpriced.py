@@ -1,10 +1,9 @@
 """Sessions by no price: for what is asked before there is one, and for measuring it."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import TypeAlias
 
 from mosaic.core.checks import require
 from mosaic.core.errors import InfeasibleError
@@ -17,24 +16,18 @@ SHARES = 1 + 2 + 4
 """Three sessions serve a seventh, two and four of an expert's calls: the points that a line needs."""
 
 
-class Places(Protocol):
-    """Says where experts may run: a site, or a part of it."""
-
-    def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs of workers where an expert may run."""
+PlacesOf: TypeAlias = Callable[[Expert], Sequence[tuple[int, ...]]]
+"""Lists the gangs of workers where an expert may run."""
 
 
-@dataclass(frozen=True, slots=True)
-class FirstWorkers:
-    """The first so many workers of a site."""
+def first_workers(places: PlacesOf, num_workers: int) -> PlacesOf:
+    """Leave the first so many workers; all, where they make up no gang."""
 
-    site: Places
-    num_workers: int
+    def left(expert: Expert) -> Sequence[tuple[int, ...]]:
+        every = places(expert)
+        return [place for place in every if max(place) < num_workers] or every  # its own may be lost
 
-    def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs of these workers; of all, where none is left."""
-        places = self.site.places(expert)
-        return [place for place in places if max(place) < self.num_workers] or places  # its own may be lost
+    return left
 
 
 def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
@@ -51,23 +44,23 @@ def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
     return gangs[: expert.max_replicas]
 
 
-def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Places, num_workers: int) -> Plan:
+def even_plan(calls: Sequence[Call], experts: Sequence[Expert], places: PlacesOf, num_workers: int) -> Plan:
     """Spread calls evenly over as many replicas as each expert may have; experts may be named twice."""
     sessions: list[Session] = []
     for expert in {expert.name: expert for expert in experts}.values():
         mine = [call for call in calls if call.expert == expert.name]
         if mine:
-            places = site.places(expert)
-            parts = split_evenly(len(mine), len(places))
-            sessions += replica_sessions(mine, places, parts, first_id=len(sessions))
+            own = places(expert)
+            parts = split_evenly(len(mine), len(own))
+            sessions += replica_sessions(mine, own, parts, first_id=len(sessions))
     return unpriced_plan(sessions, num_workers=num_workers)
 
 
-def spread_anew(experts: Sequence[Expert], site: Places, num_workers: int) -> Replanning:
+def spread_anew(experts: Sequence[Expert], places: PlacesOf, num_workers: int) -> Replanning:
     """Make a controller that spreads what lost workers leave evenly over the others."""
 
     def plan(left: Sequence[Call], lost: Mapping[int, str]) -> Plan:
-        made = even_plan(left, experts, site, num_workers)
+        made = even_plan(left, experts, places, num_workers)
         if hit := [session.expert for session in made.sessions if not lost.keys().isdisjoint(session.workers)]:
             raise InfeasibleError(f"no place is left for {hit[0]}")
         return made
@@ -75,48 +68,49 @@ def spread_anew(experts: Sequence[Expert], site: Places, num_workers: int) -> Re
     return Replanning(plan)
 
 
-def thirds(calls: Sequence[Call]) -> list[Sequence[Call]]:
-    """Cut calls into three parts, each twice the one before.
+def in_thirds(num_calls: int) -> tuple[int, int, int]:
+    """Cut a number of calls into three parts, each twice the one before.
 
     Examples
     --------
-    >>> from mosaic.core.workload import PROPOSE, CallKey
-    >>> calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 10) for i in range(70)]
-    >>> [[len(part) for part in thirds(calls[:number])] for number in (8, 70)]
-    [[1, 2, 5], [10, 20, 40]]
+    >>> in_thirds(8), in_thirds(70)
+    ((1, 2, 5), (10, 20, 40))
     """
-    small, middle = len(calls) // SHARES, 2 * len(calls) // SHARES
-    bounds = accumulate((small, middle, len(calls) - small - middle), initial=0)
+    small, middle = num_calls // SHARES, 2 * num_calls // SHARES
+    return small, middle, num_calls - small - middle
+
+
+def thirds(calls: Sequence[Call]) -> list[Sequence[Call]]:
+    """Cut calls into three parts, each twice the one before."""
+    bounds = accumulate(in_thirds(len(calls)), initial=0)
     return [calls[low:high] for low, high in pairwise(bounds)]
 
 
-def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], site: Places) -> tuple[Session, ...]:
-    """Cut each expert's calls into three sessions; workers take turns.
-
-    Sizes outside, experts inside, as in a sweep: an expert is loaded for each of its sessions, as in a batch.
-    """
+def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], places: PlacesOf) -> tuple[Session, ...]:
+    """Cut each expert's calls into three sessions; workers take turns."""
     by_expert: dict[ExpertName, list[Call]] = {}
     for call in calls:
         by_expert.setdefault(call.expert, []).append(call)
-    used = [expert for expert in experts if expert.name in by_expert]
-    parts = {name: thirds(own) for name, own in by_expert.items()}
+    return sessions_by_size({name: thirds(own) for name, own in by_expert.items()}, experts, places)
+
+
+def sessions_by_size(
+    shards: Mapping[ExpertName, Sequence[Sequence[Call]]], experts: Iterable[Expert], places: PlacesOf
+) -> tuple[Session, ...]:
+    """Give each shard of an expert's calls a session; workers take turns.
+
+    Sizes outside, experts inside, so that an expert is loaded for each of its sessions, as in a batch, and its load is
+    measured again, unless it is alone in the pool. Workers that are all busy may slow each other down, which is what a
+    run will meet. One place further in each round, so that no expert finds itself loaded already.
+    """
+    used = [expert for expert in experts if expert.name in shards]
     sessions: list[Session] = []
-    for index in range(3):
+    for index in range(max(map(len, shards.values()))):
         for expert in used:
-            if part := parts[expert.name][index]:
+            if index < len(shards[expert.name]) and (part := shards[expert.name][index]):
                 number = len(sessions)
-                sessions.append(_session(number, expert, part, site, number + number // len(used)))
+                sessions.append(_session(number, expert, part, places, number + number // len(used)))
     return tuple(sessions)
-
-
-def one_session_each(calls: Sequence[Call], experts: Iterable[Expert], site: Places) -> tuple[Session, ...]:
-    """Give each expert one session with all of its calls; workers take turns, and the longest come first."""
-    pool = {expert.name: expert for expert in experts}
-    counts = Counter(call.expert for call in calls)
-    return tuple(
-        _session(number, pool[name], [call for call in calls if call.expert == name], site, number)
-        for number, (name, _) in enumerate(counts.most_common())
-    )
 
 
 def waves_of(shards: Iterable[Sequence[Call]], places: Sequence[tuple[int, ...]]) -> list[tuple[Session, ...]]:
@@ -137,8 +131,8 @@ def waves_in_thirds(calls: Sequence[Call], places: Sequence[tuple[int, ...]]) ->
     return waves_of(thirds(calls), places) if places else []
 
 
-def _session(number: int, expert: Expert, calls: Sequence[Call], site: Places, turn: int) -> Session:
-    places = site.places(replace(expert, max_replicas=None))
+def _session(number: int, expert: Expert, calls: Sequence[Call], places: PlacesOf, turn: int) -> Session:
+    gangs = places(replace(expert, max_replicas=None))
     keys = tuple(call.key for call in calls)
-    workers = places[turn % len(places)]
+    workers = gangs[turn % len(gangs)]
     return Session(id=number, expert=expert.name, node=calls[0].key.node, workers=workers, shard=keys)

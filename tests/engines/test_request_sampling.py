@@ -56,7 +56,8 @@ def test_all_of_it_decides_the_response(sampling):
 
 
 def test_a_seed_gives_each_slot_a_draw_of_its_own():
-    content = RunContent(prompts=lambda call, inputs: "x", sampling=lambda key: Sampling(seed=7))
+    question = Question(id="q", prompt_tokens=3, sampling=Sampling(seed=7))
+    content = RunContent(prompts=lambda call, inputs: "x", questions={"q": question})
     seeds = [content.request(Call(CallKey("q", PROPOSE, slot), "A", 10), SERVED, {}, None).seed for slot in (0, 1, 0)]
     assert seeds[0] == seeds[2] != seeds[1]
 

@@ -13,8 +13,8 @@ from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import PaperCosts
 from mosaic.quote.forecast import best_plan
 from mosaic.quote.quotation import Quotation, describe
-from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planner
+from mosaic.runtime.stages import Pilot
 from tests.factories import (
     SlottedSessions,
     make_calls,

@@ -107,7 +107,7 @@ def test_as_many_places_merge_as_the_merges_price(num_merges: int, sizes: list[t
     (expert, *_), cluster = job.experts, job.cluster
     assert len(job.site.places(expert)) == cluster.num_workers == 4
     merges = [call for call in job.workload.calls if call.expert == expert.name][:num_merges]
-    waves = merging_waves(merges, expert, job.site)
+    waves = merging_waves(merges, expert, job.site.places)
     assert [tuple(sorted((len(session.shard) for session in wave), reverse=True)) for wave in waves] == sizes
 
 

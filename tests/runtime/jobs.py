@@ -1,23 +1,32 @@
 """Jobs on the simulator whose calls say what a table has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
-from mosaic.core.workload import AGGREGATE, Call, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.core.workload import AGGREGATE, Call, Expert, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.rules.rule import Never
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import AffineCosts
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Show, show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import NodePlacements, Placement
+from mosaic.runtime.stages import FirstStretch, Stages
 from mosaic.runtime.sweep import Sweep
+from mosaic.runtime.unpriced import gangs_of
 from sim.site import SimSite
 from tests.answered_questions import make_moa, make_question
-from tests.factories import make_call, make_cluster, make_expert
+from tests.factories import make_call, make_cluster, make_expert, make_workload
 from tests.sim.random_runs import committed_hardware
 
+T = TypeVar("T")
+ALONE = mixture_of_agents(None, rule=Never(), compare=comparisons())
+"""Experts whom nobody reads."""
 VOTES = {"agreed": "AAA", "split": "ABC", "dumb": "D--"}
 """By question; - is unparsable."""
 SAID = {"agreed": "B", "split": "C"}
@@ -42,6 +51,40 @@ class Told:
             return Outcome(2 * self.output_tokens, self.said.get(key.question))
         vote = self.votes.get(key.question, "---")[key.slot]
         return Outcome(self.output_tokens, None if vote == "-" else vote)
+
+
+class MeasuringSite:
+    """Measures on backends that a function makes; its calibration questions are of 100 tokens, 101 tokens and so on."""
+
+    name, way, circumstances, fingerprint, expert_by_server = "scripted", "measured", "by hand", None, None
+
+    def __init__(self, make: Callable[[], Backend], num_workers: int = 1, begun: Sequence[str] = ()) -> None:
+        self.make, self.num_workers, self.begun, self.names = make, num_workers, begun, []
+
+    def measuring(self, name, questions, prompts, earlier) -> Backend:
+        self.names.append(name)
+        return self.make()
+
+    def has_begun(self, name: str) -> bool:
+        return name in self.begun
+
+    def draw(self, calls, earlier) -> None:
+        return None
+
+    def swept_questions(self) -> list[tuple[Question, int]]:
+        return [(make_question(f"c{number}"), 100 + number) for number in range(100)]
+
+    def places(self, expert: Expert) -> list[tuple[int, ...]]:
+        return gangs_of(expert, self.num_workers)
+
+    swept_places = places
+
+
+def measured_on(job: Job, stages: Stages[T], show: Show = show_nothing) -> T:
+    """Go through stages of calls that are not the batch's."""
+    stretch = FirstStretch(job, stages, show)
+    assert not stretch.measure()
+    return stretch.outcome
 
 
 def make_questions(prompt_tokens: int = 50) -> tuple[Question, ...]:
@@ -72,3 +115,12 @@ def make_job(graph: CallGraph | None = None, *, questions=(), world: Any = None,
         **changes,
     }  # fmt: skip
     return Job(**arguments)
+
+
+def measuring_job(site: MeasuringSite, num_calls: Mapping[str, int], **changes: Any) -> Job:
+    """A batch of so many calls of each expert, measured on a site."""
+    arguments = {
+        "experts": tuple(map(make_expert, num_calls)), "workload": make_workload(num_calls),
+        "cluster": make_cluster(site.num_workers), "site": site, "placements": {}, **changes,
+    }  # fmt: skip
+    return make_job(ALONE, **arguments)

@@ -15,7 +15,8 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.controller import show_nothing
 from mosaic.runtime.job import Job, ProfileSource, Reaction
-from mosaic.runtime.pilot import Pilot, Stage, choose_calls, run_pilot, wanted_calls, why_not
+from mosaic.runtime.pilot import choose_calls, wanted_calls, why_not
+from mosaic.runtime.stages import FirstStretch, Pilot, Stage
 from mosaic.runtime.sweep import Sweep
 from mosaic.runtime.unpriced import sessions_in_thirds, thirds
 from tests.answered_questions import make_moa, make_question
@@ -80,7 +81,7 @@ def test_upper_nodes_are_priced_by_calls_that_the_pilots_questions_need() -> Non
     pilot = [record for record in outcome.result.calls if record.session < outcome.result.num_pilot_sessions]
     assert Counter(record.key.node for record in pilot)[AGGREGATE] >= 7
     assert [line.split(":")[0] for line in told] == ["pilot", "pilot of aggregate"]
-    assert "45 of the batch's own 180 calls (A 15, B 15, C 15)" in told[0]
+    assert "45 of the batch's own calls (A 15, B 15, C 15)" in told[0]
 
 
 def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_told() -> None:
@@ -145,15 +146,15 @@ def run_stages(job: Job, losses):
 
     losing = Losing(job.site, losses)
 
-    def stages(begun):
+    def stages():
         pilot = Pilot()
         for site in (job.site, losing):
             calls = choose_calls(job, first_calls(job), pilot.records)
-            stage = Stage(sessions_in_thirds(calls, job.experts, site), calls)
+            stage = Stage("pilot", sessions_in_thirds(calls, job.experts, site.places), calls)
             pilot = yield stage
             seen.append((stage, pilot))
 
-    run_pilot(replace(job, site=losing), stages, show_nothing)
+    FirstStretch(replace(job, site=losing), stages(), show_nothing).run("pilot")
     return seen
 
 

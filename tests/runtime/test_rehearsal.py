@@ -1,22 +1,25 @@
 """What is measured before a run: experts by a sweep, upper nodes on what a rehearsal leaves to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from mosaic.core.errors import BackendError, DisturbedSweepError
-from mosaic.core.workload import AGGREGATE
+from mosaic.core.workload import AGGREGATE, PROPOSE, Workload
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.runtime.controller import show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.rehearsal import rehearse, sweep_node
-from mosaic.runtime.static_plan import execute
-from mosaic.runtime.sweep import Sweep, sweep_first_layer
+from mosaic.runtime.rehearsal import Rehearsal, price_by_rehearsal, rehearse
+from mosaic.runtime.run import measure
+from mosaic.runtime.stages import Pilot
+from mosaic.runtime.sweep import Sweep
 from mosaic.runtime.unpriced import even_plan
 from tests.answered_questions import make_moa, make_tree
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
-from tests.runtime.jobs import HARDWARE, make_job, make_questions
+from tests.factories import make_call, make_entry, make_expert, make_profile
+from tests.runtime.jobs import HARDWARE, MeasuringSite, make_job, make_questions, measured_on, measuring_job
 from tests.runtime.scripted import Scripted
 
 
@@ -29,7 +32,11 @@ def planner_of(job: Job) -> Planner:
 
 
 def rehearse_job(job: Job):
-    return rehearse(job.graph, planner_of(job), job.site, show_nothing)
+    return measured_on(job, rehearse(job, planner_of(job), Pilot()))
+
+
+def price(job: Job, rehearsal: Rehearsal):
+    return price_by_rehearsal(job, job.graph.node(AGGREGATE), planner_of(job), rehearsal, "here", lambda line: None)
 
 
 def test_a_rehearsal_tells_who_reaches_the_aggregator_and_what_it_reads() -> None:
@@ -67,8 +74,7 @@ def test_a_node_is_swept_at_every_degree_at_which_it_may_be_placed() -> None:
         shown.append(name)
         return show_nothing(name, predicted)
 
-    node = job.graph.node(AGGREGATE)
-    profile = sweep_node(node, rehearsal, job.graph, planner_of(job), job.site, "here", show)
+    profile = measured_on(job, price(job, rehearsal), show)
     assert (profile.source, shown) == ("here", ["profiling aggregate"])
     (entry,) = profile.entries
     assert (entry.expert, entry.tp_degree, set(entry.output_tokens)) == ("W", 4, {160})
@@ -77,89 +83,88 @@ def test_a_node_is_swept_at_every_degree_at_which_it_may_be_placed() -> None:
 def test_a_node_that_can_read_no_question_is_not_swept() -> None:
     job = make_job(questions=make_questions(prompt_tokens=7900))
     rehearsal = rehearse_job(job)
-    node = job.graph.node(AGGREGATE)
     assert (rehearsal.calls[AGGREGATE], rehearsal.prompt_tokens()) == ((), {})
-    assert sweep_node(node, rehearsal, job.graph, planner_of(job), job.site, "here", show_nothing).entries == ()
+    assert measured_on(job, price(job, rehearsal)).entries == ()
 
 
 def test_calls_are_spread_evenly_over_replicas_where_there_is_no_price() -> None:
     job = make_job()
     calls = [make_call(f"q{i}", expert="A") for i in range(6)]
-    plan = even_plan(calls, [make_expert("A"), make_expert("idle")], job.site, 4)
+    plan = even_plan(calls, [make_expert("A"), make_expert("idle")], job.site.places, 4)
     assert [len(session.shard) for session in plan.sessions] == [2, 2, 1, 1]
     assert [session.id for session in plan.sessions] == [0, 1, 2, 3]
 
 
-class Shaky:
-    """A site whose first backends have sessions that are interrupted."""
-
-    def __init__(self, num_disturbed: int, begun: Sequence[str] = ()) -> None:
-        self.num_disturbed, self.names, self.begun = num_disturbed, [], begun
-
-    def sweep(self, name, experts):
-        self.names.append(name)
-        is_disturbed = len(self.names) <= self.num_disturbed
-        return Scripted(disturbed=frozenset(range(9)) if is_disturbed else frozenset()), lambda number: 100
-
-    def swept_place(self, expert, session, num_experts):
-        return (session % 2,)
-
-    def has_begun(self, name):
-        return name in self.begun
+def sweep_on(make: Callable[[], Scripted], begun: Sequence[str] = ()):
+    """Measure one of two experts on two workers; gives its entry, and the names of the measurements."""
+    site = MeasuringSite(make, 2, begun)
+    job = measuring_job(
+        site, {"A": 1}, experts=(make_expert("A"), make_expert("idle")), sweep=Sweep(shard_sizes=(1, 3))
+    )
+    profile = measure(job)[PROPOSE]
+    return profile.entries, site.names
 
 
-def sweep_on(site: Shaky):
-    experts = [make_expert("A"), make_expert("idle")]
-    sweep, cluster = Sweep(shard_sizes=(1, 3)), make_cluster(2)
-    return sweep_first_layer(sweep, [make_call()], experts, cluster, site, "shaky", show_nothing)  # type: ignore[arg-type]
+def disturbed(number: int) -> Callable[[], Scripted]:
+    """Make backends; the sessions of the first ones are interrupted."""
+    turn = count()
+    return lambda: Scripted(disturbed=frozenset(range(9)) if next(turn) < number else frozenset())
 
 
 def test_only_experts_with_calls_are_measured_where_the_site_says() -> None:
-    site = Shaky(0)
-    assert [entry.expert for entry in sweep_on(site).entries] == ["A"]
-    assert site.names == ["profile"]
+    backend = Scripted()
+    (entry,), names = sweep_on(lambda: backend)
+    assert (entry.expert, names) == ("A", ["profile"])
+    assert [session.workers for session in backend.sessions] == [(0,), (0,)], "one place further in each round"
 
 
 def test_a_disturbed_measurement_is_made_twice_more_and_no_more() -> None:
-    site = Shaky(2)
-    assert sweep_on(site) == sweep_on(Shaky(0))
-    assert site.names == ["profile", "profile_2", "profile_3"]
+    entries, names = sweep_on(disturbed(2))
+    assert entries == sweep_on(Scripted)[0]
+    assert names == ["profile", "profile_2", "profile_3"]
     with pytest.raises(DisturbedSweepError):
-        sweep_on(Shaky(3))
+        sweep_on(disturbed(3))
 
 
 def test_measurements_that_earlier_starts_began_are_no_tries_of_this_one() -> None:
-    site = Shaky(4, begun=("profile", "profile_2", "profile_3"))
-    assert sweep_on(site) == sweep_on(Shaky(0))
-    assert site.names == ["profile", "profile_2", "profile_3", "profile_4", "profile_5"]
+    entries, names = sweep_on(disturbed(4), begun=("profile", "profile_2", "profile_3"))
+    assert entries == sweep_on(Scripted)[0]
+    assert names == ["profile", "profile_2", "profile_3", "profile_4", "profile_5"]
 
 
-class Broken:
-    """Asks on workers of which one is lost before it has served anything."""
+class Asking(MeasuringSite):
+    """Asks the batch's questions, on workers of which one is lost before it has served anything."""
 
-    def __init__(self, site) -> None:
-        self.site, self.lost, self.backends = site, set(), []
+    def __init__(self, batch: Workload) -> None:
+        super().__init__(lambda: Scripted(losses={1: (0, "its node is gone")}), 2)
+        self.batch = batch
+        self.backends = []
 
-    def __getattr__(self, name):
-        return getattr(self.site, name)
+    def calibration(self, experts):
+        return self.batch
 
-    def places(self, expert):
-        return [(worker,) for worker in range(2) if worker not in self.lost]
-
-    def ask(self, name, calls, plan, questions, prompts, earlier, controllers):
-        self.backends.append(Scripted(losses={1: (0, "its node is gone")}))
-        self.lost.add(1)
-        said = self.site.ask(name, calls, plan, questions, prompts, earlier, controllers)
-        served = {record.key for record in execute(plan(), calls, self.backends[-1], controllers).calls}
-        return [record for record in said if record.key in served]
+    def measuring(self, name, questions, prompts, earlier):
+        self.backends.append(super().measuring(name, questions, prompts, earlier))
+        self.places = lambda expert: [(0,)]
+        return self.backends[-1]
 
 
 def test_a_rehearsal_goes_on_without_the_workers_that_are_lost() -> None:
     job = make_job(make_tree(Majority()), placements={})
-    site = Broken(job.site)
-    rehearsal = rehearse(job.graph, planner_of(job), site, show_nothing)  # type: ignore[arg-type]
-    assert rehearsal == rehearse_job(job)
+    site = Asking(job.workload)
+    rehearsal = rehearse_job(replace(job, site=site))
+    assert len(rehearsal.records) == 9 + 6, "every call of two layers"
+    assert site.names == ["calibration_0", "calibration_1"]
     assert any(session.workers == (1,) for session in site.backends[0].sessions)
-    site.places = lambda expert: [(1,)]
+    alone = Asking(job.workload)
+    alone.measuring = super(Asking, alone).measuring
     with pytest.raises(BackendError, match=r"worker 1: its node is gone\): no place is left for"):
-        rehearse(job.graph, planner_of(job), site, show_nothing)  # type: ignore[arg-type]
+        rehearse_job(replace(job, site=alone))
+
+
+def test_a_rehearsal_in_which_calls_only_fail_stops_with_the_first_cause() -> None:
+    job = make_job(make_tree(Majority()), placements={})
+    site = Asking(job.workload)
+    site.make = lambda: Scripted(num_failed=99)
+    with pytest.raises(BackendError, match="calibrating: 0 of 9 calls finished .*, the first of 4 in a row"):
+        rehearse_job(replace(job, site=site))

@@ -10,7 +10,6 @@ import mosaic
 from mosaic.core.errors import PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
-from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.rules.rule import Majority, Never, Scope
 from mosaic.planning.baselines import RoundRobin
@@ -22,7 +21,7 @@ from tests.answered_questions import make_moa, make_question, make_tree
 from tests.controllers import Watcher
 from tests.factories import assert_plan_valid, make_cluster, make_entry, make_profile
 from tests.run_records import make_failed, make_result
-from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
+from tests.runtime.jobs import ALONE, HARDWARE, Told, make_job, make_questions
 
 
 class Steps:
@@ -80,8 +79,8 @@ def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(r
         make_job(reactions=reactions), controllers=[watcher], show=steps.show, step=steps.step, tick_s=1.0
     )
     assert steps.seen == [
-        "profile", "shows profiling", "plan", "profile_upper", "shows calibrating", "shows profiling aggregate",
-        "execute", "shows calls", "always_aggregate",
+        "profile", "shows profiling", "plan", "profile_upper", "shows profiling aggregate", "execute", "shows calls",
+        "always_aggregate",
     ]  # fmt: skip
     assert sorted(watcher.records) == sorted(outcome.result.calls)
     assert len(steps.watcher.records) > len(watcher.records), "who shows the run hears the measurements too"
@@ -140,9 +139,6 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
     assert never.always.aggregator_s == pytest.approx(
         max(s.end_ts for s in never.result.sessions) - never.result.sessions[-1].load_start_ts
     )
-
-
-ALONE = mixture_of_agents(None, rule=Never(), compare=comparisons())
 
 
 def test_without_an_aggregator_the_majority_of_the_experts_answers() -> None:

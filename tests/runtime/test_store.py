@@ -11,27 +11,21 @@ class Measured:
     seconds: float
 
 
-def test_equal_values_are_measured_once_and_others_anew(tmp_path):
-    measured = []
-
-    def measure() -> Measured:
-        measured.append(None)
-        return Measured(float(len(measured)))
-
-    def get(store: Store, *decided_by: object) -> float:
-        return store.get(decided_by, Measured, measure).seconds
-
+def test_equal_values_are_read_and_others_are_not(tmp_path):
     store, question = Store(tmp_path), Question(id="q", prompt_tokens=10)
-    assert get(store, question, [1, 2]) == 1.0
-    assert get(store, question, [1, 2]) == 1.0
-    assert get(store, question, [1, 3]) == 2.0
-    assert get(Store(tmp_path), Question(id="q", prompt_tokens=10), [1, 2]) == 1.0
-    assert get(Store(tmp_path), Question(id="q", prompt_tokens=11), [1, 2]) == 3.0
+    assert store.read((question, [1, 2]), Measured) is None
+    store.write((question, [1, 2]), Measured(1.0))
+    assert store.read((question, [1, 2]), Measured) == Measured(1.0)
+    assert store.read((question, [1, 3]), Measured) is None
+    assert Store(tmp_path).read((Question(id="q", prompt_tokens=10), [1, 2]), Measured) == Measured(1.0)
+    assert Store(tmp_path).read((Question(id="q", prompt_tokens=11), [1, 2]), Measured) is None
 
 
 def test_what_cannot_be_read_is_measured_again(tmp_path):
     store = Store(tmp_path)
-    store.get(("a",), Measured, lambda: Measured(1.0))
+    store.write(("a",), Measured(1.0))
     (path,) = tmp_path.iterdir()
     path.write_text("{")
-    assert store.get(("a",), Measured, lambda: Measured(2.0)) == Measured(2.0)
+    assert store.read(("a",), Measured) is None
+    store.write(("a",), Measured(2.0))
+    assert store.read(("a",), Measured) == Measured(2.0)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,30 +14,27 @@ from mosaic.core.events import Finished
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.view import View
-from mosaic.core.workload import Expert
+from mosaic.core.workload import PROPOSE, Expert
 from mosaic.planning import Flexible
-from mosaic.runtime.controller import show_nothing
+from mosaic.runtime.job import ProfileSource
 from mosaic.runtime.preparing import measure_and_plan
-from mosaic.runtime.rehearsal import first_questions
 from mosaic.runtime.run import measure, plan, run
+from mosaic.runtime.stages import StopWhenFailing
 from mosaic.runtime.sweep import (
     MIN_CALLS,
-    StopWhenFailing,
     Sweep,
     measured_calls,
     rows_of,
-    run_sweep,
     sweep_calls,
-    sweep_first_layer,
 )
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
 from tests.run_records import make_failed, make_record
-from tests.runtime.jobs import make_job
+from tests.runtime.jobs import MeasuringSite, make_job, measured_on, measuring_job
 from tests.runtime.scripted import Scripted
-from tests.runtime.test_rehearsal import Shaky
 from tests.sim.cluster_runs import make_backend
 
 SWEEP = Sweep(shard_sizes=(2, 5), num_repeats=2)
+POOL = make_expert("A"), make_expert("B")
 DEFAULT = Sweep(shard_sizes=(128, 384, 768), num_repeats=2)
 
 
@@ -52,36 +48,32 @@ def affine(**changes) -> Scripted:
     )
 
 
-def profile_of(backend, *, sweep: Sweep = SWEEP, experts=("A", "B")):
-    return run_sweep(
-        dict.fromkeys(experts, sweep),
-        [make_expert(name) for name in experts],
-        make_cluster(2),
-        backend,
-        lambda i: 100 + i,
-        "by hand",
-    )
+def profile_of(backend, pool=POOL):
+    site = MeasuringSite(backend if callable(backend) else lambda: backend, 2)
+    site.swept_places = lambda expert: [tuple(range(expert.tp_degree))]  # type: ignore[method-assign]
+    num_calls = dict.fromkeys((expert.name for expert in pool), 1)
+    return measure(measuring_job(site, num_calls, experts=tuple(pool), sweep=SWEEP))[PROPOSE]
 
 
 @given(sizes=st.lists(st.integers(1, 20), min_size=2, max_size=4, unique=True), num_repeats=st.integers(1, 3))
 def test_every_calibration_call_is_one_of_its_own(sizes: list[int], num_repeats: int) -> None:
     sweep = Sweep(shard_sizes=tuple(sizes), num_repeats=num_repeats)
-    shards = list(sweep_calls(sweep, "A", lambda i: 100 + i))
+    shards = list(sweep_calls(sweep, "A", PROPOSE, range(100, 200)))
     assert [len(shard) for shard in shards] == [size for size in sizes for _ in range(num_repeats)]
     calls = [call for shard in shards for call in shard]
     assert len({call.key for call in calls}) == len(calls) == sum(sizes) * num_repeats
-    assert [call.prompt_tokens for call in calls] == [100 + i for i in range(len(calls))]
+    assert [call.prompt_tokens for call in calls] == [100 + i % 100 for i in range(len(calls))]
 
 
 def test_experts_do_not_share_calibration_calls() -> None:
-    keys = [{call.key for shard in sweep_calls(SWEEP, name, lambda i: 9) for call in shard} for name in "AB"]
+    keys = [{call.key for shard in sweep_calls(SWEEP, name, PROPOSE, [9]) for call in shard} for name in "AB"]
     assert keys[0].isdisjoint(keys[1])
 
 
 def test_a_sweep_measures_the_law_behind_the_sessions() -> None:
     backend = affine()
     profile = profile_of(backend)
-    assert profile.source == "by hand"
+    assert profile.source == "measured sweep of test by hand"
     assert [entry.expert for entry in profile.entries] == ["A", "B"]
     entry = profile.entry("A", "gpu", 1)
     assert entry.fit.fixed_s == pytest.approx(20.0)
@@ -105,7 +97,7 @@ def test_experts_take_turns_so_that_each_session_loads() -> None:
 
 def test_a_wide_expert_is_measured_at_its_own_degree() -> None:
     backend = affine()
-    profile = run_sweep({"T": SWEEP}, [make_expert("T", tp_degree=2)], make_cluster(2), backend, lambda i: 9, "wide")
+    profile = profile_of(backend, pool=[make_expert("T", tp_degree=2)])
     assert profile.entry("T", "gpu", 2).fit.per_call_s == pytest.approx(3.0)
     assert {session.workers for session in backend.sessions} == {(0, 1)}
 
@@ -126,12 +118,22 @@ def test_a_sweep_that_cannot_finish_stops_and_tells_the_first_cause() -> None:
     with pytest.raises(BackendError) as raised:
         profile_of(backend)
     assert str(raised.value) == (
-        "profile sweep: 0 of 28 calls finished before it stopped: call calibration-A-0 of A failed: no reason is "
+        "profiling: 0 of 28 calls finished before it stopped: call calibration-A-0 of A failed: no reason is "
         "known. Correct this, or give a profile (profile.path, profile.aggregator_path)"
     )
-    lost = affine(losses={0: (1, "its server is gone")})
-    with pytest.raises(DisturbedSweepError, match="2 of 28 calls finished .*: worker 0 is lost: its server is gone"):
-        profile_of(lost)
+
+
+def test_what_a_lost_worker_leaves_is_served_by_the_others_and_prices_nothing() -> None:
+    backend = affine(losses={0: (1, "its server is gone")})
+    site = MeasuringSite(lambda: backend, 2)
+    site.swept_places = lambda expert: [(0,)]
+    site.places = lambda expert: [(1,)]
+    (entry,) = measure(measuring_job(site, {"A": 1}, sweep=SWEEP))[PROPOSE].entries
+    assert {session.workers for session in backend.sessions} == {(0,), (1,)}
+    assert len(entry.output_tokens) == SWEEP.num_calls, "lengths are what they are"
+    site.places = lambda expert: [(0,)]
+    with pytest.raises(BackendError, match="worker 0: its server is gone.*: no place is left for A"):
+        measure(measuring_job(site, {"A": 1}, sweep=SWEEP))
 
 
 def test_a_worker_that_is_lost_when_it_has_nothing_left_stops_no_sweep() -> None:
@@ -145,12 +147,7 @@ def test_sessions_that_were_interrupted_price_nothing_and_their_lengths_count() 
     assert behind.points == before.points[1::2]
     assert behind.output_tokens == before.output_tokens
     with pytest.raises(DisturbedSweepError, match="profile of A: sessions of two sizes must run undisturbed, 1 did"):
-        profile_of(affine(disturbed=frozenset({0, 2})))
-
-
-def test_what_the_backend_lacks_ends_the_sweep() -> None:
-    with pytest.raises(BackendError, match=r"expert must be one of \['A', 'B', 'T'\], got 'C'"):
-        profile_of(make_backend(lambda call, inputs: Outcome(5)), experts=("C",))
+        profile_of(lambda: affine(disturbed=frozenset({0, 2})))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,7 @@ def test_sizes_may_come_as_a_list() -> None:
 
 
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4), View(1)
     failed = make_failed("q1")._replace(response=Response(error="no such model"))
     for _ in range(3):
         assert stop.on(Finished(1.0, failed), view) == ()
@@ -184,7 +181,7 @@ def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
 
 
 def test_a_pilot_goes_on_past_single_failures() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4), View(1)
     for number in range(20):
         record = make_record(f"q{number}")
         stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
@@ -222,23 +219,17 @@ def test_an_experts_sweep_goes_by_its_calls_in_the_batch(num_calls, sizes, num_r
 
 
 def test_experts_with_few_calls_are_measured_less_than_others_and_told_of_before() -> None:
-    calls = [make_call(f"q{i}", expert="A" if i % 10 else "B") for i in range(200)]
-    experts, site, told, backends = [make_expert("A"), make_expert("B")], Shaky(0), [], []
-
-    def sweep(name, swept):
-        backends.append(Scripted())
-        return backends[-1], lambda number: 100
+    backend, told = Scripted(), []
 
     def show(name, predicted):
         assert len(told) == 1, "before anything is sent"
         return nullcontext(())
 
-    site.sweep = sweep  # type: ignore[method-assign]
-    sweep_first_layer(
-        Sweep(shard_sizes=(2, 4, 9)), calls, experts, make_cluster(2), site, "here",  # type: ignore[arg-type]
-        show, max_batch_frac=0.1, tell=told.append,
+    job = measuring_job(
+        MeasuringSite(lambda: backend, 2), {"A": 180, "B": 20}, max_batch_frac=0.1,
+        sweep=Sweep(shard_sizes=(2, 4, 9)), profile_source=ProfileSource.CALIBRATION,
     )  # fmt: skip
-    (backend,) = backends
+    plan(job, show=show, tell=told.append)
     assert [(session.expert, len(session.shard)) for session in backend.sessions] == [
         ("A", 2), ("B", 1), ("A", 4), ("B", 2), ("A", 9), ("B", 5),
     ]  # fmt: skip
@@ -254,14 +245,6 @@ def test_simulations_measure_what_the_sweep_says_and_so_does_who_asks_for_a_prof
     assert measure(replace(job, max_batch_frac=0.01)) == measure(job)
 
 
-def test_a_workload_is_cut_down_to_its_first_questions() -> None:
-    workload = make_job().workload
-    cut = first_questions(workload, 2)
-    assert cut.questions == workload.questions[:2]
-    assert {call.key.question for call in cut.calls} == {question.id for question in cut.questions}
-    assert first_questions(workload, None) is first_questions(workload, 99) is workload
-
-
 OLD, NEW = make_gpu("old"), make_gpu("new")
 
 
@@ -272,9 +255,8 @@ def fits(expert: Expert, workers: Sequence[Worker]) -> bool:
 
 def measured(experts: Sequence[Expert], cluster: Cluster) -> set[tuple[object, ...]]:
     """The gang and the shapes of each row, on a site where experts that have one shape run on the last worker."""
-    site = SimpleNamespace(swept_place=lambda expert, session, num_experts: (9,))
-    rows = rows_of(experts, cluster, site, fits)  # type: ignore[arg-type]
-    return {(row.place_of(row.experts[0], 0), tuple((e.name, e.tp_degree) for e in row.experts)) for row in rows}
+    rows = rows_of(experts, cluster, lambda expert: [(9,)], fits)
+    return {(*row.places(row.experts[0]), tuple((e.name, e.tp_degree) for e in row.experts)) for row in rows}
 
 
 def test_each_degree_is_measured_on_each_kind_that_holds_it() -> None:
@@ -299,7 +281,7 @@ def test_a_job_is_planned_and_run_at_a_degree_that_the_program_chose() -> None:
         experts=tuple(replace(expert, tp_degrees=(2,)) for expert in job.experts),
         workload=job.workload,
     )
-    begun = measure_and_plan(job, show_nothing, lambda name: nullcontext(), lambda line: None)
+    begun = measured_on(job, measure_and_plan(job, lambda name: nullcontext(), lambda line: None))
     entries = begun.planner.profiles["propose"].entries
     assert {(entry.expert, entry.tp_degree) for entry in entries} == {(name, n) for name in "ABC" for n in (1, 2)}
     by_degree = {n: next(e for e in entries if e.expert == "A" and e.tp_degree == n) for n in (1, 2)}

@@ -13,13 +13,21 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
-from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert
+from mosaic.pipelines.call_graph import mixture_of_agents
+from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.rules.rule import Never
+from mosaic.planning.profiles import ProfileEntry
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.planner import Planner
 from mosaic.runtime.profiling import fit_entry
-from mosaic.runtime.sweep import MAX_REPEATS, NUM_SWEPT_CALLS, run_waves
+from mosaic.runtime.rehearsal import Rehearsal, price_by_rehearsal
+from mosaic.runtime.sweep import MAX_REPEATS, NUM_SWEPT_CALLS
 from mosaic.runtime.unpriced import gangs_of
 from mosaic.runtime.unpriced import waves_of as make_waves
 from tests.factories import make_call, make_cluster, make_expert
 from tests.run_records import make_record, make_result, make_session
+from tests.runtime.jobs import MeasuringSite, make_job, measured_on
 from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
 from tests.sim.oracle import LinearTime
@@ -49,10 +57,23 @@ def waves_of(backend: Scripted) -> list[list[Session]]:
     return list(waves.values())
 
 
+def run_waves(expert: Expert, calls: tuple[Call, ...], num_workers: int, backend: Backend) -> ProfileEntry:
+    """Price the aggregator by calls that a rehearsal left to it."""
+    graph = mixture_of_agents(expert, rule=Never(), compare=comparisons())
+    job = replace(make_job(graph, placements={}), cluster=make_cluster(num_workers))
+    job = replace(job, site=MeasuringSite(lambda: backend, num_workers))
+    planner = Planner(
+        experts=(expert,), cluster=job.cluster, scheduler=job.scheduler, costs=job.costs, profiles={},
+    )  # fmt: skip
+    rehearsal = Rehearsal(calls={AGGREGATE: calls}, needed_frac={AGGREGATE: 1.0})
+    node = graph.node(AGGREGATE)
+    (entry,) = measured_on(job, price_by_rehearsal(job, node, planner, rehearsal, "here", lambda line: None)).entries
+    return entry
+
+
 def sweep(number: int, tp_degree: int, *, seconds=lambda worker, num_calls: 1.0 + num_calls, num_workers=4):
     backend = stopwatch(seconds)
-    expert = make_expert("W", tp_degree=tp_degree)
-    return backend, run_waves(expert, merge_calls(number), make_cluster(num_workers), backend)
+    return backend, run_waves(make_expert("W", tp_degree=tp_degree), merge_calls(number), num_workers, backend)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +187,8 @@ def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
 @pytest.mark.parametrize("num_lost", [1, 30])
 def test_part_of_a_sweep_is_no_price(num_lost: int) -> None:
     backend = stopwatch(num_failed=num_lost)
-    with pytest.raises(BackendError, match=r"aggregator sweep: \d+ of \d+ calls finished .*: call q0 of W failed"):
-        run_waves(make_expert("W"), merge_calls(9), make_cluster(4), backend)
-
-
-def test_a_sweep_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"aggregator sweep: calls must be at least one call, got 0"):
-        sweep(0, 1)
+    with pytest.raises(BackendError, match=r"profiling aggregate: \d+ of \d+ calls finished .*: call q0 of W failed"):
+        run_waves(make_expert("W"), merge_calls(9), 4, backend)
 
 
 @pytest.mark.parametrize("tp_degree", [1, 4])
@@ -181,9 +197,7 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
         return Outcome(3000 if call.key.question == "q0" else 30, "A")
 
     expert = make_expert("W", tp_degree=tp_degree)
-    entry = run_waves(
-        expert, merge_calls(40), make_cluster(4), make_backend(outcome, experts=[expert], cluster=make_cluster(4))
-    )
+    entry = run_waves(expert, merge_calls(40), 4, make_backend(outcome, experts=[expert], cluster=make_cluster(4)))
     assert entry.load_s == pytest.approx(10.0 / tp_degree)
     assert entry.lengths.max == 3000
     # The first call of all is the long one, alone in a whole wave, in a half and in a quarter.
@@ -192,15 +206,12 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
 
 
 def test_waves_that_were_interrupted_are_left_out() -> None:
-    expert, cluster = make_expert("W"), make_cluster(2)
-    calls = [make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40)]
-    whole, partly = (
-        run_waves(expert, calls, cluster, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0})
-    )
+    expert, calls = make_expert("W"), tuple(make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40))
+    whole, partly = (run_waves(expert, calls, 2, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0}))
     assert len(partly.points) == len(whole.points) - 1
     assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
-        run_waves(expert, calls, cluster, stopwatch(disturbed=frozenset(range(1000))))
+        run_waves(expert, calls, 2, stopwatch(disturbed=frozenset(range(1000))))
 
 
 def test_waves_whose_workers_were_lost_are_left_out() -> None:
