@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil, log
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -118,19 +118,6 @@ def affine_s(job: Job, pilot: QuotePilot, plan: Plan, simulator: Simulator, clus
     return max(free_s)
 
 
-class Known(NamedTuple):
-    """A pilot whose truth is known."""
-
-    truth_s: float
-    central_s: float
-    spread: float
-
-    @property
-    def error(self) -> float:
-        """Logarithm of the truth over what was predicted."""
-        return log(self.truth_s / self.central_s)
-
-
 def conformal_quantile(scores: Sequence[float], share: float) -> float:
     """Give the score that a new one stays below with this probability, if it is exchangeable with these.
 
@@ -150,8 +137,8 @@ def conformal_quantile(scores: Sequence[float], share: float) -> float:
     return sorted(scores)[place - 1]
 
 
-def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
-    """Read the score of P90 off pilots.
+def calibrate_without(pilots: pl.DataFrame, workload: str) -> Calibration:
+    """Read the score of P90 off the pilots of all other workloads: a quote has never seen its own.
 
     NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
     on others makes it no better for a workload that none of them is.
@@ -161,15 +148,9 @@ def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calib
     ValueError
         If there is no pilot.
     """
-    scores = [pilot.error / widened(pilot.spread) for pilot in pilots]
-    return Calibration(max(0.0, conformal_quantile(scores, share)), source)
-
-
-def calibrate_without(pilots: pl.DataFrame, workload: str) -> Calibration:
-    """Calibrate on the pilots of all other workloads: a quote has never seen its own."""
-    others = pilots.filter(pl.col("workload") != workload)
-    known = [Known(*row) for row in others.select("truth_s", "central_s", "spread").rows()]
-    return calibrate(known, f"all workloads but {workload}")
+    others = pilots.filter(pl.col("workload") != workload).select("truth_s", "central_s", "spread").rows()
+    scores = [log(truth_s / central_s) / widened(spread) for truth_s, central_s, spread in others]
+    return Calibration(max(0.0, conformal_quantile(scores, 0.9)), f"all workloads but {workload}")
 
 
 def with_p90(pilots: pl.DataFrame, learned_on: pl.DataFrame) -> pl.DataFrame:
