@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic.core.checks import AtLeast0, check_fields
+from mosaic.core.checks import AtLeast0, checked
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import Chunks, IterationTime, graph_sizes, padded_seqs, unsplit_seqs
@@ -27,6 +27,7 @@ NUM_SCALARS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("processor: ")
 class Processor:
     """What a worker computes with, as far as the price of a batch depends on it."""
 
@@ -34,9 +35,6 @@ class Processor:
     """Streaming multiprocessors of a GPU, cores of a CPU; 0: not known, so unequal lengths cost nothing."""
     graph_max_seqs: AtLeast0 = 0
     """Decode batches up to this size are padded to sizes that are captured as CUDA graphs; 0: none is."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "processor: ")
 
     def skew(self, streams: float, num_query_heads: int, num_kv_heads: int) -> AttentionSkew | None:
         """Say what unequal lengths cost, in tokens read; None: nothing.

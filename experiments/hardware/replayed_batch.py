@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.hardware.sweep import WARM_UP, Batch, MakeBackend, is_undisturbed, ready_s, round_of
-from mosaic.core.checks import AtLeast1, check_fields, require
+from mosaic.core.checks import AtLeast1, checked, require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
@@ -24,6 +24,7 @@ SPREAD = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("batch: ")
 class BatchSize:
     """Lengths of a batch."""
 
@@ -32,9 +33,6 @@ class BatchSize:
     """Mean."""
     output_tokens: AtLeast1
     """Mean."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "batch: ")
 
 
 def draw_batch(size: BatchSize, context_tokens: int, seed: int = 0) -> Batch:

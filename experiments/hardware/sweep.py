@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Annotated, NamedTuple, TypeAlias
 
-from mosaic.core.checks import AtLeast1, Limit, Positive, check_fields, require
+from mosaic.core.checks import AtLeast1, Limit, Positive, checked, require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError, DisturbedSweepError
@@ -28,6 +28,7 @@ NUM_LONG = (1, 4, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("engine sweep: ")
 class SweepSize:
     """How much a sweep measures."""
 
@@ -39,9 +40,6 @@ class SweepSize:
     """Of the batches that show context and unequal lengths; None: there are none."""
     most_tokens: AtLeast1 = 131_072
     """Prompt tokens of a batch, where one request does not have more: with long prompts batches are smaller."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "engine sweep: ")
 
 
 def batches_of(context_tokens: int, settings: EngineOptions, size: SweepSize) -> list[Batch]:
@@ -109,6 +107,7 @@ MAX_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("measured session: ")
 class MeasuredSession:
     """What a session held and how long it took; instants are seconds since its engine was ready."""
 
@@ -123,7 +122,6 @@ class MeasuredSession:
 
     def __post_init__(self) -> None:
         require(len(self.requests) > 0, "measured session: requests", "at least one", 0)
-        check_fields(self, "measured session: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ from experiments.tiny_pool.training import (
 )
 from experiments.tiny_pool.trials import NUM_SLOTS, make_cases, shares_right
 from experiments.tiny_pool.workload import counted
-from mosaic.core.checks import AtLeast0, AtLeast1, Limit, check_fields
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, checked
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import Router, SkillProfiles
@@ -53,6 +53,7 @@ WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("")
 class PoolSettings:
     """All that decides a pool, beside the texts that it is taught."""
 
@@ -63,9 +64,6 @@ class PoolSettings:
     """Questions that measure the skills."""
     num_cases: AtLeast3 = 1500
     """Training questions that the experts answer for the aggregator to learn from, twice each."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "")
 
     def limited(self, training: Training) -> Training:
         """Shorten a training to the most steps."""
