@@ -123,6 +123,8 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
     overlaps, cancels = Reaction.OVERLAP in job.reactions, Reaction.QUORUM in job.reactions
     by_itself = f"exit={rule.name} cancels calls itself"
     yield rule.is_exit and (cancels or settings.get("quorum") is False), "pipeline.quorum", by_itself
+    compares_answers = graph.upper_nodes and config["exit"].get("similarity") == "answers"
+    yield compares_answers, "exit.embedder", "answers are compared, not texts"
     is_read = any(node.when is When.UNSETTLED for node in graph.nodes)
     unread = "no node waits for what it decides" if graph.upper_nodes else "nothing is aggregated"
     yield not is_read, "gate", unread

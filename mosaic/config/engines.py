@@ -13,7 +13,9 @@ from mosaic.config.sections import Group, RaySection, section
 from mosaic.config.sites import Backend, SiteInputs, sim_site
 from mosaic.core.checks import AtLeast1, Name, require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
+from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import (
     ENDPOINT_ENGINE,
     Endpoint,
@@ -29,6 +31,7 @@ from mosaic.engines.ray_cluster import RayCluster, Room
 from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.requests import Engines, RunContent
 from mosaic.engines.site import EngineSite, Replayed
+from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.engines.vllm_engines import VllmEngines, loading_problems
 from mosaic.pipelines.prompts import check_texts
 
@@ -76,7 +79,8 @@ def vllm(config: Mapping[str, Any]) -> Backend:
     """
     settings = section(config, VllmSection, "backend")
     options = vllm_options(settings)
-    return Backend(name="vllm", site=partial(_vllm_site, settings, options), options=options)
+    embed_by = partial(_embed_by, settings, options)
+    return Backend(name="vllm", site=partial(_vllm_site, settings, options), options=options, embed_by=embed_by)
 
 
 def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs) -> EngineSite:
@@ -130,6 +134,20 @@ def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> 
         lambda: make_setup(engines, VLLM_ENGINE, wanted),
     )
     return RemoteLauncher(cluster, ray.host_sizes, log=say)
+
+
+def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
+    """Give what embeds texts by an expert's checkpoint.
+
+    Raises
+    ------
+    CheckpointError, ValueError
+        If there is none, or nothing is written.
+    """
+    rule = "answers where nothing is written (backend.mode=replay)"
+    require(backend.mode is Mode.LIVE, "exit.similarity", rule, "embeddings")
+    found = find_checkpoint(expert.checkpoint, Path(backend.checkpoints), weights=True, tokenizer=True)
+    return TokenEmbeddings(found, expert.context_tokens, options)
 
 
 def endpoint(config: Mapping[str, Any]) -> Backend:

@@ -1,6 +1,6 @@
 """The pipeline of a run: its calls, what decides that they are enough, and how its upper nodes may be placed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from inspect import signature
@@ -29,6 +29,7 @@ from mosaic.pipelines.call_graph import CallGraph, PrefillOrder, mixture_of_agen
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.calibration_file import check_other_questions
+from mosaic.pipelines.rules.faster_moa import Embed, Similarity
 from mosaic.pipelines.rules.rule import Majority, Never, Order, Promised, Rule, Scope
 from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
@@ -58,6 +59,7 @@ def pipeline_from(
     machines: Machines,
     options: EngineOptions,
     workload: Workload,
+    embed_by: Callable[[Expert], Embed] | None,
 ) -> Pipeline:
     """Build the pipeline.
 
@@ -69,6 +71,8 @@ def pipeline_from(
         The pool.
     machines, options, workload
         Of the run.
+    embed_by
+        Makes what embeds texts by an expert's checkpoint; None: nothing is written.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def pipeline_from(
     pipeline = _layers(given, experts, machines, options, workload)
     check_calls(workload, experts, machines.cluster, options)
     graph = pipeline.graph
-    early = _exit(given)
+    early = _exit(given, experts, embed_by)
     if graph.upper_nodes and early is not None:
         graph = graph.with_exit(early)
     if settings.count_tokens and graph.upper_nodes:
@@ -206,12 +210,22 @@ def _gate(given: Sections) -> Rule:
     return rule
 
 
-def _exit(given: Sections) -> Rule | None:
+def _exit(given: Sections, experts: Sequence[Expert], embed_by: Callable[[Expert], Embed] | None) -> Rule | None:
     if TARGET not in given.exit:
         name = section(given.exit, ExitSection, "exit").name
         is_agreement = name == "auto" and given.topology.layers is not None
         return Majority(name="agreement", scope=Scope.NODE, order=Order.SLOT) if is_agreement else None
-    made: Rule = make(given.exit, "exit")
+    settings, pool = dict(given.exit), {expert.name: expert for expert in experts}
+    embedder = settings.pop("embedder", None)
+    if settings.get("similarity") == Similarity.EMBEDDINGS:
+        require(embedder in pool, "exit.embedder", f"with similarity=embeddings one of the pool {list(pool)}", embedder)
+        if embed_by is None:
+            raise ValueError(
+                "exit.similarity must be answers where calls have no texts, got embeddings: only backend=vllm in live "
+                "mode embeds what was written"
+            )
+        settings["embed"] = embed_by(pool[embedder])
+    made: Rule = make(settings, "exit")
     require(made.is_exit, "exit.scope", "node or question", made.scope)
     return made
 

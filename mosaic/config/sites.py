@@ -12,6 +12,7 @@ from mosaic.core.checks import require, require_count
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.rules.faster_moa import Embed
 from mosaic.runtime.site import Site
 from sim.cluster.expert_on_gpu import GpuUse, Keep
 from sim.site import SimSite
@@ -61,6 +62,8 @@ class Backend:
     site: Callable[[SiteInputs], Site]
     options: EngineOptions = field(default_factory=EngineOptions)
     """Of its engines."""
+    embed_by: Callable[[Expert], Embed] | None = None
+    """Gives what embeds texts by an expert; None: nothing is written."""
     runs: bool = True
     """False: plans are only explained."""
 

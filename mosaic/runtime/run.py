@@ -45,6 +45,7 @@ def plan(
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
     _require_workers(job)
+    job.graph.rule.load()
     stretch = FirstStretch(job, plan_first_layer(job, step, tell), show, tell)
     if stretch.measure():
         stretch.run("pilot", is_quote=True)
@@ -64,6 +65,7 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
         If something cannot be measured, or no plan exists for what calibration needs.
     """
     _require_workers(job)
+    job.graph.rule.load()
     job = replace(job, max_batch_frac=None, profile_source=ProfileSource.CALIBRATION)
     stretch = FirstStretch(job, measure_profiles(job, tell), show, tell)
     stretch.measure()
@@ -106,6 +108,7 @@ def run(
     """
     if job.site.expert_by_server is not None:
         return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
+    job.graph.rule.load()
     first = FirstStretch(job, measure_and_plan(job, step, tell), show, tell)
     rest = _Stretch(job, controllers, on_replan)
     if first.measure():

@@ -241,6 +241,12 @@ EXITS = [
     ("exit=agreement; gate=majority", "exit=agreement: gate must be never"),
     ("exit=agreement; exit.tau=0.4", "exit.tau must be ... above 0.5 ... , got 0.4"),
     ("exit=agreement; pipeline.quorum=true", "pipeline.quorum must be left out"),
+    ("exit=faster_moa; exit.similarity=embeddings; exit.embedder=X", "exit.embedder must be ... , got 'X'"),
+    (
+        "exit=faster_moa; exit.similarity=embeddings; exit.embedder=Qwen",
+        "exit.similarity must be answers where calls have no texts, got embeddings",
+    ),
+    ("exit=faster_moa; exit.embedder=Qwen", "exit.embedder must be left out ... answers are compared"),
     ("exit=never; +exit.tau=1", "exit.tau must be a key of the configuration"),
     ("exit=calibrated; exit.calibration=none.parquet", "none.parquet"),
 ]

@@ -143,6 +143,8 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (FasterMoa, {"seed": -1}, r"exit\.seed must be .*, got -1"),
         (FasterMoa, {"seed": 0, "tau": 0}, r"exit\.tau must be .*, got 0"),
         (FasterMoa, {"seed": 0, "scope": "gate"}, r"exit\.scope must be node"),
+        (FasterMoa, {"seed": 0, "similarity": "words"}, r"exit\.similarity must be one of \['answers', 'embeddings'\]"),
+        (FasterMoa, {"seed": 0, "similarity": "embeddings"}, r"exit\.embed must be given with embeddings, got None"),
         (Weighted, {"min_posterior": 0}, "gate.min_posterior must be above 0"),
         (Weighted, {"min_posterior": 1.1}, "gate.min_posterior must be at most 1"),
         (Weighted, {"num_open_options": 1}, "gate.num_open_options must be at least 2"),

@@ -9,20 +9,26 @@ NOTE: after each agent i that has ended, with l, j, k over those that have:
     Q   = sqrt(C B)                                                  the others are cancelled with this probability
 
 This is one reading of the paper: pairs j = k, whose Sim is 1, count, as printed, and Q is the root of its prose, not
-the power tau of its algorithm. Sim(j, k) is 1 where j and k give the same answer, else 0; the paper compares embeddings
-of their tokens. results/exits/faster_moa.md compares the readings.
+the power tau of its algorithm. results/exits/faster_moa.md compares the readings. Sim(j, k) is the cosine, under the
+Frobenius product, of U_j and U_k: U = T'T scaled to a correlation matrix, T the embeddings of a response's tokens,
+shape (num_tokens, embedding_size).
 
 References
 ----------
 Faster-MoA, arXiv 2512.18126.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
 from hashlib import blake2b
 from itertools import combinations
 from math import sqrt
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import AtLeast0, Limit, require
@@ -30,6 +36,19 @@ from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
 from mosaic.pipelines.rules.ballot import Ballot, Decision, decide_at, plurality
 from mosaic.pipelines.rules.rule import Order, Rule, Scope
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Embed: TypeAlias = Callable[[str], Floats]
+"""Gives the embeddings of a text's tokens, T, shape (num_tokens, embedding_size)."""
+
+
+class Similarity(StrEnum):
+    """What two responses are compared by."""
+
+    ANSWERS = "answers"
+    """1 where they give the same answer, else 0: all that a simulation can know, and no embedding is needed."""
+    EMBEDDINGS = "embeddings"
+    """As published, with a model of the pool in the place of the paper's embedding model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +58,9 @@ class FasterMoa(Rule):
     seed: AtLeast0
     """The run's: the draws are hashed from it and the keys of the calls."""
     tau: Annotated[float, Limit(above=0, at_most=1)] = 0.7
+    similarity: Similarity = Similarity.ANSWERS
+    embed: Embed | None = None
+    """Given with similarity=embeddings."""
     name: str = "faster_moa"
     scope: Scope = Scope.NODE
     order: Order = Order.FINISH
@@ -48,6 +70,14 @@ class FasterMoa(Rule):
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
         require(self.scope is Scope.NODE, "exit.scope", "node", self.scope)
+        given = self.embed is not None
+        needed = self.similarity is Similarity.EMBEDDINGS
+        require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)
+
+    def load(self) -> None:
+        """Embed a word, so that the model that embeds is there when the first texts come."""
+        if self.embed is not None:
+            self.embed("ready")
 
     def decide(self, ballot: Ballot) -> Decision:
         return self.decided_early(ballot) or decide_at(ballot, plurality(ballot), None)
@@ -61,22 +91,41 @@ class FasterMoa(Rule):
             If it is not known how probable a response's tokens were.
         """
         confidences: list[float] = []
-        answers: list[str | None] = []
+        finished: list[int] = []
+        compare = self._comparison(ballot)
         for number, place in enumerate(ballot.order[: len(ballot.votes) - 1], start=1):
             record = ballot.records[place]
             if record is None:
                 continue  # a call that failed has no answer
-            answers.append(ballot.votes[place].answer)
+            finished.append(place)
             confidences.append(_confidence_of(record))
-            similar = [
-                [float(one is not None and one == other) for other in answers[:k]] for k, one in enumerate(answers)
-            ]
-            if draw(self.seed, record.key) < exit_probability(confidences, similar, tau=self.tau):
+            drawn = draw(self.seed, record.key)
+            least, most = probability_range(confidences, tau=self.tau)
+            if least <= drawn < most:  # else texts need not be embedded to know
+                similar = [[compare(other, one) for other in finished[:k]] for k, one in enumerate(finished)]
+                least = exit_probability(confidences, similar, tau=self.tau)
+            if drawn < least:
                 return _decision_of(ballot, ballot.order[:number])
         return None
 
+    def _comparison(self, ballot: Ballot) -> Callable[[int, int], float]:
+        """Give the similarity of two agents; texts are embedded when they are compared, and often none are."""
+        if self.embed is None:
+            answers = [vote.answer for vote in ballot.votes]
+            return lambda one, other: float(answers[one] is not None and answers[one] == answers[other])
+        embed = self.embed
+
+        @cache
+        def correlation(place: int) -> Floats:
+            record = ballot.records[place]
+            assert record is not None, "it has finished"
+            return token_correlation(embed(_text_of(record)))
+
+        return lambda one, other: frobenius_cosine(correlation(one), correlation(other))
+
     def notes(self) -> Sequence[str]:
-        return (f"Faster-MoA's rule: tau {self.tau:g}, Sim by same answer",)
+        by = "same answer" if self.embed is None else "token embeddings"
+        return (f"Faster-MoA's rule: tau {self.tau:g}, Sim by {by}",)
 
 
 def _decision_of(ballot: Ballot, read: tuple[int, ...]) -> Decision:
@@ -109,14 +158,38 @@ def exit_probability(confidences: Sequence[float], similar: Sequence[Sequence[fl
     >>> [round(exit_probability([0.9, 0.9], [[], [sim]]), 3) for sim in (0.0, 0.1, 0.5, 1.0)]
     [0.926, 0.949, 0.854, 0.717]
     """
+    mean_similarity = _mean_similarity(confidences, lambda j, k: similar[k][j])
+    return 0.0 if mean_similarity is None else _probability(confidences, mean_similarity, tau)
+
+
+def probability_range(confidences: Sequence[float], *, tau: float = 0.7) -> tuple[float, float]:
+    """Bound Q, whatever was said: Sim lies between 0 and 1, and Q falls on both sides of P = tau.
+
+    Examples
+    --------
+    >>> [round(odds, 3) for odds in probability_range([0.9, 0.9])]
+    [0.717, 0.949]
+    """
+    unlike = _mean_similarity(confidences, lambda j, k: 0.0)
+    alike = _mean_similarity(confidences, lambda j, k: 1.0)
+    if unlike is None or alike is None:
+        return 0.0, 0.0
+    odds = [_probability(confidences, one, tau) for one in (unlike, min(max(tau, unlike), alike), alike)]
+    return min(odds), max(odds)
+
+
+def _mean_similarity(confidences: Sequence[float], similarity: Callable[[int, int], float]) -> float | None:
+    """Compute P; None: all confidences are 0."""
     own = add_in_order(confidence**2 for confidence in confidences)
-    pairs = [(confidences[j] * confidences[k], similar[k][j]) for j, k in combinations(range(len(confidences)), 2)]
+    pairs = [(confidences[j] * confidences[k], similarity(j, k)) for j, k in combinations(range(len(confidences)), 2)]
     total = own + add_in_order(weight for weight, _ in pairs)
-    if total <= 0:
-        return 0.0
-    mean_similarity = (own + add_in_order(weight * sim for weight, sim in pairs)) / total
+    return (own + add_in_order(weight * sim for weight, sim in pairs)) / total if total > 0 else None
+
+
+def _probability(confidences: Sequence[float], mean_similarity: float, tau: float) -> float:
+    confidence = sqrt(add_in_order(one**2 for one in confidences) / len(confidences))
     balance = 1 - abs(mean_similarity - tau) / tau
-    return min(1.0, sqrt(max(0.0, sqrt(own / len(confidences)) * balance)))
+    return min(1.0, sqrt(max(0.0, confidence * balance)))
 
 
 def draw(seed: int, key: CallKey) -> float:
@@ -132,6 +205,39 @@ def draw(seed: int, key: CallKey) -> float:
     return int.from_bytes(digest, "big") / 2**48
 
 
+def token_correlation(embeddings: Floats) -> Floats:
+    """Scale T'T to a correlation matrix: U_ab = (T'T)_ab / sqrt((T'T)_aa (T'T)_bb).
+
+    Parameters
+    ----------
+    embeddings
+        T, shape (num_tokens, embedding_size).
+
+    Examples
+    --------
+    >>> token_correlation(np.array([[1.0, 2.0], [3.0, 4.0]])).round(3).tolist()
+    [[1.0, 0.99], [0.99, 1.0]]
+    """
+    gram = embeddings.T @ embeddings
+    size = np.sqrt(np.diag(gram))
+    scale: Floats = np.where(size > 0, size, 1.0)
+    correlation: Floats = gram / np.outer(scale, scale)
+    return correlation
+
+
+def frobenius_cosine(one: Floats, other: Floats) -> float:
+    """Compute the cosine of two matrices under the Frobenius product, -1 to 1.
+
+    Examples
+    --------
+    >>> one, other = np.eye(2), np.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> round(frobenius_cosine(one, one), 3), frobenius_cosine(one, other)
+    (1.0, 0.0)
+    """
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return 0.0 if size == 0 else float(np.clip(np.vdot(one, other) / size, -1.0, 1.0))
+
+
 def _confidence_of(record: CallRecord) -> float:
     if record.confidence is None:
         raise ValueError(
@@ -139,3 +245,11 @@ def _confidence_of(record: CallRecord) -> float:
             "be known, got None: its engine did not tell how probable its tokens were"
         )
     return record.confidence
+
+
+def _text_of(record: CallRecord) -> str:
+    if record.response is None or record.response.text is None:
+        raise ValueError(
+            f"exit.similarity must be answers where calls have no texts, got embeddings ({record.key.question})"
+        )
+    return record.response.text

@@ -105,6 +105,9 @@ class Rule:
         """Whether it can ever accept an answer before all votes are there."""
         return True
 
+    def load(self) -> None:
+        """Load what it judges by, before the run's clock starts."""
+
     def winner(self, ballot: Ballot) -> Winner:
         """Find the answer that would be accepted, and its confidence: by default the plurality's share."""
         return plurality(ballot)
