@@ -35,15 +35,17 @@ class KeptLauncher(LocalLauncher):
             raise
 
 
-_kept: dict[tuple[str, Device | None], KeptLauncher] = {}
+_kept: dict[tuple[str, Device | None, Path], KeptLauncher] = {}
+"""By what they import, and where: a fork server stays in the folder where it began."""
 
 
 def kept_launcher(settings: Any, engine_module: str, device: Device | None = Device.GPU) -> KeptLauncher:
     """Return this process's launcher for an engine's module; what is imported depends on no setting but the device."""
-    if (engine_module, device) not in _kept:
-        _kept[engine_module, device] = KeptLauncher(settings, engine_module, device)
-        atexit.register(_kept[engine_module, device].close)
-    return _kept[engine_module, device]
+    key = engine_module, device, Path.cwd()
+    if key not in _kept:
+        _kept[key] = KeptLauncher(settings, engine_module, device)
+        atexit.register(_kept[key].close)
+    return _kept[key]
 
 
 kept_launchers = patch.object(engines, "LocalLauncher", kept_launcher)
