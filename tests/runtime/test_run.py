@@ -11,7 +11,7 @@ from mosaic.core.errors import PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
-from mosaic.pipelines.rules.rule import Majority, Never, Scope
+from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.job import AlwaysAggregate, Reaction
@@ -103,7 +103,7 @@ def test_a_plan_is_that_of_the_runs_first_layer() -> None:
     assert [(session.expert, session.workers) for session in planned.plan.sessions] == [
         ("A", (0,)), ("B", (1,)), ("C", (2,)),
     ]  # fmt: skip
-    assert planned.problem.costs.profile.source == "simulated sweep of three on a100_80gb with other luck"
+    assert planned.problem.costs.costs.profile.source == "simulated sweep of three on a100_80gb with other luck"
     ilp = mosaic.plan(replace(job, scheduler=Ilp())).plan
     assert ilp.predicted_makespan_s <= planned.plan.predicted_makespan_s
 
@@ -115,7 +115,7 @@ def test_profiles_that_are_given_are_not_measured() -> None:
     steps = Steps()
     outcome = mosaic.run(make_job(profile=first, upper_profile=upper), show=steps.show)
     assert steps.seen == ["shows calls"]
-    assert [planned.problem.costs.profile for planned in outcome.planned] == [first, upper]
+    assert [planned.problem.costs.costs.profile for planned in outcome.planned] == [first, upper]
     with pytest.raises(ProfileError, match="profile 'test' has no lengths for expert 'C'"):
         mosaic.plan(make_job(profile=make_profile(*first.entries[:2])))
 
@@ -162,7 +162,7 @@ def test_of_two_placements_the_one_predicted_to_end_first_is_run() -> None:
     planned = outcome.planned[1]
     sessions = [session for session in outcome.result.sessions if session.node == AGGREGATE]
     assert {len(session.workers) for session in sessions} == {planned.problem.expert("W").tp_degree}
-    assert [entry.tp_degree for entry in planned.problem.costs.profile.entries] == [1, 4]
+    assert [entry.tp_degree for entry in planned.problem.costs.costs.profile.entries] == [1, 4]
 
 
 def test_three_layers_run_with_and_without_a_barrier() -> None:
@@ -223,14 +223,3 @@ def test_errors_of_failed_calls_are_counted() -> None:
     calls = [make_failed(f"q{i}", response=Response(error=error)) for i, error in enumerate(["x", "y", "x", None])]
     cancelled = make_failed("q9", response=Response(error="x"), status=CallStatus.CANCELLED)
     assert failures(make_result(calls=(*calls, cancelled))) == {"x": 2, "y": 1}
-
-
-def test_what_an_exit_judges_by_is_loaded_before_anything_is_measured() -> None:
-    steps = Steps()
-
-    class Loading(Majority):
-        def load(self) -> None:
-            steps.seen.append("loads the exit")
-
-    mosaic.run(make_job(make_moa(Loading(scope=Scope.NODE))), step=steps.step)
-    assert steps.seen[:2] == ["loads the exit", "profile"]
