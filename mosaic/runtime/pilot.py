@@ -10,7 +10,7 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction
-from mosaic.runtime.profiling import fit
+from mosaic.runtime.profiling import fit_entry
 from mosaic.runtime.stages import Pilot, Stage, Stages
 from mosaic.runtime.sweep import measured_calls
 from mosaic.runtime.unpriced import sessions_in_thirds
@@ -149,16 +149,17 @@ def price_by_pilot(
 
 
 def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -> Profile:
-    """Price the experts of the first layer by what a pilot asked of them.
+    """Price the experts of the first layer by what a pilot, or a stage of other calls, asked of them.
 
     Raises
     ------
     DisturbedSweepError
         If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
     """
-    first = set(job.graph.first_nodes)
-    finished = tuple(record for record in pilot.records.values() if record.key.node in first)
-    served = tuple(session for session in pilot.sessions if session.num_calls and session.node in first)
+    upper = {node.name for node in job.graph.upper_nodes}
+    finished = tuple(record for record in pilot.records.values() if record.key.node not in upper)
+    served = tuple(session for session in pilot.sessions if session.num_calls and session.node not in upper)
     asked = {record.expert for record in finished}
     whole = RunResult(calls=finished, sessions=served, num_workers=job.cluster.num_workers)
-    return fit([expert for expert in experts if expert.name in asked], job.cluster, whole, source)
+    entries = (fit_entry(expert, job.cluster, whole) for expert in experts if expert.name in asked)
+    return Profile(source=source, entries=tuple(entries))

@@ -148,7 +148,7 @@ def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stag
     asked = job.site.swept_questions()
     prompt_tokens = [tokens for _, tokens in asked]
     names = [expert.name for expert in row.experts]
-    shards = {name: list(sweep_calls(sweeps[name], name, job.graph.first_nodes[0], prompt_tokens)) for name in names}
+    shards = {name: list(sweep_calls(sweeps[name], name, prompt_tokens)) for name in names}
     calls = tuple(call for own in shards.values() for shard in own for call in shard)
     questions = {call.key.question: asked[sweep_number(call) % len(asked)][0] for call in calls}
     prompts = prompts_of(job.graph, questions)

@@ -5,7 +5,7 @@ of about one size. Each of them then also stands for a session of half its calls
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from statistics import median
@@ -30,30 +30,6 @@ NUM_ROUNDS = 6
 """Of the fit of a speed: how much each moment counts in a call follows from the speed then."""
 
 
-def fit(
-    experts: Iterable[Expert], cluster: Cluster, result: RunResult, source: str, waves: Waves | None = None
-) -> Profile:
-    """Fit the costs of experts to records of their calls and sessions.
-
-    Parameters
-    ----------
-    experts
-        With the tensor-parallel degree at which they ran.
-    cluster, result
-        Where they ran, and how.
-    source
-        Where the profile says it comes from.
-    waves
-        Sessions of replicas, whose price is that of their wave; None: each session stands for itself.
-
-    Raises
-    ------
-    DisturbedSweepError
-        If sessions that were interrupted leave fewer than two sizes.
-    """
-    return Profile(source=source, entries=tuple(fit_entry(expert, cluster, result, waves) for expert in experts))
-
-
 def fit_run(
     experts: Sequence[Expert],
     cluster: Cluster,
@@ -70,8 +46,10 @@ def fit_run(
 
     Parameters
     ----------
-    experts, cluster, result, source
-        As in `fit`.
+    experts, cluster, result
+        See `fit_entry`.
+    source
+        Where the profile says it comes from.
     nodes
         Of the run's first layer, or of the layers behind it.
     in_waves
@@ -106,13 +84,27 @@ def fit_run(
 def fit_entry(
     expert: Expert, cluster: Cluster, result: RunResult, waves: Waves | None = None, *, adds_halves: bool = False
 ) -> ProfileEntry:
-    """Fit the costs of one expert; see `fit`.
-
-    ``adds_halves`` tells whether sessions of about one size also stand for sessions of half their calls.
+    """Fit the costs of one expert to records of its calls and sessions.
 
     Sessions that were interrupted are left out: they took longer than their calls need. So are waves with such a
     session, or with one whose worker was lost. A session whose server wanted a request twice stays, since the batch
     will meet the same server. The lengths of all calls count.
+
+    Parameters
+    ----------
+    expert
+        With the tensor-parallel degree at which it ran.
+    cluster, result
+        Where it ran, and how.
+    waves
+        Sessions of replicas, whose price is that of their wave; None: each session stands for itself.
+    adds_halves
+        Whether sessions of about one size also stand for sessions of half their calls.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If sessions that were interrupted leave fewer than two sizes.
     """
     own = [session for session in result.sessions if session.expert == expert.name]
     records = [record for record in result.calls if record.expert == expert.name]

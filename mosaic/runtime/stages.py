@@ -14,9 +14,9 @@ from itertools import count, groupby
 from typing import Generic, TypeAlias, TypeVar
 
 from mosaic.core.commands import Command, Submit
-from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.errors import BackendError, DisturbedSweepError, InfeasibleError
 from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Ready, Started, Unused
-from mosaic.core.plan import Expected, Session, unpriced_plan
+from mosaic.core.plan import Expected, Plan, Session, unpriced_plan
 from mosaic.core.results import SERVED, CallRecord, CallStatus, Inputs, RunResult, SessionRecord
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Question
@@ -26,10 +26,11 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.loop import drive
 from mosaic.runtime.profiling import Waves
+from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.site import Prompts, prompts_of
 from mosaic.runtime.static_plan import execute, plan_commands
 from mosaic.runtime.stopping import Cuts
-from mosaic.runtime.unpriced import spread_anew
+from mosaic.runtime.unpriced import even_plan
 
 MAX_FAILURES = 4
 """Answers that count for themselves stop where so many calls fail in a row: the batch would fare no better."""
@@ -408,7 +409,16 @@ def backend_of(job: Job) -> Backend:
 
 
 def _spread_anew(job: Job) -> Controller:
-    return spread_anew([*job.experts, *job.graph.experts], job.site.places, job.cluster.num_workers)
+    """Make a controller that spreads what lost workers leave evenly over the others."""
+
+    def plan(left: Sequence[Call], lost: Mapping[int, str]) -> Plan:
+        experts = [*job.experts, *job.graph.experts]
+        made = even_plan(left, experts, job.site.places, job.cluster.num_workers)
+        if hit := [session.expert for session in made.sessions if not lost.keys().isdisjoint(session.workers)]:
+            raise InfeasibleError(f"no place is left for {hit[0]}")
+        return made
+
+    return Replanning(plan)
 
 
 def _submitted(log: Journal | None) -> Set[CallKey]:

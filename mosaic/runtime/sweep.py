@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from mosaic.core.checks import AtLeast1, checked, require, require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
 from mosaic.runtime.unpriced import PlacesOf, in_thirds
 
 Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
@@ -115,9 +115,7 @@ def _only(place: tuple[int, ...], expert: Expert) -> list[tuple[int, ...]]:
     return [place]
 
 
-def sweep_calls(
-    sweep: Sweep, expert: ExpertName, node: NodeName, prompt_tokens: Sequence[int]
-) -> Iterator[tuple[Call, ...]]:
+def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: Sequence[int]) -> Iterator[tuple[Call, ...]]:
     """List the shards of an expert's calls, which go through prompts in turn; see `sweep_number`.
 
     Every call has a key, and so an outcome, of its own.
@@ -126,7 +124,7 @@ def sweep_calls(
     for size in sweep.shard_sizes:
         for _ in range(sweep.num_repeats):
             yield tuple(
-                Call(CallKey(f"calibration-{expert}-{i}", node, 0), expert, prompt_tokens[i % len(prompt_tokens)])
+                Call(CallKey(f"calibration-{expert}-{i}", PROPOSE, 0), expert, prompt_tokens[i % len(prompt_tokens)])
                 for i in range(first, first + size)
             )
             first += size

@@ -6,11 +6,9 @@ from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 from mosaic.core.checks import require
-from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.scheduler import replica_sessions, split_evenly
-from mosaic.runtime.replanning import Replanning
 
 SHARES = 1 + 2 + 4
 """Three sessions serve a seventh, two and four of an expert's calls: the points that a line needs."""
@@ -54,18 +52,6 @@ def even_plan(calls: Sequence[Call], experts: Sequence[Expert], places: PlacesOf
             parts = split_evenly(len(mine), len(own))
             sessions += replica_sessions(mine, own, parts, first_id=len(sessions))
     return unpriced_plan(sessions, num_workers=num_workers)
-
-
-def spread_anew(experts: Sequence[Expert], places: PlacesOf, num_workers: int) -> Replanning:
-    """Make a controller that spreads what lost workers leave evenly over the others."""
-
-    def plan(left: Sequence[Call], lost: Mapping[int, str]) -> Plan:
-        made = even_plan(left, experts, places, num_workers)
-        if hit := [session.expert for session in made.sessions if not lost.keys().isdisjoint(session.workers)]:
-            raise InfeasibleError(f"no place is left for {hit[0]}")
-        return made
-
-    return Replanning(plan)
 
 
 def in_thirds(num_calls: int) -> tuple[int, int, int]:

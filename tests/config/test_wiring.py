@@ -412,7 +412,7 @@ def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
     spec = small(tmp_path, "profile.seed=7", "seed=0")
     site = site_of(spec)
     world = World(lengths=site.world.lengths, root_seed=7, stream="calibration", answers=site.world.answers)
-    calls = [call for shard in sweep_calls(spec.job.sweep, "SmolLM2", PROPOSE, [100]) for call in shard]
+    calls = [call for shard in sweep_calls(spec.job.sweep, "SmolLM2", [100]) for call in shard]
     assert entry.output_tokens == tuple(sorted(world.outcome(call, {}).output_tokens for call in calls))
     assert (site.world.stream, site.calibration_world.stream) == ("test", "calibration")
 

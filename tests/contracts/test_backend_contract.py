@@ -17,7 +17,6 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.loop import drive
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, Watcher
 from tests.engines.contract_backends import make_fake_executor, make_fake_servers, make_vllm_executor
@@ -31,6 +30,7 @@ from tests.factories import (
     some_calls,
     worker_queue,
 )
+from tests.runtime.replay import Replay
 from tests.sim.cluster_runs import make_backend
 
 

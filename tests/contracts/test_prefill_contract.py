@@ -18,12 +18,12 @@ from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.prefill_ahead import PrefillAhead
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.servers import Servers
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind
 from tests.controllers import Answers, Watcher
 from tests.factories import make_call, make_cluster, make_expert
+from tests.runtime.replay import Replay
 
 EXPERTS = "ABW"
 SLOTS = ((1, "A"), (0, "B"))

@@ -26,12 +26,12 @@ from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Measured, Prospects
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind, true_outcome
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
 from tests.runtime.planners import make_planner
+from tests.runtime.replay import Replay
 
 NUM_QUESTIONS = 12
 VOTED = {"agreed": "AAB", "split": "ABC", "late": "A-A"}

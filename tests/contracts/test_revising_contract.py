@@ -20,12 +20,12 @@ from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import Keeping
 from mosaic.runtime.prospects import Measured, Prospects
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.revising import Revising
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import BACKENDS, Kind
 from tests.factories import make_call, make_cluster, make_entry, make_profile
 from tests.runtime.planners import make_planner
+from tests.runtime.replay import Replay
 
 NUM_CALLS = {"A": 120, "B": 48, "C": 30}
 LENGTHS = {"A": 120, "B": 20, "C": 20}

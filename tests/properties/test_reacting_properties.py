@@ -16,11 +16,11 @@ from mosaic.core.results import SERVED, CallStatus
 from mosaic.core.view import View
 from mosaic.core.workload import CallKey
 from mosaic.runtime.loop import drive
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
 from sim.cluster.session import SimSession
 from tests.controllers import Watcher
 from tests.factories import make_call
+from tests.runtime.replay import Replay
 from tests.sim.random_runs import runs
 
 KINDS = ("cancel", "cut", "move", "open", "close", "submit", "queue", "after", *["nothing"] * 8)

@@ -5,10 +5,10 @@ from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus, LostWorker, Resumption
 from mosaic.runtime.loop import QUOTE, drive
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
 from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.runtime.replay import Replay
 from tests.runtime.scripted import MemoryLog, Scripted
 from tests.sim.cluster_runs import by_key, make_backend
 

@@ -23,13 +23,13 @@ from mosaic.runtime.job import Reaction
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
-from mosaic.runtime.replay import Replay
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_cluster
 from tests.run_records import make_record
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.planners import make_planner
+from tests.runtime.replay import Replay
 from tests.runtime.test_layers import batch_of
 from tests.sim.cluster_runs import make_backend
 

@@ -58,7 +58,7 @@ def profile_of(backend, pool=POOL):
 @given(sizes=st.lists(st.integers(1, 20), min_size=2, max_size=4, unique=True), num_repeats=st.integers(1, 3))
 def test_every_calibration_call_is_one_of_its_own(sizes: list[int], num_repeats: int) -> None:
     sweep = Sweep(shard_sizes=tuple(sizes), num_repeats=num_repeats)
-    shards = list(sweep_calls(sweep, "A", PROPOSE, range(100, 200)))
+    shards = list(sweep_calls(sweep, "A", range(100, 200)))
     assert [len(shard) for shard in shards] == [size for size in sizes for _ in range(num_repeats)]
     calls = [call for shard in shards for call in shard]
     assert len({call.key for call in calls}) == len(calls) == sum(sizes) * num_repeats
@@ -66,7 +66,7 @@ def test_every_calibration_call_is_one_of_its_own(sizes: list[int], num_repeats:
 
 
 def test_experts_do_not_share_calibration_calls() -> None:
-    keys = [{call.key for shard in sweep_calls(SWEEP, name, PROPOSE, [9]) for call in shard} for name in "AB"]
+    keys = [{call.key for shard in sweep_calls(SWEEP, name, [9]) for call in shard} for name in "AB"]
     assert keys[0].isdisjoint(keys[1])
 
 
