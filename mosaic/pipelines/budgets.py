@@ -45,11 +45,11 @@ class Budgets:
         hedge = self.hedge_tokens.get(record.expert)
         return hedge is None or record.output_tokens <= hedge
 
-    def late_candidate(self, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs) -> CallKey | None:
+    def late_candidate(self, expert_of: Mapping[CallKey, ExpertName], done: Inputs) -> CallKey | None:
         """Find the only one of some calls that has not finished in time; None: there is none, or it has no hedge."""
-        if not self.hedge_tokens or len(keys) < LEAST_HEDGED:
+        if not self.hedge_tokens or len(expert_of) < LEAST_HEDGED:
             return None
-        late = [key for key in keys if not self.is_in_time(done.get(key))]
+        late = [key for key in expert_of if not self.is_in_time(done.get(key))]
         return late[0] if len(late) == 1 and expert_of[late[0]] in self.hedge_tokens else None
 
 

@@ -201,9 +201,11 @@ class QuestionState:
                 gives = _standing_in(node, reads, ballot, decision) if graph.rule.is_exit else ()
                 return NodeState(gives, reads, ballot=ballot, decision=decision)
         has_all = all(agent.key in done for agent in reads) if ballot is None or ballot.pending else True
-        late = None if rule is None else self._late(reads)
+        late = None
+        if rule is not None and graph.budgets.hedge_tokens:
+            late = graph.budgets.late_candidate({agent.key: agent.expert for agent in reads}, done)
         if rule is not None and late is not None:
-            # The others leave open what the rule says, or the late call is waited for.
+            # It is late where the others leave open what the rule says: then their votes count.
             without = self._whole_ballot(reads, {key: record for key, record in done.items() if key != late})
             without_it = rule.decide(without)
             late, ballot, decision = (None, ballot, decision) if without_it.skip else (late, without, without_it)
@@ -244,13 +246,6 @@ class QuestionState:
             self.question, votes, self.same, pending=tuple(pending), order=tuple(order), records=tuple(finished)
         )
         return ballot, rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
-
-    def _late(self, reads: Sequence[Agent]) -> CallKey | None:
-        """Find the call that may not be waited for past its hedge."""
-        if not self.graph.budgets.hedge_tokens:
-            return None
-        expert_of = {agent.key: agent.expert for agent in reads}
-        return self.graph.budgets.late_candidate(list(expert_of), expert_of, self.done)
 
     def _whole_ballot(self, agents: Sequence[Agent], done: Inputs) -> Ballot:
         """Collect the votes of all that have ended; who has not has none."""

@@ -20,10 +20,10 @@ from mosaic.planning.problem import Problem
 from mosaic.planning.program import Flexible, Ilp, solve
 from mosaic.planning.program import model as program_model
 from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
+from mosaic.planning.program.flexible import PriceSource
 from mosaic.planning.program.instance import identical_workers, make_free_instance, make_instance
 from mosaic.planning.program.model import Solution, build_model, find_symmetry, order_blocks, solve_model
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level, pack
-from mosaic.planning.program.scenarios import PriceSource, Uncertainty
 from mosaic.planning.program.solve import risk_s, solve_instance
 from tests.factories import (
     SlottedSessions,
@@ -296,12 +296,12 @@ def test_a_plan_against_wrong_means_does_not_bet_on_one_expert() -> None:
 def test_levels_are_spread_evenly_between_the_extremes() -> None:
     problem = make_problem({"A": 3, "B": 3})
     instance = make_free_instance(problem)
-    drawn = Uncertainty(num_scenarios=14, length_error=2.0).scenarios(problem, instance)
+    drawn = Flexible(num_scenarios=14, length_error=2.0).scenarios(problem, instance)
     factors = sorted(one.options[0][0].pieces[0].per_call_s for one in drawn)
     assert factors[0] == factors[1] == pytest.approx(2 ** (1 / 7 - 1))
     assert factors[-1] == pytest.approx(2 ** (1 - 1 / 7))
     assert len(set(factors)) == 7
-    assert Uncertainty().scenarios(problem, instance) == (instance,)
+    assert Flexible().scenarios(problem, instance) == (instance,)
 
 
 def test_iterations_price_the_longest_answer_in_every_session() -> None:
@@ -311,7 +311,7 @@ def test_iterations_price_the_longest_answer_in_every_session() -> None:
         session_model=SlottedSessions(num_slots=40, token_s=1.0),
     )
     instance = make_free_instance(problem)
-    (drawn,) = Uncertainty(prices=PriceSource.ITERATIONS, seed=1).scenarios(problem, instance)
+    (drawn,) = Flexible(prices=PriceSource.ITERATIONS, seed=1).scenarios(problem, instance)
     pieces = drawn.options[0][0].pieces
     assert price_s(pieces, 5) == price_s(pieces, 40) == pytest.approx(1000.0)
 

@@ -1,19 +1,24 @@
-"""What sessions might cost: scenarios of lengths that differ from the prediction, drawn from what calibration knows."""
+"""The placement program with what the paper holds fixed left to choose, and for lengths other than predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 from typing import Annotated
 
-from mosaic.core.checks import AtLeast0, AtLeast1, Limit, checked, require
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, NotNegative, Positive, checked, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import ProfileError
-from mosaic.core.workload import Call, Expert
+from mosaic.core.plan import Plan
+from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import LinearTerms
 from mosaic.planning.problem import Problem, Request
 from mosaic.planning.profiles import SweepPoint, convex_pieces
-from mosaic.planning.program.instance import Instance, Option, Pieces
+from mosaic.planning.program.instance import Counts, Instance, Option, Pieces, make_free_instance, make_instance
+from mosaic.planning.program.packing import best_packing
+from mosaic.planning.program.schedulers import check_caps, order_sessions
+from mosaic.planning.program.solve import NOTHING, solve_scenarios
+from mosaic.planning.scheduler import make_plan
 
 MAX_LEVELS = 7
 """Most different factors on an expert's mean length: sessions are priced once for each."""
@@ -32,9 +37,27 @@ class PriceSource(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("scheduler.")
-class Uncertainty:
-    """What a plan should hold up against."""
+class Flexible:
+    """Equations 4 to 10 of the paper with K, replicas and tensor-parallel degrees chosen by the program.
 
+    Loads and the fixed part of sessions limit copies, where the paper has caps: the pool's caps and equation 8 do not
+    apply. Where an expert lists ``tp_degrees``, each of its sessions takes one of them. Prices may be piecewise linear
+    (``costs=piecewise``). With scenarios the plan is made for predictions that are wrong: its mean makespan over them
+    is least, or the mean of the worst of them.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014.
+    """
+
+    max_experts_per_worker: AtLeast1 | None = None
+    """K; None: the program chooses."""
+    max_replicas: int | Mapping[ExpertName, int] | None = None
+    """One cap for all or caps by expert; None: the program chooses."""
+    gap_frac: NotNegative = 0.002
+    """The solver may stop so near the optimum."""
+    time_limit_s: Positive = 10.0
+    """Seconds for the solver; pricing and building the model come on top."""
     num_scenarios: AtLeast1 = 1
     """1: the prediction is taken at its word."""
     length_error: Annotated[float, Limit(at_least=1)] = 1.0
@@ -43,11 +66,51 @@ class Uncertainty:
     """The mean makespan of the worst 1 - quantile of the scenarios counts; None: the mean of all."""
     prices: PriceSource = PriceSource.COSTS
     seed: AtLeast0 = 0
+    name: str = "flexible"
 
     def __post_init__(self) -> None:
         rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
         given = self.length_error > 1 or self.quantile is not None
         require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
+        check_caps(self.max_replicas)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Plan the problem; see ``Scheduler.plan``."""
+        instance = make_free_instance(
+            problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
+        )
+        solved, bound_s = NOTHING, 0.0
+        if instance.num_experts:
+            solved = solve_scenarios(
+                self.scenarios(problem, instance),
+                start=_packed(problem, instance),
+                quantile=self.quantile,
+                time_limit_s=self.time_limit_s,
+                gap_frac=self.gap_frac,
+            )
+            bound_s = instance.lower_bound_s()
+        if self.num_scenarios == 1 and self.prices is PriceSource.COSTS:
+            bound_s = max(bound_s, solved.lower_bound_s)
+        return make_plan(
+            problem,
+            scheduler=self.name,
+            sessions=order_sessions(problem, instance, solved.counts),
+            lower_bound_s=min(bound_s, instance.makespan_s(solved.counts)),
+            notes=(*solved.notes, *self._notes(instance, solved.counts)),
+            solve=solved.report,
+        )
+
+    def _notes(self, instance: Instance, counts: Counts) -> list[str]:
+        notes = ["copies, experts per worker and degrees as they pay for themselves; shortest session first"]
+        if self.num_scenarios > 1:
+            what = "mean" if self.quantile is None else f"mean of the worst {1 - self.quantile:.0%}"
+            notes.append(
+                f"{what} of {self.num_scenarios} scenarios of lengths, means off by up to x{self.length_error:g}"
+            )
+        for name, options, row in zip(instance.names, instance.options, counts, strict=True):
+            degrees = [len(option.workers) for option, number in zip(options, row, strict=True) if number]
+            notes.append(f"{name}: {len(degrees)} session(s) over {sorted(degrees)} worker(s)")
+        return notes
 
     def scenarios(self, problem: Problem, instance: Instance) -> tuple[Instance, ...]:
         """State the instance in every scenario, with the prices that options have there.
@@ -124,3 +187,19 @@ class Uncertainty:
             )
             for call in calls
         ]
+
+
+def _packed(problem: Problem, instance: Instance) -> Counts | None:
+    """Pack the experts at their own degrees; None: one fits at other degrees only, or it would break a limit."""
+    if any(not problem.gangs(problem.expert(name)) for name in instance.names):
+        return None
+    own = make_instance(problem).without_limits()
+    packed = best_packing(own, own.lower_bound_s(k_applies=True))
+    if packed is None:
+        return None
+    calls_on = [dict(zip(places, row, strict=True)) for places, row in zip(own.places, packed, strict=True)]
+    start = tuple(
+        tuple(calls.get(workers, 0) for workers in places)
+        for calls, places in zip(calls_on, instance.places, strict=True)
+    )
+    return start if instance.obeys_limits(start) else None
