@@ -26,7 +26,7 @@ from tests.runtime.test_layers import batch_of
 from tests.sim.cluster_runs import make_backend
 
 SLOTS = range(3)
-GATES = {None: Never(), 1.0 - 1e-3: Majority(tau=1), 2 / 3 - 1e-3: Majority()}
+GATES = {None: Never(), 1.0: Majority(tau=1), 2 / 3 - 1e-3: Majority()}
 """By threshold."""
 
 
