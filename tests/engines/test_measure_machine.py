@@ -13,7 +13,7 @@ from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm
 from tests.experiments.test_measure_gpu import call
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 SMALL = ["--device=cpu", "--rounds=1", "--requests=24", "--max-num-seqs=8", "--context-tokens=512", "--name=cores"]
 
@@ -30,6 +30,7 @@ def hardware_of(out):
     return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
 
 
+@pytest.mark.alone
 def test_the_measured_file_prices_more_work_higher(out):
     hardware = hardware_of(out)
     tiny, small = (iteration_time(hardware, replace(read_shape(name), bytes_per_value=4), 1) for name in
@@ -41,6 +42,7 @@ def test_the_measured_file_prices_more_work_higher(out):
     assert "random weights" in hardware.sources["load"]
 
 
+@pytest.mark.alone
 def test_the_file_predicts_a_batch_on_the_same_cores(out):
     """A fit to nothing would be off by far more; what CI's machine does beside it may cost as much as this allows."""
     page = (out / "report.md").read_text()
@@ -55,6 +57,7 @@ def test_the_file_predicts_a_batch_on_the_same_cores(out):
         assert abs(metric["error_frac"]) < 0.5, (name, metric)
 
 
+@pytest.mark.alone
 def test_started_again_it_measures_nothing(out):
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     call(*SMALL, "--minutes=0", f"--out={out}")

@@ -12,7 +12,7 @@ from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
 from tests.engines.kept_launcher import kept_launchers
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EXPERTS = ("TinySage", "TinyDart", "TinyOwl", "TinyFinch", "TinySwift")
 
@@ -61,6 +61,7 @@ def test_a_plan_is_kept_and_every_repeat_is_measured(tmp_path: Path, monkeypatch
     assert (tmp_path / "runs" / "round_robin.json").read_bytes() == plan
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 def test_calls_finish_in_the_order_that_the_simulator_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = measure(make_small_points(tmp_path, monkeypatch))
