@@ -9,6 +9,7 @@ import pytest
 from mosaic.config import engines
 from mosaic.report.run_folder import read_summary
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
+from tests.engines.fake_run import without_sweep
 from tests.engines.kept_launcher import run_kept
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.tiny_pool.small import write_scores
@@ -94,6 +95,8 @@ def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatc
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 def test_vllm_writes_three_layers_to_the_simulators_lengths(inputs, tmp_path):
     simulated = calls_of(tmp_path / "simulated", *inputs, "seed=2", "question_seed=2")
-    replayed = calls_of(tmp_path / "replayed", *inputs, *ENGINES, "backend.mode=replay", "seed=2", "question_seed=2")
+    given = (f"{key}={tmp_path / 'simulated'}" for key in ("profile.path", "profile.aggregator_path"))
+    replay = ("backend.mode=replay", "seed=2", "question_seed=2", *given)  # with nothing to measure
+    replayed = calls_of(tmp_path / "replayed", *without_sweep(inputs), *ENGINES, *replay)
     check_layers(tmp_path / "replayed")
     assert said(replayed) == said(simulated)
