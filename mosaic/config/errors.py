@@ -31,6 +31,8 @@ IN_USE_STATUS = 6
 MISTAKE_STATUS = 1
 """Something that should not happen: our own mistake."""
 INTERRUPTED_STATUS = 130
+CLOSED_OUTPUT_STATUS = 141
+"""What a shell says of a command that SIGPIPE ended."""
 RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
 """Choices of a group that are called otherwise than in the version before."""
 
@@ -75,6 +77,9 @@ def exit_with_message() -> Iterator[None]:
             yield
         except Failed as failed:
             sys.exit(failed.status)
+        except BrokenPipeError:  # as of `mosaic ... | head`: whoever read the output has enough of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not flushed at the exit
+            sys.exit(CLOSED_OUTPUT_STATUS)
         except Exception as error:
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise

@@ -1,5 +1,8 @@
 """A file of questions to which lines were appended, and errors that should not happen."""
 
+import os
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -47,3 +50,12 @@ def test_no_traceback_reaches_a_user(
     err = capsys.readouterr().err
     assert (stop.value.code, err.count("\n")) == (status, 1)
     assert err.startswith(said)
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
+    code = "from mosaic.config.errors import exit_with_message\nwith exit_with_message(): print('row', flush=True)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
