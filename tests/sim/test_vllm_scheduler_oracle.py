@@ -64,7 +64,7 @@ def new_scheduler(tmp_path_factory):
                 max_model_len=CONTEXT,
                 is_encoder_decoder=False,
                 async_scheduling=False,
-                scheduler_reserve_full_isl=settings.reserves_sequences,
+                scheduler_reserve_full_isl=settings.scheduler_reserve_full_isl,
             ),
         )
         groups = [KVCacheGroupSpec(["layer"], spec)]
