@@ -77,7 +77,7 @@ class RunStatus:
         self.unit = expected.unit
         self.is_simulated = is_simulated
         self._clock = clock
-        self._view: View | None = None
+        self._view = View(0)
         self._heard = (0.0, clock())
         self._resumes_ts = 0.0
         self._is_resuming = False
@@ -95,17 +95,17 @@ class RunStatus:
     @property
     def num_calls(self) -> int:
         """All that are known so far."""
-        return max(self._expected.num_calls, 0 if self._view is None else len(self._view.calls))
+        return max(self._expected.num_calls, len(self._view.calls))
 
     @property
     def num_ended(self) -> int:
         """Calls that have ended."""
-        return 0 if self._view is None else len(self._view.records)
+        return len(self._view.records)
 
     @property
     def num_lost(self) -> int:
         """Workers that are gone."""
-        return 0 if self._view is None else len(self._view.lost)
+        return len(self._view.lost)
 
     @property
     def left_s(self) -> float | None:
@@ -125,7 +125,7 @@ class RunStatus:
         elif self._is_resuming and isinstance(event, NEWS) and event.ts > self._resumes_ts:
             lines += self._go_on()
         if len(view.opened) != self._num_opened and not isinstance(event, Closed | Lost):
-            lines += self._start_sessions(event.ts, view)
+            lines += self._start_sessions(event.ts)
         match event:
             case Finished(record=record):
                 self._count(record, is_old=0.0 < self._resumes_ts >= event.ts)
@@ -134,13 +134,13 @@ class RunStatus:
             case Ready(ts=ts, session=number) if number in self._progress:
                 self._progress[number].start_ts = ts
             case Closed(ts=ts, record=closed):
-                lines += [*self._describe_end(closed), *self._start_sessions(ts, view)]
+                lines += [*self._describe_end(closed), *self._start_sessions(ts)]
             case Joined(worker=worker):
                 lines.append(f"{self.unit} {worker}: joined")
             case Lost(ts=ts, worker=worker, cause=cause):
-                lines += [f"{self.unit} {worker}: lost: {cause}", *self._describe_lost(worker, view)]
-                lines += self._start_sessions(ts, view)
-        self._predict(view)
+                lines += [f"{self.unit} {worker}: lost: {cause}", *self._describe_lost(worker)]
+                lines += self._start_sessions(ts)
+        self._predict()
         return lines
 
     def _count(self, record: CallRecord, *, is_old: bool) -> None:
@@ -157,12 +157,12 @@ class RunStatus:
         self.counts["output_tokens"][record.expert] += record.output_tokens
         self.counts["preemptions"][record.expert] += record.num_preemptions
 
-    def _predict(self, view: View) -> None:
+    def _predict(self) -> None:
         now = self._clock()
         said_s = -FORECAST_EVERY_S if self._forecast is None else self._forecast[1]
         if self.is_simulated or self._is_resuming or now - said_s < FORECAST_EVERY_S:
             return
-        left_s = self._expected.left_s(view)
+        left_s = self._expected.left_s(self._view)
         left_s = self._left_by_pace() if left_s is None else left_s
         if left_s is not None:
             self._forecast = left_s, now
@@ -182,8 +182,7 @@ class RunStatus:
         return Row(self.title, self._state(), self.num_ended, self.num_calls or None)
 
     def _state(self) -> str:
-        view, progress = self._view, list(self._progress.copy().items())
-        live = [] if view is None else [one for number, one in progress if number not in view.ended]
+        live = [one for number, one in self._progress.copy().items() if number not in self._view.ended]
         num_serving = sum(one.start_ts is not None for one in live)
         counts = {
             "failed": sum(self.counts["failed"].values()),
@@ -198,14 +197,11 @@ class RunStatus:
 
     def worker_rows(self) -> list[Row]:
         """Describe each worker in a row, in order."""
-        view = self._view
-        return [] if view is None else [self._row(worker, view) for worker in range(view.num_workers)]
+        return [self._row(worker) for worker in range(self._view.num_workers)]
 
     def calls_in_flight(self) -> Counter[ExpertName]:
         """Count the calls that engines have, by expert; where an engine does not count, all that its session holds."""
         view, counts = self._view, Counter[ExpertName]()
-        if view is None:
-            return counts
         for number, progress in self._progress.copy().items():
             if progress.start_ts is not None and number not in view.ended:
                 expert = view.opened[number].expert
@@ -215,15 +211,15 @@ class RunStatus:
 
     def open_calls(self) -> Counter[ExpertName]:
         """Count the calls that were submitted and have not ended, by expert."""
-        running = {} if self._view is None else self._view.running.copy()
-        return Counter(call.expert for call in running.values())
+        return Counter(call.expert for call in self._view.running.copy().values())
 
     def _now_ts(self) -> float:
         event_ts, heard_s = self._heard
         return event_ts if self.is_simulated else event_ts + self._clock() - heard_s
 
-    def _start_sessions(self, ts: float, view: View) -> list[str]:
+    def _start_sessions(self, ts: float) -> list[str]:
         """Find the sessions that load now: those before them on their workers are over, and those they come after."""
+        view = self._view
         first: dict[int, int] = {}
         for number, session in view.opened.items():
             if number not in view.ended:
@@ -242,30 +238,28 @@ class RunStatus:
                 self._progress[number] = _SessionProgress(load_ts=max(ts, self._resumes_ts), is_news=is_news)
                 if self._is_resuming:
                     self._untold.append(number)
-                lines += [self._describe_start(session, view)] if is_news else []
+                lines += [self._describe_start(session)] if is_news else []
         self._current = {**self._current, **first}
         self._num_opened = len(view.opened)
         return lines
 
     def _go_on(self) -> list[str]:
         """Say where a run goes on that was interrupted: what had ended, and which sessions load now."""
-        view = self._view
-        assert view is not None, "it has received events"
         self._is_resuming = False
         lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
         for number in self._untold:
-            if number not in view.ended and self._is_needed(number, view):
+            if number not in self._view.ended and self._is_needed(number):
                 self._progress[number].is_news = True
-                lines.append(self._describe_start(view.opened[number], view))
+                lines.append(self._describe_start(self._view.opened[number]))
         self._untold = []
         return lines
 
-    def _is_needed(self, number: int, view: View) -> bool:
+    def _is_needed(self, number: int) -> bool:
         """Tell whether a session has calls to serve, or may get some."""
-        return bool(view.held.get(number)) or not self._ended[number]
+        return bool(self._view.held.get(number)) or not self._ended[number]
 
-    def _describe_start(self, session: Session, view: View) -> str:
-        left = len(view.held.get(session.id, ()))
+    def _describe_start(self, session: Session) -> str:
+        left = len(self._view.held.get(session.id, ()))
         num_calls = self._ended[session.id] + left
         calls = f", {left:,} calls" if left == num_calls else f", {left:,} of {num_calls:,} calls left"
         loading = "loading " if self.unit == "worker" else ""
@@ -284,17 +278,17 @@ class RunStatus:
         paced_s = record.end_ts - (record.start_ts if progress.start_ts is None else progress.start_ts)
         return [f"{text}, {_pace(tokens, paced_s)}" if tokens and paced_s > 0 else text]
 
-    def _describe_lost(self, worker: int, view: View) -> list[str]:
+    def _describe_lost(self, worker: int) -> list[str]:
         """Say what was lost with a worker, without the sessions that had not begun."""
         return [
             f"{self._name(session.workers)}: {session.expert} (session {number}) lost after "
             f"{self._ended[number]:,} calls"
-            for number, session in view.opened.items()
+            for number, session in self._view.opened.items()
             if worker in session.workers and self._progress.pop(number, None) is not None
         ]
 
-    def _row(self, worker: int, view: View) -> Row:
-        name = f"{self.unit} {worker}"
+    def _row(self, worker: int) -> Row:
+        name, view = f"{self.unit} {worker}", self._view
         if worker in view.lost:
             return Row(name, f"lost: {view.lost[worker]}")
         number = self._current.get(worker)
@@ -305,13 +299,13 @@ class RunStatus:
             return Row(name, f"waiting to load {session.expert}")
         if worker != session.workers[0]:
             return Row(name, f"with {self.unit} {session.workers[0]}")
-        if progress.start_ts is None and not self._is_needed(number, view):
+        if progress.start_ts is None and not self._is_needed(number):
             return Row(name, "idle")
-        return self._session_row(session, progress, view)
+        return self._session_row(session, progress)
 
-    def _session_row(self, session: Session, progress: _SessionProgress, view: View) -> Row:
+    def _session_row(self, session: Session, progress: _SessionProgress) -> Row:
         """Say what a session does and how long it still takes, by the plan or else by its pace."""
-        number, num_left = session.id, len(view.held.get(session.id, ()))
+        view, number, num_left = self._view, session.id, len(self._view.held.get(session.id, ()))
         num_ended = self._ended[number]
         row = Row(self._name(session.workers), "", num_ended, num_ended + num_left or None)
         times = self._expected.times.get(number)
