@@ -122,10 +122,9 @@ class Moves:
 
     def _place(self, expert: ExpertName, free: Sequence[int], outlook: Outlook) -> tuple[float, tuple[int, ...]] | None:
         """Find the free worker where an expert is loaded soonest, and its load in seconds; None: it may go nowhere."""
-        measured = self._prospects.measured
         there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
         places = [(self._prospects.load_s(expert, (worker,)), (worker,)) for worker in free if (worker,) not in there]
-        if not places or measured.speed(expert, min(places)[1]) is None:
+        if not places or self._prospects.speed(expert, min(places)[1]) is None:
             return None
         return min(places)
 
@@ -189,7 +188,7 @@ class Moves:
 
     def _reading_s(self, calls: Underway, there: Session) -> float:
         """Price what another engine has to read again."""
-        speed = self._prospects.measured.speed(there.expert, there.workers)
+        speed = self._prospects.speed(there.expert, there.workers)
         again = (calls.prompt_tokens + calls.written)[calls.written > 0]
         return 0.0 if speed is None else speed.read_s * float(again.sum())
 

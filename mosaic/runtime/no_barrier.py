@@ -226,7 +226,7 @@ class Overlap(SubmitWhenReady):
             number += 1
 
     def _can_run(self, expert: ExpertName, worker: int) -> bool:
-        return self.prospects.measured.speed(expert, (worker,)) is not None
+        return self.prospects.speed(expert, (worker,)) is not None
 
 
 class Keeping:

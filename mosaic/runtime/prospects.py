@@ -18,67 +18,6 @@ from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 
 
-class Measured:
-    """What profiles tell of the rest of a run: lengths by node, speeds and loads by place."""
-
-    def __init__(
-        self,
-        profiles: Mapping[NodeName, Profile],
-        cluster: Cluster,
-        experts: Sequence[Expert] = (),
-        host_loads: HostLoads | None = None,
-    ) -> None:
-        self._profiles = profiles
-        self._cluster = cluster
-        self._experts = {expert.name: expert for expert in experts}
-        self._host_loads = host_loads
-        self.samples: list[Lengths] = []
-        """Of lengths, of the nodes and experts whose calls were looked at."""
-        self._sample_of: dict[tuple[NodeName, ExpertName], int] = {}
-        self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
-        for profile in profiles.values():
-            for entry in profile.entries:
-                self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
-
-    def by(self, profiles: Mapping[NodeName, Profile]) -> "Measured":
-        """Give what other profiles tell of the same machines."""
-        return Measured(profiles, self._cluster, tuple(self._experts.values()), self._host_loads)
-
-    def sample_of(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Indexes:
-        """Give the index in ``samples`` of each of an expert's calls."""
-        nodes = [key.node for key in calls]
-        index = {node: self._index(node, expert) for node in dict.fromkeys(nodes)}
-        if len(index) == 1:
-            return np.full(len(nodes), index[nodes[0]])
-        return np.array([index[node] for node in nodes], dtype=np.int64)
-
-    def _index(self, node: NodeName, expert: ExpertName) -> int:
-        if (node, expert) not in self._sample_of:
-            entries = self._profiles[node].entries
-            sample = next(entry.output_tokens for entry in entries if entry.expert == expert)
-            self._sample_of[node, expert] = len(self.samples)
-            self.samples.append(Lengths(sample))
-        return self._sample_of[node, expert]
-
-    def speed(self, expert: ExpertName, workers: Sequence[int]) -> Speed | None:
-        """Give the speed of an expert on some workers; None: it was not measured there."""
-        entry = self._entry(expert, workers)
-        return None if entry is None else entry.speed
-
-    def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: LoadedModels) -> float | None:
-        """Give the seconds of a load, by what is held; None: it was not measured there."""
-        location, entry = held.location(expert, workers), self._entry(expert, workers)
-        if location is WeightLocation.RESIDENT:
-            return 0.0
-        seconds = None
-        if self._host_loads is not None and location is not WeightLocation.COLD and expert in self._experts:
-            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), location)
-        return seconds if seconds is not None or entry is None else entry.load_s
-
-    def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
-        return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))
-
-
 @dataclass(frozen=True)
 class Stay:
     """A session that has not ended, with what is predicted of it, in seconds from now."""
@@ -125,8 +64,17 @@ class Prospects:
 
     reacts = True
 
-    def __init__(self, measured: Measured) -> None:
-        self.measured = measured
+    def __init__(
+        self,
+        profiles: Mapping[NodeName, Profile],
+        cluster: Cluster,
+        experts: Sequence[Expert] = (),
+        host_loads: HostLoads | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._experts = {expert.name: expert for expert in experts}
+        self._host_loads = host_loads
+        self.use(profiles)
         self.written: dict[CallKey, int] = {}
         """Tokens of running calls, as last heard."""
         self.counting: set[int] = set()
@@ -135,6 +83,17 @@ class Prospects:
         self._first_seen_ts: dict[int, float] = {}
         self._held = LoadedModels()
         """What sessions that were up have left."""
+
+    def use(self, profiles: Mapping[NodeName, Profile]) -> None:
+        """Predict by other profiles from now on: of lengths by node, and of speeds and loads by place."""
+        self._profiles = profiles
+        self._samples: list[Lengths] = []
+        """Of lengths, of the nodes and experts whose calls were looked at."""
+        self._sample_of: dict[tuple[NodeName, ExpertName], int] = {}
+        self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
+        for profile in profiles.values():
+            for entry in profile.entries:
+                self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Take note of an event."""
@@ -152,11 +111,6 @@ class Prospects:
         elif isinstance(event, Joined):
             self._held = self._held.without(event.worker)
         return ()
-
-    @property
-    def held(self) -> LoadedModels:
-        """What sessions have left so far."""
-        return self._held
 
     def outlook(self, view: View) -> Outlook:
         """Predict all sessions that have not ended."""
@@ -188,28 +142,60 @@ class Prospects:
 
     def underway(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Underway:
         """Gather what is known of an expert's calls that have not ended, for `drain_s`."""
-        measured, written = self.measured, self.written
+        written = self.written
         return Underway(
-            measured.samples,
-            measured.sample_of(calls, expert),
+            self._samples,
+            self._samples_of(calls, expert),
             np.array([written.get(key, 0) for key in calls], dtype=float),
             np.array([call.prompt_tokens for call in calls.values()], dtype=float),
         )
 
     def drain_s(self, calls: Underway, expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0) -> float:
         """Predict the seconds in which an expert serves the rest of some calls."""
-        speed = self.measured.speed(expert, workers)
+        speed = self.speed(expert, workers)
         if not len(calls) or speed is None:
             return 0.0
         unread_s = speed.read_s * float(calls.prompt_tokens[calls.written == 0].sum())
         return unread_s + drain_s(calls, speed, head_start_s)
 
-    def load_s(self, expert: ExpertName, workers: tuple[int, ...]) -> float:
-        """Predict what it takes to have an expert on workers that are free now."""
-        return self.measured.load_s(expert, workers, self._held) or 0.0
+    def speed(self, expert: ExpertName, workers: Sequence[int]) -> Speed | None:
+        """Give the speed of an expert on some workers; None: it was not measured there."""
+        entry = self._entry(expert, workers)
+        return None if entry is None else entry.speed
+
+    def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: LoadedModels | None = None) -> float:
+        """Predict what it takes to have an expert on workers that are free, by what is held; None: by what is now."""
+        location = (self._held if held is None else held).location(expert, workers)
+        if location is WeightLocation.RESIDENT:
+            return 0.0
+        seconds, entry = None, self._entry(expert, workers)
+        if self._host_loads is not None and location is not WeightLocation.COLD and expert in self._experts:
+            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), location)
+        if seconds is not None:
+            return seconds
+        return 0.0 if entry is None else entry.load_s
+
+    def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
+        return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))
+
+    def _samples_of(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Indexes:
+        """Give the index in ``_samples`` of each of an expert's calls."""
+        nodes = [key.node for key in calls]
+        index = {node: self._index(node, expert) for node in dict.fromkeys(nodes)}
+        if len(index) == 1:
+            return np.full(len(nodes), index[nodes[0]])
+        return np.array([index[node] for node in nodes], dtype=np.int64)
+
+    def _index(self, node: NodeName, expert: ExpertName) -> int:
+        if (node, expert) not in self._sample_of:
+            entries = self._profiles[node].entries
+            sample = next(entry.output_tokens for entry in entries if entry.expert == expert)
+            self._sample_of[node, expert] = len(self._samples)
+            self._samples.append(Lengths(sample))
+        return self._sample_of[node, expert]
 
     def _load_left_s(self, session: Session, held: LoadedModels, view: View, waits: bool) -> float:
-        load_s = self.measured.load_s(session.expert, session.workers, held) or 0.0
+        load_s = self.load_s(session.expert, session.workers, held)
         if waits or not load_s:
             return load_s
         begun_ts = self._first_seen_ts.setdefault(session.id, view.ts)

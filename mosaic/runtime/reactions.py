@@ -12,7 +12,7 @@ from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun
-from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
 from mosaic.runtime.servers import Servers
@@ -38,7 +38,7 @@ def make_controllers(
     wanted, planner = job.reactions, begun.planner
     is_real = job.site.way != "simulated"
     keeps = bool(wanted & {Reaction.OVERLAP, *MOVING})
-    prospects = Prospects(Measured(planner.profiles, job.cluster, planner.experts, job.host_loads))
+    prospects = Prospects(planner.profiles, job.cluster, planner.experts, job.host_loads)
     ahead = PrefillAhead(questions)
     made: list[Controller] = [prospects] if keeps or is_real else []
     made.append(_pipeline(job, begun, questions, prospects, on_plan, ahead))

@@ -129,7 +129,7 @@ class Revising:
     def _outlook(self, node: NodeName, scales: Mapping[ExpertName, float], view: View) -> Outlook:
         """Predict the run by scaled lengths."""
         profiles = {**self._planner.profiles, node: self._profile(node, scales)}
-        self._prospects.measured = self._prospects.measured.by(profiles)
+        self._prospects.use(profiles)
         return self._prospects.outlook(view)
 
     def _profile(self, node: NodeName, scales: Mapping[ExpertName, float]) -> Profile:
@@ -187,7 +187,6 @@ class Revising:
         homes = {home_of(stay.session): stay for stay in now.stays if stay.is_up}
         coming = {(session.expert, session.workers): session for session in plan.sessions}
         free_s: dict[int, float] = defaultdict(float)
-        load_s, held = self._prospects.measured.load_s, self._prospects.held
         for (expert, workers), stay in homes.items():
             staying = {key: call for key, call in stay.calls.items() if key not in free}
             more = coming.get((expert, workers))
@@ -196,7 +195,7 @@ class Revising:
             free_s |= {worker: max(free_s[worker], end_s) for worker in workers}
         for (expert, workers), session in coming.items():
             if (expert, workers) not in homes:
-                start_s = max(free_s[worker] for worker in workers) + (load_s(expert, workers, held) or 0.0)
+                start_s = max(free_s[worker] for worker in workers) + self._prospects.load_s(expert, workers)
                 end_s = start_s + self._drain_s({key: free[key] for key in session.shard}, expert, workers)
                 free_s |= dict.fromkeys(workers, end_s)
         return max(free_s.values(), default=0.0)

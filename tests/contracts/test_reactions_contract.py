@@ -25,7 +25,7 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind, true_outcome
@@ -86,7 +86,7 @@ def quorum(questions: Questions, planner: Planner) -> Sequence[Controller]:
 
 
 def all_reactions(questions: Questions, planner: Planner) -> Sequence[Controller]:
-    prospects = Prospects(Measured(planner.profiles, planner.cluster))
+    prospects = Prospects(planner.profiles, planner.cluster)
     overlap = Overlap(questions=questions, planner=planner, prospects=prospects)
     return [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
 

@@ -19,7 +19,7 @@ from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import Keeping
-from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.revising import Revising
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import BACKENDS, Kind
@@ -59,7 +59,7 @@ def run_revised(
     ]
     planner = make_planner(graph, "ABC", profiles={PROPOSE: make_profile(*entries)})
     backend = kind.make(outcome, experts=planner.experts, cluster=make_cluster(2), folder=folder)
-    prospects, plans = Prospects(Measured(planner.profiles, planner.cluster)), []
+    prospects, plans = Prospects(planner.profiles, planner.cluster), []
     revising = Revising(planner, prospects, lambda plan, lost: plans.append(plan), least_s=least_s)
     everybody = [prospects, Layers(questions, planner, closes=False), revising, Keeping()]
     if replayed is not None:

@@ -11,7 +11,7 @@ from mosaic.core.realization import Outcome
 from mosaic.core.workload import PROPOSE
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
-from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import StaticPlan
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_plan, make_profile, make_session
 from tests.sim.cluster_runs import make_backend
@@ -60,7 +60,7 @@ def test_a_worker_that_joins_takes_calls_over_and_none_moves_before(joins: bool)
         backend = make_backend(
             lambda call, inputs: Outcome(4000, "A"), experts=[*map(make_expert, "AB")], cluster=make_cluster(2)
         )
-        prospects = Prospects(Measured({PROPOSE: make_profile(*entries)}, make_cluster(2)))
+        prospects = Prospects({PROPOSE: make_profile(*entries)}, make_cluster(2))
         steering = [prospects, Moves(prospects, waits_for_join=True), WantsWorker1()] if reacts else []
         controllers = [StaticPlan(plan, calls), *steering]
         runs.append(drive(Late(backend, joins=joins and reacts), controllers, num_workers=2, tick_s=1.0))

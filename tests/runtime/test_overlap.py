@@ -18,7 +18,7 @@ from mosaic.runtime.job import Reaction
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
-from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import plan_commands
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa
@@ -40,7 +40,7 @@ def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False)
         names = [expert.name for expert in planner.experts]
         profile = make_profile(*(make_entry(name, load_s=0.0) for name in names))
         planner = replace(planner, profiles={node.name: profile for node in graph.nodes})
-    prospects = Prospects(Measured(planner.profiles, planner.cluster))
+    prospects = Prospects(planner.profiles, planner.cluster)
     controllers = [prospects, Overlap(questions=questions, planner=planner, prospects=prospects)]
     controllers += [*([Quorum(questions)] if has_quorum else ()), *([Moves(prospects)] if has_moves else ()), Keeping()]
     tick_s = 0.7 if has_moves else None
@@ -117,7 +117,7 @@ def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier() -> None:
         backend = make_backend(
             lambda call, inputs: Outcome(4000, "A"), experts=[make_expert("A")], cluster=make_cluster(2)
         )
-        prospects = Prospects(Measured({PROPOSE: make_profile(known)}, make_cluster(2)))
+        prospects = Prospects({PROPOSE: make_profile(known)}, make_cluster(2))
         steering = [prospects, *([Moves(prospects)] if moves else ()), Keeping()]
         result = drive(backend, [Unclosed(plan, calls), *steering], num_workers=2, tick_s=1.0)
         assert sorted(record.key for record in result.calls) == sorted(call.key for call in calls)
