@@ -18,7 +18,7 @@ from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.problem import Request
 from mosaic.quote import QuotePilot, run_quote_pilot
-from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s, try_plans
+from mosaic.quote.forecast import Simulator, simulated_profile, spread_of, total_s, try_plans
 from mosaic.quote.quotation import UNSEEN, Calibration, p90_of, planner_for, widened
 from mosaic.quote.worlds import World, draw_worlds
 from mosaic.runtime.job import Job
@@ -71,14 +71,13 @@ def measure(point: Point, seed: int) -> Row:
     profile = simulated_profile(pilot.sample, central[0], pilot.batch, simulator, cluster)
     best = try_plans(planner_for(job, profile, cluster), pilot.batch, profile, simulator, central)[0]
     plan, truth = best.planned.plan, true_world(drawn, pilot)
-    found = plan_time(plan, pilot.batch, simulator, cluster, central, others)
     num_calls = len(drawn.questions.first_calls)
     return {
         "num_pilot_calls": num_calls - len(pilot.batch.calls),
         "num_calls": num_calls,
         "plan": best.name,
-        "central_s": found.central_s,
-        "spread": found.spread,
+        "central_s": best.seconds,
+        "spread": spread_of([total_s(plan, pilot.batch, simulator, cluster, world) for world in others]),
         "truth_s": total_s(plan, pilot.batch, simulator, cluster, truth),
         "affine_s": affine_s(job, pilot, plan, simulator, cluster),
         "truth_experts_s": simulator.plan_s(plan, truth.requests, cluster),

@@ -139,44 +139,12 @@ SHARES = (8, 2, 1)
 """Experts are priced by simulated sessions of an eighth, a half and all of the calls that are left to them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanTime:
-    """A plan's time, before it is calibrated."""
-
-    central_s: float
-    """Median over worlds of the pilot's own lengths."""
-    spread: float
-    """Standard deviation of its logarithm over resampled pilots."""
-    merge_s: float
-    """Of it, behind the experts."""
-    load_frac: float
-    """Share of the workers' time in which they load an expert."""
-
-
-def plan_time(
-    plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, central: Sequence[World], others: Sequence[World]
-) -> PlanTime:
-    """Simulate a plan in all worlds."""
-    central_s = median(total_s(plan, batch, simulator, cluster, draw) for draw in central)
-    elsewhere = [total_s(plan, batch, simulator, cluster, draw) for draw in others]
-    loads_s = add_in_order(
-        simulator.loads(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
-        for session in plan.sessions
-    )
-    return PlanTime(
-        central_s=central_s,
-        spread=spread_of(elsewhere) if len(elsewhere) > 1 else 0.0,
-        merge_s=fmean(_merge_s(batch, draw, simulator, cluster) for draw in central),
-        load_frac=loads_s * simulator.load_factor / (central_s * cluster.num_workers),
-    )
-
-
 def total_s(plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, draw: World) -> float:
     """Simulate a plan, and the aggregator behind it, in a world."""
-    return simulator.plan_s(plan, draw.requests, cluster) + _merge_s(batch, draw, simulator, cluster)
+    return simulator.plan_s(plan, draw.requests, cluster) + merge_s(batch, draw, simulator, cluster)
 
 
-def _merge_s(batch: Batch, draw: World, simulator: Simulator, cluster: Cluster) -> float:
+def merge_s(batch: Batch, draw: World, simulator: Simulator, cluster: Cluster) -> float:
     """Seconds that an aggregator takes behind the experts, at the degree at which it ends first.
 
     At one worker it has a replica on each, and their calls are split evenly; at others it is one session.
@@ -191,6 +159,15 @@ def _merge_s(batch: Batch, draw: World, simulator: Simulator, cluster: Cluster) 
         load_s = (simulator.unloads(expert, degree) + simulator.loads(expert, degree)) * simulator.load_factor
         times.append(load_s + max(simulator.serve_s(expert, part, cluster, degree) for part in parts))
     return min(times)
+
+
+def load_frac(plan: Plan, simulator: Simulator, plan_s: float) -> float:
+    """Share of the workers' time in which they load an expert, by a plan that takes so many seconds."""
+    loads_s = add_in_order(
+        simulator.loads(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
+        for session in plan.sessions
+    )
+    return loads_s * simulator.load_factor / (plan_s * plan.num_workers)
 
 
 def spread_of(draws_s: Sequence[float]) -> float:

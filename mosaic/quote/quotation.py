@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import exp, sqrt
+from statistics import fmean
 from typing import Any
 
 from mosaic.core.addition import add_in_order
@@ -17,7 +18,7 @@ from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.planning.profiles import Profile
 from mosaic.planning.program.schedulers import Ilp
-from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, try_plans
+from mosaic.quote.forecast import Simulator, load_frac, merge_s, simulated_profile, spread_of, total_s, try_plans
 from mosaic.quote.pilot import QuotePilot
 from mosaic.quote.prices import HOUR_S, Price, duration
 from mosaic.quote.worlds import Batch, World, draw_worlds
@@ -316,19 +317,20 @@ def _offers(
         except InfeasibleError as error:
             notes.append(f"{size} x {name}: {error}")
             continue
-        best = plan_time(tried[0].planned.plan, batch, simulator, cluster, central, others)
+        plan, p50_s = tried[0].planned.plan, tried[0].seconds
+        spread = spread_of([total_s(plan, batch, simulator, cluster, world) for world in others])
         price = prices.get(name)
         offers.append(
             Offer(
                 kind=name,
                 num_gpus=size,
                 plan=tried[0].name,
-                p50_s=best.central_s,
-                p90_s=p90_of(best.central_s, best.spread, CALIBRATION, kind.hardware_error),
+                p50_s=p50_s,
+                p90_s=p90_of(p50_s, spread, CALIBRATION, kind.hardware_error),
                 p50_s_by_plan={one.name: one.seconds for one in tried},
-                aggregator_s=best.merge_s,
-                load_frac=best.load_frac,
-                pilot_spread=best.spread,
+                aggregator_s=fmean(merge_s(batch, world, simulator, cluster) for world in central),
+                load_frac=load_frac(plan, simulator, p50_s),
+                pilot_spread=spread,
                 hardware_error=kind.hardware_error,
                 dollars_per_hour=None if price is None else price.dollars_per_hour,
             )
