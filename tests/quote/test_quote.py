@@ -8,11 +8,12 @@ from math import exp
 from random import Random
 from statistics import fmean
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.studies.quotes import Known, calibrate, conformal_quantile
+from experiments.studies.quotes import calibrate_without, conformal_quantile
 from mosaic.commands.quote import parse_sizes, quote_batch
 from mosaic.config.errors import NOT_REACHED_STATUS
 from mosaic.config.job import simulated_job
@@ -240,12 +241,15 @@ def test_a_p90_by_hand() -> None:
 
 
 def test_a_calibration_is_a_share_of_the_pilots_in_widened_spreads() -> None:
-    pilots = [Known(100.0 * exp(error), 100.0, 0.2) for error in (-0.3, 0.1, 0.2, 0.4)]
-    assert calibrate(pilots, "test").p90_score == pytest.approx(0.4 / widened(0.2))
-    assert calibrate(pilots, "test", share=0.5).p90_score == pytest.approx(0.2 / widened(0.2))
-    assert calibrate(pilots[:1], "test").p90_score == 0, "P90 is never below P50"
+    errors = (-0.3, 0.1, 0.2, 0.4)
+    pilots = pl.DataFrame({
+        "workload": [*("others" for _ in errors), "own"], "truth_s": [*(100.0 * exp(error) for error in errors), 900.0],
+        "central_s": 100.0, "spread": 0.2,
+    })  # fmt: skip
+    assert calibrate_without(pilots, "own").p90_score == pytest.approx(0.4 / widened(0.2))
+    assert calibrate_without(pilots[:1], "own").p90_score == 0, "P90 is never below P50"
     with pytest.raises(ValueError, match="at least one"):
-        calibrate([], "test")
+        calibrate_without(pilots[:4], "others")
 
 
 def test_a_row_names_its_plan_and_leaves_out_a_baseline_without_one() -> None:
