@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -249,7 +250,8 @@ class Killer(Reactor):
         if pids:  # else the process is just being started again
             self.times -= 1
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_host_that_is_killed_is_started_again(tmp_path):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,7 +316,8 @@ class Killer(Reactor):
         if self.times and self.num_before < 0:
             self.times -= 1
             for pid in self.find():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_says_the_same(shared, host):
