@@ -30,6 +30,8 @@ What the fit finds is tested where its parts are (test_round_robin.py), budgets 
 """
 FAST = ("ablate_tau", "answers")
 """Studies whose rows take a second or two."""
+CUT_BY_CLOCK = ("quotes",)
+"""Studies whose plans are cut by the wall clock: on a machine that is busy with others a row is another."""
 
 
 def test_every_study_is_committed_and_says_what_it_is_about() -> None:
@@ -71,9 +73,13 @@ def test_figures_show_the_values_of_the_tables(name) -> None:
         assert all(each.has_data() for each in axes)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COMMITTED]
-)
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    if name in FAST:
+        return []
+    return [pytest.mark.slow, pytest.mark.alone] if name in CUT_BY_CLOCK else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in COMMITTED])
 def test_a_measurement_made_anew_is_the_committed_one(name) -> None:
     study, committed = load_study(name), RESULTS / COMMITTED[name]
     for table, sweep in study.tables.items():
