@@ -11,7 +11,7 @@ from mosaic.core.errors import PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
-from mosaic.pipelines.rules.rule import Majority, Never
+from mosaic.pipelines.rules.rule import Majority, Never, Scope
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.job import AlwaysAggregate, Reaction
@@ -223,3 +223,14 @@ def test_errors_of_failed_calls_are_counted() -> None:
     calls = [make_failed(f"q{i}", response=Response(error=error)) for i, error in enumerate(["x", "y", "x", None])]
     cancelled = make_failed("q9", response=Response(error="x"), status=CallStatus.CANCELLED)
     assert failures(make_result(calls=(*calls, cancelled))) == {"x": 2, "y": 1}
+
+
+def test_what_an_exit_judges_by_is_loaded_before_anything_is_measured() -> None:
+    steps = Steps()
+
+    class Loading(Majority):
+        def load(self) -> None:
+            steps.seen.append("loads the exit")
+
+    mosaic.run(make_job(make_moa(Loading(scope=Scope.NODE))), step=steps.step)
+    assert steps.seen[:2] == ["loads the exit", "profile"]
