@@ -57,7 +57,7 @@ class TinyExpert:
     """Of a reasoning expert: how often it does its work again, by the last digit of the question's first number."""
 
 
-_RIGHT = Habit_RIGHT = Habit(Rule.RIGHT)
+_RIGHT = Habit(Rule.RIGHT)
 
 EXPERTS = (
     TinyExpert(

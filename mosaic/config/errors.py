@@ -1,6 +1,7 @@
 """What a command says beside its results: of bad input a message that names the field, and no traceback."""
 
 import os
+import select
 import signal
 import sys
 import traceback
@@ -77,10 +78,10 @@ def exit_with_message() -> Iterator[None]:
             yield
         except Failed as failed:
             sys.exit(failed.status)
-        except BrokenPipeError:  # as of `mosaic ... | head`: whoever read the output has enough of it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not flushed at the exit
-            sys.exit(CLOSED_OUTPUT_STATUS)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_output_closed():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is dropped
+                sys.exit(CLOSED_OUTPUT_STATUS)
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise
             print(f"error: {explain_error(error)}", file=sys.stderr)
@@ -90,6 +91,16 @@ def exit_with_message() -> Iterator[None]:
         except KeyboardInterrupt as stop:
             print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)
+
+
+def _is_output_closed() -> bool:
+    """Say whether whoever read the output has enough of it, as in ``mosaic ... | head``."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout, 0)
+    except ValueError:  # no file at all
+        return False
+    return any(events & select.POLLERR for _, events in output.poll(0))
 
 
 def explain_error(error: BaseException) -> str:

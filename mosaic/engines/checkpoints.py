@@ -54,7 +54,10 @@ class ModelConfig:
         whole = read_json(self._file)
         if not whole.get("architectures"):
             raise CheckpointError(f"checkpoint {self._file}: must name the model's architectures")
-        self._values: dict[str, Any] = {**whole, **whole.get("text_config", whole)}
+        text = whole.get("text_config", whole)
+        self._values: dict[str, Any] = {**whole, **text}
+        named = (part.get(key) for part in (text, whole) for key in ("dtype", "torch_dtype"))
+        self._type = next(filter(None, named), None)
 
     def get(self, name: str) -> Any:
         """Read a value under its usual name or the one that GLM-4 and Exaone have for it."""
@@ -94,7 +97,7 @@ class ModelConfig:
     @property
     def value_bytes(self) -> int:
         """Of a weight in the type that it names."""
-        return value_bytes(str(self.get("dtype") or self.get("torch_dtype")).removeprefix("torch."))
+        return value_bytes(str(self._type).removeprefix("torch."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,12 +54,12 @@ class TokenEmbeddings:
         timeout_s = REPLY_TIMEOUT_S if self._link is not None else LOAD_TIMEOUT_S
         if self._link is None:
             self._link = self._start()
-        self._link.send(text)
-        if not self._link.poll(timeout_s):
-            raise RuntimeError(f"token embeddings of {self._checkpoint}: no answer within {timeout_s:g} s")
         try:
+            self._link.send(text)
+            if not self._link.poll(timeout_s):
+                raise RuntimeError(f"token embeddings of {self._checkpoint}: no answer within {timeout_s:g} s")
             found: NDArray[np.float32] = self._link.recv()
-        except EOFError as error:
+        except (EOFError, BrokenPipeError) as error:
             raise RuntimeError(f"token embeddings of {self._checkpoint}: its process ended, see above") from error
         return found
 

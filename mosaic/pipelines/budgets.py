@@ -53,9 +53,6 @@ class Budgets:
         return late[0] if len(late) == 1 and expert_of[late[0]] in self.hedge_tokens else None
 
 
-NO_BUDGETS = Budgets()
-
-
 def cut_at(experts: Sequence[Expert], tokens: int) -> dict[ExpertName, int]:
     """Give a budget to the experts that may write more.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import pstdev
 
+from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
@@ -145,6 +146,8 @@ def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int |
     places = job.site.places if num_workers is None else first_workers(job.site.places, num_workers)
 
     chosen = first_share(first_calls, num_calls, seed=seed)
+    num_questions = len(job.workload.questions)
+    require(len(chosen) > 0, "quote: questions", "so many that some can be forecast by others", num_questions)
     pilot = yield Stage("quote", sessions_in_thirds(chosen, experts, places), chosen)
     written = {key: record.output_tokens for key, record in pilot.records.items()}
     if more := second_share(first_calls, written, num_calls, seed=seed):

@@ -155,7 +155,8 @@ def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stag
     other = OtherCalls(
         name=row.name, why="to price sessions", given_by="profile.path", questions=questions, prompts=prompts
     )
-    return Stage("profiling", sessions_by_size(shards, row.experts, row.places), calls, other)
+    places = {expert.name: row.places(expert) for expert in row.experts}  # as many as it may have replicas
+    return Stage("profiling", sessions_by_size(shards, row.experts, lambda expert: places[expert.name]), calls, other)
 
 
 def _plan_first(job: Job, planner: Planner, pilot: Pilot, tell: Tell) -> Planned:

@@ -75,7 +75,7 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
             prompts = prompts_of(graph, known)
             other = OtherCalls(
                 name=f"calibration_{number}", why="to see what the gate leaves", given_by=GIVEN_BY, questions=known,
-                prompts=prompts, earlier=records, max_failures=MAX_FAILURES,
+                prompts=prompts, earlier=records, max_failures=MAX_FAILURES, may_lose=True,
             )  # fmt: skip
             drawn = tuple((yield Stage("calibrating", plan.sessions, tuple(calls), other)).records.values())
         for record in (*ended, *(drawn or ())):

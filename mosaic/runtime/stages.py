@@ -57,6 +57,8 @@ class OtherCalls:
     """Records, of other stages, of calls that these come after."""
     max_failures: int = 1
     """It stops where so many fail in a row: a price is never fitted to part of a sweep."""
+    may_lose: bool = False
+    """Other workers take over what a lost one leaves. They do not where sessions are priced: these are of one shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,7 @@ class Stage:
 
         Examples
         --------
-        >>> from mosaic.core.view import View
-        from mosaic.core.workload import PROPOSE
+        >>> from mosaic.core.workload import PROPOSE
         >>> calls = tuple(Call(CallKey(f"q{i}", PROPOSE, 0), "Qwen" if i % 3 else "GLM", 10) for i in range(1800))
         >>> Stage("pilot", (), calls).announcement()
         "pilot: 1,800 of the batch's own calls (GLM 600, Qwen 1,200), to price the others; their answers are kept"
@@ -180,7 +181,11 @@ class FirstStretch(Generic[_T]):
         if not self._own and self._next is None and not self._returned:
             self._go_on(None)
         while self._next is not None and self._next.other is not None:
-            self._go_on(self._measured(self._next, self._next.other))
+            try:
+                ended: Pilot | DisturbedSweepError = self._measured(self._next, self._next.other)
+            except DisturbedSweepError as error:
+                ended = error
+            self._go_on(ended)
         return bool(self._own) or self._next is not None
 
     def run(
@@ -219,7 +224,7 @@ class FirstStretch(Generic[_T]):
                     self._num_begun, self._submitted, self.events = 0, _submitted(log), []
                     shown = display.enter_context(self._show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
-                    stop = StopWhenFailing("pilot", num_calls, max_in_a_row=MAX_FAILURES)
+                    stop = StopWhenFailing("pilot", num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
                     result = drive(
                         backend,
                         [self, _spread_anew(job), stop, *shown],
@@ -267,23 +272,35 @@ class FirstStretch(Generic[_T]):
     def _is_resumed(self, stage: Stage) -> bool:
         return any(call.key in self._submitted for call in stage.calls)
 
-    def _go_on(self, pilot: Pilot | None) -> None:
+    def _go_on(self, ended: Pilot | DisturbedSweepError | None) -> None:
         """Let the generator receive how its stage ended; None: it has not begun."""
         try:
-            self._next = next(self._stages) if pilot is None else self._stages.send(pilot)
+            if isinstance(ended, DisturbedSweepError):
+                self._next = self._stages.throw(ended)
+            else:
+                self._next = next(self._stages) if ended is None else self._stages.send(ended)
         except StopIteration as end:
             self._next = None
             self._returned.append(end.value)
 
     def _measured(self, stage: Stage, other: OtherCalls) -> Pilot:
-        """Run a stage of other calls."""
+        """Run a stage of other calls.
+
+        Raises
+        ------
+        DisturbedSweepError
+            If a worker is lost with calls that others may not take over.
+        """
         job = self._job
         is_resumed = job.site.has_begun(other.name)
         self._tell(stage.announcement())
         backend = job.site.measuring(other.name, other.questions, other.prompts, other.earlier)
         with self._show(stage.title, Expected()) as shown:
-            anew = [] if job.site.way == "simulated" else [_spread_anew(job)]  # simulated workers are not lost
-            stop = StopWhenFailing(stage.title, len(stage.calls), max_in_a_row=other.max_failures)
+            takes_over = other.may_lose and job.site.way != "simulated"  # simulated workers are not lost
+            anew = [_spread_anew(job)] if takes_over else []
+            stop = StopWhenFailing(
+                stage.title, len(stage.calls), max_in_a_row=other.max_failures, may_lose=other.may_lose
+            )
             plan = unpriced_plan(stage.sessions, num_workers=job.cluster.num_workers)
             result = execute(plan, stage.calls, backend, [*anew, Cuts(job.graph.budgets), stop, *shown])
         return Pilot(
@@ -327,25 +344,30 @@ class StopWhenFailing:
         That it has.
     max_in_a_row
         It stops where so many calls fail in a row. A pilot's single failures are tried again with the batch.
+    may_lose
+        Whether other workers take over what a lost one leaves.
     """
 
     reacts = False
 
-    def __init__(self, name: str, num_calls: int, *, max_in_a_row: int = 1) -> None:
+    def __init__(self, name: str, num_calls: int, *, max_in_a_row: int, may_lose: bool) -> None:
         self._name = name
         self._num_calls = num_calls
         self._max_in_a_row = max_in_a_row
+        self._may_lose = may_lose
         self._num_finished = 0
         self._failed: list[CallRecord] = []
         """Since a call finished."""
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Count how calls end.
+        """Count how calls end, and look at each worker that is lost.
 
         Raises
         ------
         BackendError
             If too many calls fail.
+        DisturbedSweepError
+            If a call never ends since its worker is lost: on the others it may.
         """
         if isinstance(event, Finished):
             if event.record.status in SERVED:
@@ -358,9 +380,14 @@ class StopWhenFailing:
                 why = first.response.error if first.response is not None else None
                 cause = f"call {first.key.question} of {first.expert} {first.status}: {why or 'no reason is known'}"
                 more = "" if self._max_in_a_row == 1 else f", the first of {self._max_in_a_row} in a row"
-                done = f"{self._num_finished} of {self._num_calls} calls finished before it stopped"
-                raise BackendError(f"{self._name}: {done}: {cause}{more}. {MEASURED_OTHERWISE}")
+                raise BackendError(self._stopped(f"{cause}{more}"))
+        elif isinstance(event, Lost) and not self._may_lose and view.left_by({event.worker}):
+            raise DisturbedSweepError(self._stopped(f"worker {event.worker} is lost: {event.cause}"))
         return ()
+
+    def _stopped(self, cause: str) -> str:
+        done = f"{self._num_finished} of {self._num_calls} calls finished before it stopped"
+        return f"{self._name}: {done}: {cause}. {MEASURED_OTHERWISE}"
 
 
 def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell: Tell) -> Stages[_T]:
@@ -380,11 +407,13 @@ def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell:
         stage = stage_of()
         if number > 1 and stage.other is not None:
             stage = replace(stage, other=replace(stage.other, name=f"{stage.other.name}_{number}"))
-        pilot = yield stage
-        num_tries += not pilot.is_resumed
+        is_try = True
         try:
+            pilot = yield stage
+            is_try = not pilot.is_resumed
             return fit(pilot)
         except DisturbedSweepError as error:
+            num_tries += is_try
             if num_tries >= MAX_TRIES:
                 raise
             tell(f"{error}; it is measured once more")

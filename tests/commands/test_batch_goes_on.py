@@ -167,7 +167,7 @@ def test_the_lock_is_held_in_all_stages_and_while_the_files_are_written(
 
         monkeypatch.setattr(place, also)
 
-    for place in ("mosaic.runtime.run.drive", "mosaic.runtime.pilot.pilot_of", "mosaic.commands.batch.leave"):
+    for place in ("mosaic.runtime.stages.drive", "mosaic.runtime.stages.pilot_of", "mosaic.commands.batch.leave"):
         with_second_start(place)
     assert run_mosaic("batch", path, *models).status == 0
     assert list(dict.fromkeys(refused)) == ["drive", "pilot_of", "leave"]

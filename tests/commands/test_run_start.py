@@ -59,3 +59,9 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
     ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_process_that_is_gone_is_no_reader_that_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, exit_with_message():
+        raise BrokenPipeError(32, "Broken pipe")
+    assert (stop.value.code, capsys.readouterr().err) == (2, "error: [Errno 32] Broken pipe\n")

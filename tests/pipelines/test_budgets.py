@@ -4,7 +4,7 @@ import pytest
 
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey
-from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_at, cut_record
+from mosaic.pipelines.budgets import Budgets, cut_at, cut_record
 from mosaic.pipelines.node import node_calls
 from mosaic.pipelines.rules.rule import Never
 from mosaic.pipelines.walk import walk
@@ -37,7 +37,7 @@ def late_slot(done: dict[CallKey, object], num_slots: int = 3, budgets: Budgets 
 )
 def test_only_one_call_can_be_late_and_only_one_that_has_a_hedge(tokens, late):
     assert late_slot(records(*tokens)) == late
-    assert late_slot(records(*tokens), budgets=NO_BUDGETS) is None
+    assert late_slot(records(*tokens), budgets=Budgets()) is None
 
 
 def test_of_two_calls_none_is_late():

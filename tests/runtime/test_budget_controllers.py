@@ -88,7 +88,7 @@ def test_a_call_is_waited_for_where_the_others_agree() -> None:
 
 
 def test_an_aggregation_that_is_cut_leaves_the_vote() -> None:
-    course = one_question("ABA", (10, 10, 10), BudgetSetting(1.0 - 1e-3, aggregate_tokens=50))
+    course = one_question("ABA", (10, 10, 10), BudgetSetting(1.0, aggregate_tokens=50))
     result, questions = course.run()
     assert [record.status for record in result.calls if record.key.node == AGGREGATE] == [CallStatus.CUT]
     answer = walk(questions.graph, *questions.of("q0")).end().answer

@@ -123,17 +123,21 @@ def test_a_sweep_that_cannot_finish_stops_and_tells_the_first_cause() -> None:
     )
 
 
-def test_what_a_lost_worker_leaves_is_served_by_the_others_and_prices_nothing() -> None:
-    backend = affine(losses={0: (1, "its server is gone")})
+def test_a_sweep_whose_worker_is_lost_is_measured_again_and_stops_with_the_cause() -> None:
+    """What others served in its place would be of another shape."""
+    with pytest.raises(DisturbedSweepError, match="2 of 28 calls finished .*: worker 0 is lost: its server is gone"):
+        profile_of(lambda: affine(losses={0: (1, "its server is gone")}))
+    backends = iter([affine(losses={0: (1, "its server is gone")}), affine()])
+    assert profile_of(lambda: next(backends)) == profile_of(affine())
+
+
+def test_a_sweep_loads_an_expert_on_as_many_places_as_it_may_have_replicas() -> None:
+    backend = affine()
     site = MeasuringSite(lambda: backend, 2)
-    site.swept_places = lambda expert: [(0,)]
-    site.places = lambda expert: [(1,)]
-    (entry,) = measure(measuring_job(site, {"A": 1}, sweep=SWEEP))[PROPOSE].entries
-    assert {session.workers for session in backend.sessions} == {(0,), (1,)}
-    assert len(entry.output_tokens) == SWEEP.num_calls, "lengths are what they are"
-    site.places = lambda expert: [(0,)]
-    with pytest.raises(BackendError, match="worker 0: its server is gone.*: no place is left for A"):
-        measure(measuring_job(site, {"A": 1}, sweep=SWEEP))
+    site.swept_places = lambda expert: [(0,), (1,)][: expert.max_replicas]
+    capped = make_expert("A", max_replicas=1)
+    measure(measuring_job(site, {"A": 1}, experts=(capped,), sweep=SWEEP))
+    assert {session.workers for session in backend.sessions} == {(0,)}
 
 
 def test_a_worker_that_is_lost_when_it_has_nothing_left_stops_no_sweep() -> None:
@@ -172,7 +176,7 @@ def test_sizes_may_come_as_a_list() -> None:
 
 
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4), View(1)
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
     failed = make_failed("q1")._replace(response=Response(error="no such model"))
     for _ in range(3):
         assert stop.on(Finished(1.0, failed), view) == ()
@@ -181,7 +185,7 @@ def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
 
 
 def test_a_pilot_goes_on_past_single_failures() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4), View(1)
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
     for number in range(20):
         record = make_record(f"q{number}")
         stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
