@@ -80,7 +80,10 @@ class Patience:
     The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
     """
     max_restarts: AtLeast0 = 2
-    """Times that a worker may fail to load anything, or lose its fork server, likewise, before it is given up."""
+    """Times that a worker may fail to load anything, likewise, before it is given up.
+
+    It may lose its fork server so often too; a call that any worker finishes lets that count start anew.
+    """
     servers: EndpointPatience = field(default_factory=EndpointPatience)
     """Where workers are servers."""
 

@@ -92,9 +92,12 @@ class Exited(NamedTuple):
     """It had to end with the process that started it."""
     printed: bytes = b""
     """On another machine: the end of what it printed."""
+    machine_is_lost: bool = False
+    """With all that ran there: it says nothing of the worker."""
 
 
 FORK_SERVER_DIED = Exited(-9, fork_server_died=True)
+MACHINE_LOST = Exited(-9, machine_is_lost=True)
 
 
 class Gone(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from mosaic.core.errors import BackendError
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.machine_agent import Forward, Order, Report, Start
-from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Kill, Load, There, ToWorker
+from mosaic.engines.messages import MACHINE_LOST, Exited, FromWorker, Gone, Kill, Load, There, ToWorker
 from mosaic.engines.ray_cluster import Node, RayAgent, RayCluster
 
 ABSENT = "no machine is there for it"
@@ -277,7 +277,7 @@ class RemoteLauncher:
         self._miss(machine.workers, cause)
         for process in [process for process, (there, _) in self._processes.items() if there is machine]:
             del self._processes[process]
-            yield process, FORK_SERVER_DIED
+            yield process, MACHINE_LOST
 
     def _miss(self, workers: Sequence[int], cause: str) -> None:
         """Give workers up, unless there are no others: their sessions then wait for a node to join."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,8 +41,6 @@ class WorkerState:
 
     free_ts: float
     """When its last session ended."""
-    num_failed_loads: int = 0
-    """In a row, and processes that ended with their fork server."""
     is_awaited: bool = False
     """A session waits for it or is on it."""
 
@@ -92,6 +90,10 @@ class Sessions:
         self._read = read
         self._lost = lost
         self._workers = [WorkerState(start_ts) for _ in range(num_workers)]
+        self._num_failed_loads: Counter[int] = Counter()
+        """By worker, since it served a call."""
+        self._num_fork_server_deaths: Counter[int] = Counter()
+        """By worker that each took with it, since any worker served a call."""
         self._open: list[SessionState] = []
         """Those that have not ended, in the order in which they were opened."""
         self._processes: dict[int, WorkerProcess] = {}
@@ -341,7 +343,8 @@ class Sessions:
             for worker in change.workers:
                 if self._lost.pop(worker, None) is not None:
                     state = self._workers[worker]  # which sessions may wait for
-                    state.free_ts, state.num_failed_loads = max(self.now(), state.free_ts), 0
+                    state.free_ts = max(self.now(), state.free_ts)
+                    self._num_failed_loads[worker] = self._num_fork_server_deaths[worker] = 0
                     self._emit(Joined(self.now(), worker))
 
     def _handle(self, process: WorkerProcess, message: FromWorker | Exited) -> None:
@@ -377,7 +380,8 @@ class Sessions:
         if record.status in SERVED:
             self._states[record.session].note_served()
             for worker in record.workers:
-                self._workers[worker].num_failed_loads = 0
+                self._num_failed_loads[worker] = 0
+            self._num_fork_server_deaths.clear()
         kept = self._read(kept)
         self._journal.add_call(record, kept)
         self.note_end(kept)
@@ -392,17 +396,16 @@ class Sessions:
         state.end_ts = self.now()
         self._free(state.session.workers, state.end_ts)
         held = self.calls.empty(state)
-        if state.is_closing and not state.has_calls:
+        if exited.machine_is_lost or (state.is_closing and not state.has_calls):
             return
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)
             return
         cause = f"{process.cause(exited)}; see {output_of(self._journal.folder, process.workers)}"
         if exited.fork_server_died or process.is_workers_fault:
-            workers = [self._workers[number] for number in process.workers]
-            for worker in workers:
-                worker.num_failed_loads += 1
-            if max(worker.num_failed_loads for worker in workers) > self._patience.max_restarts:
+            num_failures = self._num_fork_server_deaths if exited.fork_server_died else self._num_failed_loads
+            num_failures.update(process.workers)
+            if max(num_failures[worker] for worker in process.workers) > self._patience.max_restarts:
                 self._give_up(process.workers, cause)
             return
         state.num_failures += 1

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mosaic.answers.extraction import extract_answer
+from mosaic.core.errors import BackendError
 from mosaic.core.plan import Expected
 from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, Question, Workload
@@ -103,7 +104,11 @@ def _send(
     )
     plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
     with show("audit", Expected()) as shown:
-        return execute(plan, calls, backend, shown).calls
+        result = execute(plan, calls, backend, shown)
+    if left := {call.key for call in calls} - {record.key for record in result.calls}:
+        causes = "; ".join(f"worker {loss.worker}: {loss.cause}" for loss in result.lost_workers)
+        raise BackendError(f"workers are lost and {len(left)} calls of the audit are left ({causes})")
+    return result.calls
 
 
 def _read(record: CallRecord, question: Question) -> CallRecord:

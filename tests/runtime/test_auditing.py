@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 import pytest
 
 import mosaic
+from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallRecord, CallStatus, Inputs, RunResult
+from mosaic.core.results import CallRecord, CallStatus, Inputs, LostWorker, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime.auditing import Unskipped, answer_unskipped
 from tests.answered_questions import make_moa
@@ -64,3 +65,10 @@ def test_a_call_that_fails_when_it_is_sent_leaves_its_question_unknown(monkeypat
 
     monkeypatch.setattr("mosaic.runtime.auditing.execute", execute)
     assert audit(Listed(), None)[0] == Unskipped("A", has_failed=True)
+
+
+def test_an_audit_whose_workers_are_lost_says_why_its_calls_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RunResult(calls=(), sessions=(), num_workers=4, lost_workers=(LostWorker(1.0, 2, "unplugged"),))
+    monkeypatch.setattr("mosaic.runtime.auditing.execute", lambda *_: lost)
+    with pytest.raises(BackendError, match=r"1 calls of the audit are left \(worker 2: unplugged\)"):
+        audit(Listed(), None)
