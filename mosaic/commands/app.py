@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -21,8 +21,10 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 class Commands(TyperGroup):
     """Finds commands in modules of their names."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [*super().list_commands(ctx), *IN_MODULES]
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # What is here is listed, and suggested for a name with a slip; get_command makes it.
+        self.commands.update(dict.fromkeys(IN_MODULES))  # type: ignore[arg-type]
 
     def get_command(self, ctx: typer.Context, cmd_name: str):  # type: ignore[no-untyped-def,override]
         if cmd_name not in IN_MODULES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mosaic.config.errors import say
-from mosaic.config.sections import Group, RaySection, section
+from mosaic.config.sections import Group, RaySection, keys_of, require_keys, section
 from mosaic.config.sites import Backend, SiteInputs, sim_site
 from mosaic.core.checks import AtLeast1, Name, require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
@@ -77,6 +77,8 @@ def vllm(config: Mapping[str, Any]) -> Backend:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
+    if "patience" in config:
+        require_keys(config["patience"], "backend.patience", keys_of(Patience, unread=("servers",)))
     settings = section(config, VllmSection, "backend")
     options = vllm_options(settings)
     embed_by = partial(_embed_by, settings, options)
@@ -255,7 +257,8 @@ def vllm_options(backend: VllmSection) -> EngineOptions:
         Naming the key, the rule and the value.
     """
     device = find_device() if backend.device == "auto" else Device(backend.device)
-    engine = dict(backend.engine)
+    known = keys_of(EngineOptions, ModelLoading, unread=("loading", "device"))
+    engine = dict(require_keys(backend.engine, "backend.engine", known))
     names = ("dtype", "load_format", "enforce_eager", "trust_remote_code")
     loading = {name: engine.pop(name) for name in names if name in engine}
     if loading.get("dtype") is None:

@@ -19,6 +19,9 @@ from mosaic.config.compose import CONF, SharingLoader, default_choices
 from mosaic.config.errors import BAD_INPUT, exit_with_message
 from mosaic.core.checks import require_name
 
+NO_LOGGING = {"version": 1, "root": {"level": "ERROR"}, "disable_existing_loggers": True}
+"""What Hydra's choice ``disabled`` holds."""
+
 
 class Launch(Callback):
     """Checks the names of folders, lets the points of a sweep share compositions, and says how they are compared.
@@ -61,8 +64,7 @@ def compose_single(arguments: Sequence[str]) -> DictConfig | None:
             config = compose("config", [*arguments], return_hydra_config=True)
     except BAD_INPUT:
         return None
-    wanted = config.hydra.overrides.hydra
-    if config.hydra.mode is RunMode.MULTIRUN or not all(each.startswith("hydra.run.dir=") for each in wanted):
+    if not _is_plain(config.hydra):
         return None
     _require_folder(config, "run")
     HydraConfig.instance().set_config(config)
@@ -73,6 +75,17 @@ def compose_single(arguments: Sequence[str]) -> DictConfig | None:
         folder.mkdir(parents=True, exist_ok=True)
         del config["hydra"]
     return config
+
+
+def _is_plain(hydra: Any) -> bool:
+    """Tell whether Hydra would do no more than make the folder and run: files may hold its settings too."""
+    more = (hydra.output_subdir, hydra.job.chdir, hydra.job.env_set, hydra.verbose, hydra.callbacks.keys() - {"launch"})
+    return (
+        hydra.mode is not RunMode.MULTIRUN
+        and all(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+        and not any(more)
+        and hydra.job_logging == hydra.hydra_logging == NO_LOGGING
+    )
 
 
 def points_of(overrides: Sequence[Override]) -> list[list[str]]:

@@ -18,6 +18,7 @@ from mosaic.config.sections import (
     PipelineSection,
     Sections,
     TopologySection,
+    by_number,
     section,
 )
 from mosaic.core.checks import require, require_count, require_unique
@@ -156,6 +157,8 @@ def _check_agents(topology: TopologySection) -> None:
             require_count(layer, f"topology.layers[{number}]", at_least=1)
     if not isinstance(topology.fan_in, list | None):
         require_count(topology.fan_in, "topology.fan_in", at_least=1)
+    for number, width in enumerate(topology.fan_in if isinstance(topology.fan_in, list) else ()):
+        require(width is None or type(width) is int, f"topology.fan_in[{number}]", "a whole number or null", width)
 
 
 def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
@@ -275,7 +278,8 @@ def _placements(
 ) -> NodePlacements:
     require(bool(aggregator.tp_degrees), "aggregator.tp_degrees", "at least one value", [])
     require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
-    schedulers = {int(degree): name for degree, name in (aggregator.scheduler_by_degree or {}).items()}
+    rule, given = "by whole numbers that are at least 1", aggregator.scheduler_by_degree or {}
+    schedulers = by_number(given, "aggregator.scheduler_by_degree", rule, at_least=1)
     costs = aggregator.costs
     degrees = _placeable(expert, aggregator.tp_degrees, machines, options)
     return NodePlacements(

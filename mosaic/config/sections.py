@@ -1,6 +1,6 @@
 """The sections of the configuration: their keys, types and limits, found wrong by one conversion."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -225,10 +225,8 @@ def section(config: object, kind: type[_Kind], label: str = "") -> _Kind:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    group, owner, known = require_group(config, label), f"{label}." if label else "", _types_of(cast(Hashable, kind))
-    for key, value in group.items():
-        keys = f"one of {[*known]}" if known else "left out: there are none"
-        require(key in known, f"{owner}{key}", f"a key of the configuration, {keys} there", value)
+    owner, known = f"{label}." if label else "", _types_of(cast(Hashable, kind))
+    group = require_keys(config, label, known)
     for field in fields(kind):  # type: ignore[arg-type]
         is_needed = field.default is MISSING and field.default_factory is MISSING
         require(field.name in group or not is_needed, f"{owner}{field.name}", "given", None)
@@ -254,6 +252,30 @@ def _converted(value: Any, hint: Any, label: str) -> Any:
     elif type(None) in kinds and value is not None:
         return _converted(value, kinds[0], label)
     return value
+
+
+def keys_of(*kinds: type, unread: Collection[str]) -> list[str]:
+    """List the fields of dataclasses, but those that a group of the configuration does not give."""
+    return [each.name for kind in kinds for each in fields(kind) if each.name not in unread]
+
+
+def require_keys(config: object, label: str, known: Collection[str]) -> Group:
+    """Check that a group has no keys but those that are known."""
+    group = require_group(config, label)
+    for key, value in group.items():
+        keys = f"one of {[*known]}" if known else "left out: there are none"
+        name = f"{label}.{key}" if label else key
+        require(key in known, name, f"a key of the configuration, {keys} there", value)
+    return group
+
+
+def by_number(group: Mapping[Any, Any], label: str, rule: str, *, at_least: int = 0) -> dict[int, Any]:
+    """Read whole numbers as keys, each given once."""
+    # NOTE: overrides by a dotted name make a text of a number.
+    require(all(str(key).isdecimal() and int(key) >= at_least for key in group), label, rule, [*group])
+    made = {int(key): entry for key, entry in group.items()}
+    require(len(made) == len(group), label, "such that each number is given once", [*group])
+    return made
 
 
 def require_group(value: object, field: str) -> Group:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import Machines
-from mosaic.config.sections import AnswersSection, Group, WorldSection, section
+from mosaic.config.sections import AnswersSection, Group, WorldSection, by_number, keys_of, require_keys, section
 from mosaic.core.checks import require, require_count
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
@@ -70,6 +70,7 @@ class Backend:
 
 def simulated(config: Mapping[str, Any]) -> Backend:
     """Build ``backend=sim``: what sessions share, and the options of the simulated engines."""
+    require_keys(config, "backend", keys_of(EngineOptions, GpuUse, unread=("loading", "is_alone")))
     shared = {key: value for key, value in config.items() if key in USE_KEYS}
     use = section(shared, GpuUse, "backend")
     options = section({key: config[key] for key in config if key not in shared}, EngineOptions, "backend")
@@ -171,8 +172,5 @@ def _answer_model(given: AnswersSection) -> tuple[AnswerModel, int]:
 def _kv_losses(config: Group) -> dict[int, float]:
     """Read the share of right answers that is lost, by KV budget in tokens."""
     key = "world.answers.kv_loss_frac"
-    # NOTE: overrides by a dotted name make a text of a number.
-    require(all(str(name).isdecimal() for name in config), key, "by KV budgets in tokens", list(config))
-    named = {int(name): entry for name, entry in config.items()}
-    require(len(named) == len(config), key, "such that each budget is given once", list(config))
+    named = by_number(config, key, "by KV budgets in tokens")
     return {budget: declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in named.items()}

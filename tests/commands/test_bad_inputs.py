@@ -74,6 +74,13 @@ def test_bad_input_is_refused_with_a_message(overrides: str, says: str, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_name_with_a_slip_gets_the_command_that_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["comparr"])
+    assert stop.value.code == 2
+    assert "Did you mean 'compare'?" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "says"), IN_A_PROCESS)
 def test_a_command_with_bad_input_fails(overrides: str, says: str, tmp_path: Path) -> None:

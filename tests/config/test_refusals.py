@@ -24,6 +24,7 @@ EXIT = (*FEW, "cluster.num_workers=2", "aggregator=dp", "gate=never")
 BUDGETS = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 BOTH = (*BUDGETS, "pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
 SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
+BY_DEGREE = "aggregator.scheduler_by_degree"
 MANY = 40
 """Questions of the calibration file."""
 
@@ -77,6 +78,8 @@ UNKNOWN = [
     ("+pool.output_tokens={}", "pool.output_tokens must be a key of the configuration, one of ['experts',"),
     ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'question_seed', 'plan',"),
     ("+pipeline.width=3", "pipeline.width must be a key of the configuration, one of"),
+    ("+backend.loading={device: gpu}", "backend.loading must be a key of the configuration, one of ['max_num_seqs',"),
+    ("+backend.is_alone=true", "backend.is_alone must be a key ... 'experts_per_gpu'] there, got True"),
     ("+backend.order=mixed; backend=none", "backend.order must be a key of the configuration, left out: there"),
     ("~gate", "gate must be given, got None"),
     ("~aggregator", "aggregator must be given, got None"),
@@ -128,6 +131,17 @@ VALUES = [
     (
         "aggregator=dp; aggregator.scheduler_by_degree={1: best}",
         "by_degree.1 must be one of ['data_parallel'], got 'best'",
+    ),
+    *(
+        (
+            f"~{BY_DEGREE}; +{BY_DEGREE}={{{key}: data_parallel}}",
+            f"by whole numbers that are at least 1, got [{it}]",
+        )
+        for key, it in (("4.9", "4.9"), ("0", "0"), ("-1", "-1"), ("true", "True"), ("x", "'x'"))
+    ),
+    (
+        "+aggregator.scheduler_by_degree={4: data_parallel}; +aggregator.scheduler_by_degree.4=data_parallel",
+        "aggregator.scheduler_by_degree must be such that each number is given once",
     ),
     ("aggregator.scheduler_by_degree=best", "by_degree must be a group ... with keys, got 'best'"),
     ("aggregator.costs=free", "aggregator.costs must be one of ['affine'], got 'free'"),
@@ -222,6 +236,12 @@ STEERED = [
     ("topology.layers=[9,3,1]; topology.fan_in=4", "fan_in must be such that the 3 agents of layer 2 read the 9"),
     ("topology.layers=[9,3,1]; topology.fan_in=[3]", "topology.fan_in must be a number by upper layer"),
     ("topology.fan_in=3", "topology.fan_in must be null where topology.layers is null, got 3"),
+    (
+        "topology.layers=[3,3,1]; topology.fan_in=[true,1]",
+        "topology.fan_in[0] must be a whole number or null, got True",
+    ),
+    ("topology.layers=[3,3,1]; topology.fan_in=[x,1]", "topology.fan_in[0] must be a whole number or null, got 'x'"),
+    ("topology.layers=[3,1]; topology.fan_in=[1.5]", "topology.fan_in[0] must be a whole number or null, got 1.5"),
     ("topology.layers=3", "topology.layers must be a list, got 3"),
     ("topology.layers=[3]", "topology.layers must be at least two: aggregator=none runs one alone"),
     ("topology.layers=[3,x]", "topology.layers[1] must be a whole number, got 'x'"),
@@ -271,6 +291,13 @@ ENGINES = [
     ("backend.engine.max_num_seqs=0", "max_num_seqs must be"),
     ("backend.device=cpu; backend.engine.block_size=16", "engine.block_size must be a multiple of 32 on CPU"),
     ("backend.engine.load_format=dummy", "backend.engine.load_format must be auto in live mode"),
+    ("+backend.engine.loading={dtype: float16}", "backend.engine.loading must be a key of the configuration, one of ["),
+    (
+        "+backend.engine.load_formt=dummy",
+        "backend.engine.load_formt must be ... 'scheduler_reserve_full_isl', 'dtype', 'load_format', 'enforce_eager', "
+        "'trust_remote_code'] there, got 'dummy'",
+    ),
+    ("+backend.patience.servers={max_wait_s: 3}", "patience.servers must be a key ... 'max_restarts'] there"),
     ("backend.patience.max_retries=-1", "patience.max_retries must be"),
     (
         "+backend.patience.mood=good",

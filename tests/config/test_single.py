@@ -1,9 +1,13 @@
 """A plain single run is composed once, by Hydra's public functions; all else is left to Hydra's command."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from mosaic.config.compose import compose_config, plain
+from mosaic.config import launch
+from mosaic.config.compose import CONF, compose_config, plain
 from mosaic.config.launch import compose_single
 
 
@@ -51,6 +55,24 @@ def test_the_folder_is_named_by_the_choices(tmp_path) -> None:
 def test_what_asks_for_more_is_left_to_hydra(arguments, tmp_path) -> None:
     assert compose_single(arguments) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_plain"),
+    [
+        ("sweep: {dir: there}", True),
+        ("output_subdir: .hydra", False),
+        ("job: {chdir: true}", False),
+        ("job: {env_set: {A: b}}", False),
+        ("job_logging: {root: {level: INFO}}", False),
+        ("callbacks: {mine: {_target_: hydra.experimental.callback.Callback}}", False),
+    ],
+)
+def test_settings_of_hydra_in_a_file_are_left_to_hydra(settings, is_plain, tmp_path, monkeypatch) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {settings}\n")
+    monkeypatch.setattr(launch, "CONF", conf)
+    assert (compose_single(["+experiment=mine"]) is not None) == is_plain
 
 
 def test_an_empty_name_of_a_folder_is_refused(tmp_path, capsys) -> None:
