@@ -6,8 +6,9 @@ Ray places, watches and carries messages; what is served and kept is ours. It is
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ PLACE_S = 10.0
 """Resources that are free are given in less time."""
 START_S = 300.0
 """An agent is up, has looked at its checkpoints and imported the engine in this time."""
+CLOSE_S = 15.0
 ORDERS = "orders"
 """What an agent takes beside all else."""
 
@@ -78,6 +80,7 @@ class RayCluster:
         self._room = room
         self._make_setup = make_setup
         self._setup: AgentSetup | None = None
+        self._is_left = False
 
     def connect(self) -> None:
         """Connect, and describe the run for agents.
@@ -88,6 +91,7 @@ class RayCluster:
             Saying what is missing.
         """
         connect(self._address)
+        self._is_left = False
         self._setup = None if self._make_setup is None else self._make_setup()
 
     def find(self) -> Sequence[Node]:
@@ -124,10 +128,10 @@ class RayCluster:
         Raises
         ------
         BackendError
-            If it does not start or cannot serve, with all that is missing.
+            If it does not start or cannot serve, with all that is missing, or the cluster is left meanwhile.
         """
         import ray
-        from ray.exceptions import GetTimeoutError, RayError
+        from ray.exceptions import RayError
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -144,16 +148,26 @@ class RayCluster:
                 max_restarts=0,
             )
             agent.actor = placed.remote(self._setup, num_workers)
-            if problems := ray.get(agent.actor.check.remote(), timeout=START_S):
+            if problems := ray.get(self._awaited(agent.actor.check.remote())):
                 raise BackendError(", ".join(problems))
         except BaseException as error:
             agent.end()
-            if isinstance(error, GetTimeoutError):
-                raise BackendError(f"starts no agent in {START_S:g} s") from error
             if isinstance(error, RayError):
                 raise BackendError(f"cannot start an agent: {_last_line(error)}") from error
             raise
         return agent
+
+    def _awaited(self, check: Any) -> Any:
+        """Wait until an agent has checked its machine, unless the cluster is left meanwhile."""
+        import ray
+
+        end_ts = time.monotonic() + START_S
+        while not ray.wait([check], timeout=ANSWER_S)[0]:
+            if self._is_left:
+                raise BackendError("starts an agent for nobody")
+            if time.monotonic() > end_ts:
+                raise BackendError(f"starts no agent in {START_S:g} s")
+        return check
 
     def cause_of_loss(self, node: Node, error: Exception) -> str:
         """Give what was lost, the node or only the agent on it, from how its report failed."""
@@ -162,8 +176,10 @@ class RayCluster:
                 return f"the agent on {node.name} is gone, and the machine is there: {_last_line(error)}"
         return f"machine {node.name} is gone"
 
-    def disconnect(self) -> None:
-        """Leave the cluster."""
+    def disconnect(self, unfinished: Collection[Future[Any]]) -> None:
+        """Leave the cluster, once what threads still do there has ended: Ray crashes where one asks it afterwards."""
+        self._is_left = True
+        wait(unfinished, CLOSE_S)
         if self._setup is not None:
             import ray
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,6 @@ SETTLE_S = 10.0
 TRY_AGAIN_S = 60.0
 COME_BACK_S = 300.0
 """So long a run without any machine waits for one."""
-CLOSE_S = 15.0
 NUM_CLOCK_READINGS = 8
 T = TypeVar("T")
 
@@ -146,12 +146,10 @@ class RemoteLauncher:
             self._start_all()
             yield
         finally:
-            for starting in self._starting:
-                starting.add_done_callback(_end_agent)
+            self._ending += [in_thread(partial(_end_started, starting)) for starting in self._starting]
             self._ending += [in_thread(machine.agent.end) for machine in self._machines.values()]
-            wait(self._ending, CLOSE_S)
+            self._cluster.disconnect([*self._ending, *([self._looking] if self._looking else [])])
             self._starting, self._machines, self._looking, self._ending = {}, {}, None, []
-            self._cluster.disconnect()
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
         self._folder, self._processes = folder, {}
@@ -324,7 +322,7 @@ def in_thread(do: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _end_agent(starting: Future[Machine]) -> None:
+def _end_started(starting: Future[Machine]) -> None:
     if starting.exception() is None:
         starting.result().agent.end()
 

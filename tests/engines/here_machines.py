@@ -1,6 +1,6 @@
 """Nodes of a cluster whose agents are threads of the test's own process, and can be unplugged."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Report, Stop
@@ -81,8 +81,8 @@ class HereMachines:
     def cause_of_loss(self, node: Node, error: Exception) -> str:
         return f"machine {node.name} is gone"
 
-    def disconnect(self) -> None:
-        pass
+    def disconnect(self, unfinished) -> None:
+        wait(unfinished)
 
     def unplug(self, name: str) -> None:
         del self.rooms[name]

@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -263,6 +265,33 @@ def test_a_host_that_is_killed_is_started_again(tmp_path):
         finished_once(tmp_path, [*A, *B])
         assert sorted(record.key for record in result.calls) == sorted(call.key for call in [*A, *B])
     assert processes_of(tmp_path) == []
+
+
+def test_a_long_call_outlives_deaths_of_its_fork_server_while_another_worker_serves_calls(tmp_path):
+    long = some_calls("B", 1)
+    with running_host(FAKE_ENGINE) as host:
+
+        def fork_server():
+            """Once B is loaded, and so its call is served."""
+            loaded = [int(path.name.removeprefix("pid-")) for path in (tmp_path / "B").glob("pid-*")]
+            return [host.fork_server_pid] if any(Path(f"/proc/{pid}").exists() for pid in loaded) else []
+
+        executor = Runs(
+            tmp_path,
+            host,
+            outcomes=lambda call, inputs: Outcome(300 if call.expert == "B" else 5),
+            prompts=lambda call, inputs: "slow",
+            options=replace(OPTIONS, max_num_seqs=1),
+        )
+        (tmp_path / "B" / "behave").write_text("note")
+        killer = Killer(fork_server, times=4)
+        result = executor.execute(
+            make_plan(make_session(0, A), make_session(1, long, workers=(1,))), [*A, *long], killer
+        )
+    assert killer.times == 0
+    assert executor.lost == {}
+    assert next(record.attempt for record in result.calls if record.expert == "B") >= 3
+    finished_once(tmp_path, [*A, *long])
 
 
 def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):

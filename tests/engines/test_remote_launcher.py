@@ -257,6 +257,26 @@ def test_a_run_without_any_machine_waits_for_one(tmp_path, kept, when) -> None:
     assert ["no machine is left" in line for line in told] == [True]
 
 
+@pytest.mark.slow
+def test_machines_that_are_lost_again_and_again_before_a_call_ends_cost_no_worker(tmp_path, kept) -> None:
+    machines, names = HereMachines({"a": 1}), list("abcd")
+
+    class Unplug:
+        reacts = True
+
+        def on(self, event, view):
+            if isinstance(event, Ready) and len(names) > 1:
+                machines.unplug(names.pop(0))
+                machines.rooms[names[0]] = 1
+            return ()
+
+    runs = Runs(tmp_path, kept(machines), num_workers=1)
+    calls = some_calls("A", 20)
+    runs.execute(make_plan(make_session(0, calls), num_workers=1), calls, Unplug())
+    assert (names, runs.lost) == (["d"], {})
+    finished_once(tmp_path, calls)
+
+
 def test_a_run_does_not_wait_for_ever(tmp_path, kept, monkeypatch) -> None:
     monkeypatch.setattr("mosaic.engines.remote_launcher.COME_BACK_S", 0.5)
     machines = HereMachines({"a": 1})
