@@ -1,12 +1,14 @@
-"""What tests read from the folder of a run."""
+"""What tests read from the folder of a run, or of a batch."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from mosaic.commands.run import JOURNAL
 from mosaic.core.results import CallStatus
+from mosaic.core.workload import CallKey
 from mosaic.runtime.journal import read_journal
 
 
@@ -36,6 +38,17 @@ def calls_of(folder: Path) -> dict[tuple, dict]:
 def responses_of(folder: Path) -> dict[tuple, str]:
     lines = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
     return {(line["question"], line["node"], line["slot"]): line["text"] for line in lines}
+
+
+def bodies_of(questions: Path) -> dict[str, dict]:
+    """What a batch answered, by question, without when."""
+    lines = map(json.loads, questions.with_name("questions.out.jsonl").read_text().splitlines())
+    return {line["custom_id"]: line["response"]["body"] | {"created": 0} for line in lines}
+
+
+def times_finished(questions: Path) -> Counter[CallKey]:
+    """Count how often each call of a batch finished."""
+    return Counter(finished_of(questions.with_suffix(".mosaic")))
 
 
 def finished_of(folder: Path, what: str = "run") -> list:

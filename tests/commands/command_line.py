@@ -82,6 +82,13 @@ def run_point(*overrides: str) -> Outcome:
     return _watch(run)
 
 
+def run_into(folder: Path, *overrides: str) -> Path:
+    """Run a point that ends well into a folder; gives the folder."""
+    outcome = run_point(*overrides, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
 def run_here(*arguments: str) -> Outcome:
     """Run the whole command in this process."""
     with patch.object(sys, "argv", [str(RUN), *arguments]):

@@ -150,29 +150,5 @@ def test_a_traceback_is_shown_to_those_who_ask(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("MOSAIC_TRACEBACK", "1")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         run_point("seed=-1", f"hydra.run.dir={tmp_path / 'run'}")
-
-
-def test_our_own_mistakes_too_show_their_traceback_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOSAIC_TRACEBACK", "1")
-    with pytest.raises(KeyError), exit_with_message():
-        raise KeyError("ours")
-
-
-def test_an_interrupt_ends_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, exit_with_message():
-        raise KeyboardInterrupt
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_an_interrupted_batch_says_what_is_kept(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*args: object, **kwargs: object) -> int:
-        raise KeyboardInterrupt("stopped; 40 of 180 calls are in FOLDER")
-
-    monkeypatch.setattr("mosaic.commands.batch.batch_config", stopped)
-    with pytest.raises(SystemExit) as stop:
-        main(["batch", "questions.jsonl"])
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted: stopped; 40 of 180 calls are in FOLDER\n"
+    with pytest.raises(KeyError, match="our own mistake"), exit_with_message():
+        raise KeyError("our own mistake")

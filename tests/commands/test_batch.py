@@ -91,23 +91,6 @@ def test_run_py_answers_the_same_with_the_same_plan(done: Path, models: list[str
     assert there.equals(here)
 
 
-def test_a_complete_batch_is_not_run_again(done: Path, plan_all: list[str]) -> None:
-    before = (done.parent / "questions.out.jsonl").read_bytes()
-    outcome = run_mosaic("batch", done, *plan_all)
-    assert (outcome.status, outcome.out) == (0, "")
-    assert "already complete" in outcome.err
-    assert (done.parent / "questions.out.jsonl").read_bytes() == before
-
-
-def test_output_that_was_removed_is_written_again_without_a_call(done: Path, plan_all: list[str]) -> None:
-    out, journal = done.parent / "questions.out.jsonl", done.parent / "questions.mosaic" / "journal" / "run"
-    before, num_calls = out.read_bytes(), len(read_journal(journal).ended)
-    out.unlink()
-    assert run_mosaic("batch", done, *plan_all).status == 0
-    assert out.read_bytes() == before
-    assert len(read_journal(journal).ended) == num_calls
-
-
 @pytest.mark.slow
 def test_a_batch_is_measured_on_its_own_calls_and_goes_on_from_them(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number) for number in range(60)])
@@ -138,17 +121,6 @@ def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models:
     assert run_mosaic("batch", path, *models).status == 4
     again = len(read_journal(tmp_path / "questions.mosaic" / "journal" / "run").ended)
     assert num_tries < again <= num_tries + 4, "the failed calls and no other"
-
-
-@pytest.mark.slow
-def test_another_file_under_the_same_name_is_refused(models: list[str], tmp_path: Path) -> None:
-    path = write_batch(tmp_path, [batch_line(number) for number in range(4)])
-    assert run_mosaic("batch", path, *models).status == 0
-    write_batch(tmp_path, [batch_line(number) for number in range(1, 6)])
-    outcome = run_mosaic("batch", path, *models)
-    assert outcome.status == 2
-    assert "workload.path_sha256 is" in outcome.err
-    assert outcome.err.count("\n") == 1
 
 
 def test_request_parameters_reach_the_engine(models: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A batch that goes on: with a checkpoint that changed, with more questions, and beside a second start of it."""
 
 import json
-from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import pytest
 
 from mosaic.core.errors import InUseError
 from mosaic.core.events import Finished
-from mosaic.core.results import CallStatus
 from mosaic.report.batch_output import AnswerStream
-from mosaic.runtime.journal import RUN, read_journal
 from mosaic.runtime.run_lock import hold
 from tests.engines.fake_batch import CONTEXT, NAMES, batch_line, run_mosaic, write_batch, write_models
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
+from tests.run_tables import bodies_of, times_finished
 
 
 @pytest.fixture
@@ -25,18 +23,6 @@ def models(tmp_path: Path) -> list[str]:
 
 def lines(number: int) -> list[dict[str, object]]:
     return [batch_line(i) for i in range(number)]
-
-
-def bodies(path: Path) -> dict[str, dict[str, Any]]:
-    """Give what was answered, by question, without when."""
-    read = map(json.loads, path.with_name("questions.out.jsonl").read_text().splitlines())
-    return {line["custom_id"]: line["response"]["body"] | {"created": 0} for line in read}
-
-
-def finished(path: Path) -> Counter[object]:
-    """Count how often each call of the batch finished."""
-    ended = read_journal(path.with_suffix(".mosaic") / "journal" / RUN).ended
-    return Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
 
 
 def change_checkpoint(models: list[str], name: str) -> None:
@@ -78,18 +64,18 @@ def test_calls_of_a_checkpoint_that_changes_in_mid_batch_are_sent_again(
     with monkeypatch.context() as patch:
         stop_after(patch, name, num_calls)
         assert run_mosaic("batch", path, *models, source).status == 130
-    before = finished(path)
+    before = times_finished(path)
     change_checkpoint(models, name)
     outcome = run_mosaic("batch", path, *models, source)
     assert outcome.status == 0, outcome.err
     said = [line for line in outcome.err.splitlines() if f"{name}: its checkpoint or its engine's options" in line]
     assert said, "the screen says how many"
-    again = {key for key, count in finished(path).items() if count > 1}
+    again = {key for key, count in times_finished(path).items() if count > 1}
     assert {key for key in again if key.node == "propose"} <= before.keys()
     assert len(again) >= num_calls, "those that had ended"
     fresh = write_batch(tmp_path / "models", lines(48))
     assert run_mosaic("batch", fresh, *models, source).status == 0
-    assert bodies(path) == bodies(fresh), "as if it had always been there"
+    assert bodies_of(path) == bodies_of(fresh), "as if it had always been there"
 
 
 @pytest.mark.slow
@@ -97,15 +83,15 @@ def test_appended_questions_are_added_and_no_call_is_sent_twice(models: list[str
     path = write_batch(tmp_path, lines(40))
     path.write_text(path.read_text().rstrip())  # as an editor may leave it
     assert run_mosaic("batch", path, *models).status == 0
-    before = bodies(path)
+    before = bodies_of(path)
     write_batch(tmp_path, lines(64))
     outcome = run_mosaic("batch", path, *models)
     assert outcome.status == 0, outcome.err
     assert "64 questions answered, 0 errors" in outcome.out
-    after = bodies(path)
+    after = bodies_of(path)
     assert list(after) == [f"q{number}" for number in range(64)]
     assert {name: after[name] for name in before} == before
-    assert set(finished(path).values()) == {1}
+    assert set(times_finished(path).values()) == {1}
     assert "already complete" in run_mosaic("batch", path, *models).err
 
 

@@ -14,11 +14,17 @@ def num_ended(path: Path) -> int:
     return len(read_journal(path.with_suffix(".mosaic") / "journal" / RUN).ended)
 
 
-@pytest.mark.parametrize("damage", [lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"])
-def test_a_damaged_output_is_refused_by_an_audit_and_written_again(done: Path, plan_all: list[str], damage) -> None:
+@pytest.mark.parametrize(
+    "damage", [None, lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"]
+)
+def test_a_damaged_or_removed_output_is_refused_by_an_audit_and_written_again(
+    done: Path, plan_all: list[str], damage
+) -> None:
     out = done.with_name("questions.out.jsonl")
     before, num_before = out.read_bytes(), num_ended(done)
-    out.write_bytes(damage(before))
+    out.unlink()
+    if damage is not None:
+        out.write_bytes(damage(before))
     audited = run_mosaic("audit", out)
     assert (audited.status, audited.err.count("\n")) == (2, 1)
     assert str(out) in audited.err
@@ -26,7 +32,10 @@ def test_a_damaged_output_is_refused_by_an_audit_and_written_again(done: Path, p
     assert outcome.status == 0, outcome.err
     assert "already complete" not in outcome.err
     assert (out.read_bytes(), num_ended(done)) == (before, num_before), "without a call"
-    assert "already complete" in run_mosaic("batch", done, *plan_all).err
+    again = run_mosaic("batch", done, *plan_all)
+    assert (again.status, again.out) == (0, "")
+    assert "already complete" in again.err
+    assert out.read_bytes() == before
 
 
 def test_an_audit_refuses_the_output_of_another_run(done: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.commands.command_line import (
     Outcome,
     finish_process,
     run_here,
+    run_into,
     run_point,
     run_process,
     start_process,
@@ -56,16 +57,7 @@ def contents(folder: Path, *, but: Sequence[str] = ("meta.json",)) -> dict[str, 
 
 def run_small(folder: Path, *overrides: str) -> Path:
     """Run 30 calls of a published workload in this process."""
-    outcome = run_point(*SMALL, *QUICK, *overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    return folder
-
-
-def run_demo(folder: Path, *overrides: str) -> Path:
-    """Run a file of one's own in this process."""
-    outcome = run_point(*DEMO, *overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    return folder
+    return run_into(folder, *SMALL, *QUICK, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +185,6 @@ def test_policies_meet_in_the_same_world_and_seeds_differ(tmp_path: Path) -> Non
     assert lengths("other", "scheduler=ilp", "seed=1") != ilp
 
 
-def test_data_parallel_puts_every_expert_on_every_worker(tmp_path: Path) -> None:
-    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2", "aggregator=dp")
-    places = {(row["expert"], worker) for row in read_calls(folder) for worker in row["workers"]}
-    assert places == {(expert, worker) for expert in ("LlamaR1", "Gemma", "Qwen") for worker in (0, 1)}
-
-
 def sweep(folder: Path, *overrides: str) -> Outcome:
     return run_here("-m", *SMALL, *QUICK, *overrides, f"hydra.sweep.dir={folder}", SUBDIR)
 
@@ -269,46 +255,22 @@ def test_runs_started_together_do_not_collide(tmp_path: Path) -> None:
 
 
 QUESTIONS = [
-    {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf", "SmolLM2"]},
-    {"id": "b", "prompt_tokens": 40, "experts": ["QwenHalf"]},
+    {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf", "SmolLM2"], "output_tokens": [5, 6, 7]},
+    {"id": "b", "prompt_tokens": 40, "experts": ["QwenHalf"], "output_tokens": 9},
 ]
 
 
-def test_questions_come_from_json_lines(tmp_path: Path) -> None:
+def test_questions_and_recorded_lengths_come_from_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
-    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}", "workload.template_tokens=10"))
-    found = {(row["question"], row["slot"]): (row["expert"], row["prompt_tokens"]) for row in rows}
-    assert found == {
-        ("a", 0): ("SmolLM2", 13), ("a", 1): ("QwenHalf", 13), ("a", 2): ("SmolLM2", 13), ("b", 0): ("QwenHalf", 50),
-    }  # fmt: skip
+    rows = read_calls(run_into(tmp_path / "run", *DEMO, f"workload.path={path}", "workload.template_tokens=10"))
+    keys = ("question", "slot", "expert", "prompt_tokens", "output_tokens")
+    assert sorted(tuple(row[key] for key in keys) for row in rows) == [
+        ("a", 0, "SmolLM2", 13, 5), ("a", 1, "QwenHalf", 13, 6), ("a", 2, "SmolLM2", 13, 7),
+        ("b", 0, "QwenHalf", 50, 9),
+    ]  # fmt: skip
     merged = {row["question"]: row["expert"] for row in read_calls(tmp_path / "run", "aggregate")}
     assert merged == {"a": "QwenHalf", "b": "QwenHalf"}, "free text cannot be compared"
-
-
-def test_recorded_lengths_are_what_is_run(tmp_path: Path) -> None:
-    path = tmp_path / "q.jsonl"
-    lengths = ([5, 6, 7], 9)
-    path.write_text(
-        "".join(json.dumps({**q, "output_tokens": n}) + "\n" for q, n in zip(QUESTIONS, lengths, strict=True))
-    )
-    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}"))
-    found = {(row["question"], row["slot"]): row["output_tokens"] for row in rows}
-    assert found == {("a", 0): 5, ("a", 1): 6, ("a", 2): 7, ("b", 0): 9}
-
-
-def test_questions_come_from_a_table(tmp_path: Path) -> None:
-    path = tmp_path / "q.csv"
-    path.write_text(
-        "question,gold_answer,keywords,solvers\n"
-        "Is 7 prime?,yes,\"['math']\",\"['SmolLM2', 'SmolLM2']\"\n"
-        "Is 8 prime?,no,\"['math']\",\"['QwenHalf', 'SmolLM2']\"\n"
-    )
-    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}", "scheduler=fifo"))
-    found = {(row["question"], row["slot"]): row["expert"] for row in rows}
-    assert found == {
-        ("row-1", 0): "SmolLM2", ("row-1", 1): "SmolLM2", ("row-2", 0): "QwenHalf", ("row-2", 1): "SmolLM2",
-    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -5,16 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from mosaic.core.results import CallStatus
-from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c
 from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch
+from tests.run_tables import bodies_of, times_finished
 
 NUM_QUESTIONS, NUM_KILLED = 300, 150
 PILOT = ("--pilot", "120")
@@ -24,18 +22,6 @@ PATIENT = ("backend.engine.max_num_seqs=2",)
 def write_questions(folder: Path, num_questions: int = NUM_QUESTIONS, word: str = "") -> Path:
     folder.mkdir()
     return write_batch(folder, [batch_line(number, question(number, word)) for number in range(num_questions)])
-
-
-def asked(path: Path) -> Counter[object]:
-    """Count how often each call of the batch finished."""
-    ended = read_journal(path.with_suffix(".mosaic") / "journal" / "run").ended
-    return Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
-
-
-def texts(path: Path) -> dict[str, object]:
-    """Give what was answered, by question, without when."""
-    lines = map(json.loads, path.with_name("questions.out.jsonl").read_text().splitlines())
-    return {line["custom_id"]: line["response"]["body"] | {"created": 0} for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +52,7 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
     path = write_questions(tmp_path / "quoted")
     quoted = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")
     assert quoted.status == 0, quoted.err
-    before = asked(path)
+    before = times_finished(path)
     assert json.loads(quoted.out)["num_pilot_calls"] == sum(key.node == "propose" for key in before) >= 350
     assert {key.node for key in before} == {"propose", "aggregate"}, "merges too are of the batch"
     done = run_mosaic("batch", path, *models)
@@ -81,26 +67,26 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
     assert "profiling" not in done.err
     assert "calibrating" not in done.err
     assert chosen(path) in done.err
-    counts = asked(path)
+    counts = times_finished(path)
     assert before.keys() < counts.keys()
     assert set(counts.values()) == {1}
-    assert counts.keys() == asked(alone).keys()
-    assert texts(path) == texts(alone)
+    assert counts.keys() == times_finished(alone).keys()
+    assert bodies_of(path) == bodies_of(alone)
     again = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")
     assert again.out == quoted.out, "it is told from the journal"
-    assert asked(path) == counts
+    assert times_finished(path) == counts
 
 
 @pytest.mark.slow
 def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "quoted")
     assert run_mosaic("quote", path, *models, *PILOT, "--workers", "1", "--kind", "a100_80gb").status == 0
-    before = asked(path)
+    before = times_finished(path)
     done = run_mosaic("batch", path, *models, "--workers", "3")
     assert done.status == 0, done.err
     assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
-    assert set(asked(path).values()) == {1}
-    assert texts(path) == texts(alone)
+    assert set(times_finished(path).values()) == {1}
+    assert bodies_of(path) == bodies_of(alone)
 
 
 @pytest.mark.slow
@@ -109,14 +95,14 @@ def test_answers_of_a_larger_machine_count_and_other_calls_price_the_smaller_one
 ) -> None:
     path = write_questions(tmp_path / "quoted")
     assert run_mosaic("quote", path, *models, *PILOT, "--workers", "2", "--kind", "a100_80gb").status == 0
-    before = asked(path)
+    before = times_finished(path)
     done = run_mosaic("batch", path, *models, "--workers", "1")
     assert done.status == 0, done.err
     assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
     assert "the quote does not price the batch: profile of " in done.err
     assert "pilot: " in done.err, "its sessions ran on workers that are not there"
-    assert set(asked(path).values()) == {1}
-    assert texts(path) == texts(alone)
+    assert set(times_finished(path).values()) == {1}
+    assert bodies_of(path) == bodies_of(alone)
 
 
 def test_a_quote_comes_before_its_batch(models: list[str], alone: Path) -> None:
@@ -136,10 +122,10 @@ def test_a_quote_and_a_batch_that_are_killed_ask_each_call_once(models: list[str
     kill_after("batch", [paths[1], *batch], paths[1], 350)
     done = run_mosaic("batch", paths[1], *batch)
     assert done.status == 0, done.err
-    counts = asked(paths[1])
+    counts = times_finished(paths[1])
     assert set(counts.values()) == {1}
-    assert counts.keys() == asked(paths[0]).keys()
-    assert texts(paths[1]) == texts(paths[0])
+    assert counts.keys() == times_finished(paths[0]).keys()
+    assert bodies_of(paths[1]) == bodies_of(paths[0])
 
 
 def kill_after(command: str, words: list[object], path: Path, num_calls: int) -> None:
@@ -150,7 +136,7 @@ def kill_after(command: str, words: list[object], path: Path, num_calls: int) ->
         preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     journal = path.with_suffix(".mosaic") / "journal"
-    while not journal.exists() or asked(path).total() < num_calls:
+    while not journal.exists() or times_finished(path).total() < num_calls:
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.02)
     process.kill()

@@ -39,10 +39,17 @@ def test_lines_were_appended_where_the_first_ones_are_the_same(
         (InUseError("there"), 6, "error: there\n"),
         (KeyError("x"), 1, "error: a mistake of mosaic's own (KeyError: 'x' at test_run_start.py:"),
         (RecursionError("too\ndeep"), 1, "error: a mistake of mosaic's own (RecursionError: too deep at"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "error: [Errno 32] Broken pipe\n"),  # of a process, not of the reader
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            KeyboardInterrupt("40 of 180 calls are kept"),
+            130,
+            "interrupted: 40 of 180 calls are kept\n",
+        ),
     ],
 )
 def test_no_traceback_reaches_a_user(
-    error: Exception, status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MOSAIC_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as stop, exit_with_message():
@@ -59,9 +66,3 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
     ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, b"")
-
-
-def test_a_process_that_is_gone_is_no_reader_that_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, exit_with_message():
-        raise BrokenPipeError(32, "Broken pipe")
-    assert (stop.value.code, capsys.readouterr().err) == (2, "error: [Errno 32] Broken pipe\n")

@@ -9,19 +9,13 @@ from mosaic.core.commands import Cut, decode_action
 from mosaic.pipelines.rules.calibration_answers import split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.weighted import Weighted, learn_reliabilities
-from tests.commands.command_line import QUICK, prepare, run_point
+from tests.commands.command_line import QUICK, prepare, run_into, run_point
 from tests.run_tables import summary_of
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 LESSONS = (*FEW, "gate=never", "workload.part=calibration", "workload.num_calibration_questions=600")
 BOTH = ("pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
 ACCEPTED = 0.1
-
-
-def run_into(folder: Path, *overrides: str) -> Path:
-    outcome = run_point(*overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 from collections import Counter
 from copy import deepcopy
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mosaic.core.workload import Expert, Family, Workload
@@ -193,18 +192,6 @@ def test_every_answer_parameter_says_where_it_comes_from(path: Path) -> None:
         assert config["mean_ability"]["source"] == "fitted", "so skip shares are shown as fitted"
 
 
-@pytest.mark.parametrize("gate", ["majority", "never", "weighted", "calibrated"])
-def test_gates_have_the_defaults_of_their_classes(gate: str) -> None:
-    config = compose_group(
-        f"gate={gate}", *(["gate.calibration=x.parquet"] if gate in ("weighted", "calibrated") else [])
-    )
-    kind = get_class(config.pop("_target_"))
-    for name, value in config.items():
-        if name != "calibration":
-            default = next(field.default for field in fields(kind) if field.name == name)
-            assert value == (pytest.approx(default, abs=1e-3) if isinstance(default, float) else default), name
-
-
 def test_mmlu_pro_names_its_experts_in_the_published_order() -> None:
     workload = make_workload(compose_group("workload=mmlu_pro"))
     assert list(workload.num_calls_by_expert) == ["Gemma", "QwenR1", "Qwen", "LlamaR1", "Exaone", "GLM"]
@@ -273,12 +260,3 @@ def test_a_file_runs_by_configuration_alone(tmp_path: Path) -> None:
     assert workload.num_calls_by_expert == {"SmolLM2": 1, "QwenHalf": 1}
     lengths = length_distributions(compose_group("world=file")["output_tokens"])
     assert {name: lengths[name].clip_tokens for name in make_pool("demo")} == {"SmolLM2": 512, "QwenHalf": 512}
-
-
-def test_a_path_may_stand_in_for_all_lengths() -> None:
-    config = compose_group("world=mmlu_pro", "world.output_tokens=mine/calls.parquet")
-    assert config["output_tokens"] == "mine/calls.parquet"
-
-
-def test_the_default_cluster_has_four_workers() -> None:
-    assert compose_group("cluster=a100x4") == {"name": "a100x4", "num_workers": NUM_WORKERS}

@@ -15,7 +15,7 @@ from mosaic.config.effects import without_effect
 from mosaic.config.job import RunSpec, build_job
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.report.run_folder import flatten
-from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_into, run_point
 from tests.config.test_wiring import NODES, overrides_of, write_lines
 
 FEW = (*SMALL, *QUICK)
@@ -122,8 +122,7 @@ def saved_plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Plans of the first layer, and of both."""
     folder = tmp_path_factory.mktemp("plans")
     for name, backend in (("first", "none"), ("both", "sim")):
-        outcome = run_point(*FEW, "gate=never", f"backend={backend}", f"hydra.run.dir={folder / name}")
-        assert outcome.status == 0, outcome.err
+        run_into(folder / name, *FEW, "gate=never", f"backend={backend}")
     return {name: folder / name / "plan.json" for name in ("first", "both")}
 
 

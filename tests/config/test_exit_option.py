@@ -1,35 +1,18 @@
 """The group exit, from the command line to the run folder; simulated."""
 
-import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.results import CallStatus
 from mosaic.pipelines import FasterMoa
 from mosaic.pipelines.rules.rule import Never
 from tests.answered_questions import agreement
-from tests.commands.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_into
+from tests.run_tables import rows, summary_of
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp", "gate=never")
 TREE = (*SMALL, *QUICK, "world.output_tokens.LlamaR1.mean.value=400", "topology=tree")
-
-
-def run_into(folder: Path, *overrides: str) -> Path:
-    outcome = run_point(*overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    return folder
-
-
-def summary_of(folder: Path) -> dict:
-    found: dict = json.loads((folder / "summary.json").read_text())
-    return found
-
-
-def rows(folder: Path, name: str) -> list[dict]:
-    found: list[dict] = pq.read_table(folder / f"{name}.parquet").to_pylist()
-    return found
 
 
 def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -> None:

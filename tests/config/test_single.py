@@ -73,11 +73,3 @@ def test_settings_of_hydra_in_a_file_are_left_to_hydra(settings, is_plain, tmp_p
     (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {settings}\n")
     monkeypatch.setattr(launch, "CONF", conf)
     assert (compose_single(["+experiment=mine"]) is not None) == is_plain
-
-
-def test_an_empty_name_of_a_folder_is_refused(tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        compose_single(["hydra.run.dir="])
-    assert stop.value.code == 2
-    assert "hydra.run.dir" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

@@ -3,12 +3,11 @@
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from tests.commands.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_into
 from tests.experiments.tiny_pool.small import write_scores
-from tests.run_tables import calls_of
+from tests.run_tables import answers_of, calls_of
 
 FEW = (*SMALL, *QUICK, "world.output_tokens.LlamaR1.mean.value=400", "exit=never")
 TINY = ("exit=never", "workload=tiny_mcq", "pool=tiny", "cluster=local", "workload.num_questions=12", *QUICK)
@@ -55,16 +54,14 @@ def test_the_default_is_flat() -> None:
     ],
 )
 def test_every_question_is_answered_once_however_layers_follow(tmp_path: Path, topology: str, option: str) -> None:
-    folder = tmp_path / "run"
-    outcome = run_point(*FEW, f"topology={topology}", *option.split(), f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
+    folder = run_into(tmp_path / "run", *FEW, f"topology={topology}", *option.split())
     calls = calls_of(folder)
     assert {row["status"] for row in calls.values()} == {"finished"}
     per_question = Counter((row["question"], row["role"]) for row in calls.values())
     layers = dict(zip(("layer_1", "layer_2", "layer_3"), LAYERS[topology], strict=True))
     assert {role for _, role in per_question} == set(layers)
     assert all(number == layers[role] for (_, role), number in per_question.items())
-    answers = pq.read_table(folder / "answers.parquet").to_pylist()
+    answers = answers_of(folder)
     assert len({row["question"] for row in answers}) == len(answers) == NUM_QUESTIONS
     assert {row["answer"] == calls[row["question"], "layer_3", 0]["answer"] for row in answers} == {True}
     check_order(calls, topology, waits_for_layers=option == "pipeline.barrier=true")
@@ -88,8 +85,7 @@ def test_answers_do_not_depend_on_the_order_of_layers(tmp_path: Path) -> None:
     said, scores = [], f"workload.profiles={write_scores(tmp_path)}"
     for option in ("pipeline.barrier=true", "pipeline.barrier=false"):
         folder = tmp_path / option.rpartition("=")[2]
-        outcome = run_point(*TINY, scores, "topology=tree", option, f"hydra.run.dir={folder}")
-        assert outcome.status == 0, outcome.err
-        said.append({key: (row["answer"], row["output_tokens"]) for key, row in calls_of(folder).items()})
+        calls = calls_of(run_into(folder, *TINY, scores, "topology=tree", option))
+        said.append({key: (row["answer"], row["output_tokens"]) for key, row in calls.items()})
     assert said[0] == said[1]
     assert {row[0] for row in said[0].values()} != {None}

@@ -17,7 +17,7 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
 from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
-from mosaic.planning.profiles import Profile, write_profile
+from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.sweep import sweep_calls
@@ -415,13 +415,6 @@ def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
     calls = [call for shard in sweep_calls(spec.job.sweep, "SmolLM2", [100]) for call in shard]
     assert entry.output_tokens == tuple(sorted(world.outcome(call, {}).output_tokens for call in calls))
     assert (site.world.stream, site.calibration_world.stream) == ("test", "calibration")
-
-
-def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    profile = measured(tmp_path)
-    write_profile(profile, path)
-    assert small(tmp_path, f"profile.path={path}", "profile.seed=5").job.profile == profile
 
 
 def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
