@@ -23,7 +23,6 @@ from sim.cluster.gpus import Gpus, Room
 from sim.cluster.host_memory import Holding
 from sim.cluster.prefills import Prefills
 from sim.cluster.session import PendingCall, Queues, SimSession, cut_off
-from sim.engine.engine import Engine
 from sim.hardware.hardware import Hardware
 
 
@@ -33,7 +32,7 @@ class SimBackend:
     A session process asks for all its workers when it is opened, so each worker serves its sessions in the order in
     which they were opened and gangs cannot wait for each other. It then waits for the sessions it follows, loads,
     serves calls through the engine until it is closed, and releases its workers. Commands are applied between two steps
-    of the clock. Where controllers react, engines go from change to change in the order of time, or run ahead.
+    of the clock. Where controllers react, engines go from change to change in the order of time.
 
     Parameters
     ----------
@@ -86,7 +85,7 @@ class SimBackend:
         """The run's clock: SimPy's, or where an engine has got to since."""
         self._clock = EngineClock()
         self._prefills = Prefills(
-            self._steer, self._touch, lambda record: self._events.append(Prefilled(record.finished_ts, record))
+            self._touch, lambda record: self._events.append(Prefilled(record.finished_ts, record))
         )
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
@@ -158,7 +157,6 @@ class SimBackend:
             case Prefill(call=call, session=number):
                 live = self._session_of(number, call)
                 if call.key not in self._pending and call.key not in self._records:
-                    self._steer(live)
                     self._prefills.start(command, live, self._now)
 
     def lower_bound_s(self) -> float | None:
@@ -206,15 +204,8 @@ class SimBackend:
                 self._clock.touch(live)
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
-        self._steer(live)
         live.add(pending, self._now)
         self._clock.touch(live)
-
-    def _steer(self, live: SimSession) -> Engine | None:
-        """Give the engine of a session that gets a command; from now on it goes with the clock."""
-        if live.lookahead is not None:
-            live.go_back(self._models.engine(live.model, live.start_ts), self._now)
-        return live.engine
 
     def _find(self, key: CallKey) -> PendingCall | None:
         """Find a call; None: it has ended."""
@@ -228,7 +219,7 @@ class SimBackend:
         if pending is None:
             return
         live = pending.place
-        record = pending.cancelled(None if live is None else self._steer(live), self._now)
+        record = pending.cancelled(None if live is None else live.engine, self._now)
         if record is None:
             return
         if live is None:
@@ -244,7 +235,7 @@ class SimBackend:
         if pending is None or tokens >= pending.outcome.output_tokens:
             return
         live = pending.place
-        if pending.cut(None if live is None else self._steer(live), tokens, self._now) and live is not None:
+        if pending.cut(None if live is None else live.engine, tokens, self._now) and live is not None:
             self._touch(live)
 
     def _move(self, key: CallKey, number: int) -> None:
@@ -255,7 +246,7 @@ class SimBackend:
         if here is None:
             self._queues.remove(pending)
         else:
-            if not pending.leave_engine(self._steer(here), self._now):
+            if not pending.leave_engine(here.engine, self._now):
                 return
             here.remove(pending)
             self._touch(here)
@@ -264,9 +255,8 @@ class SimBackend:
 
     def _touch(self, live: SimSession) -> None:
         """Let a session's engine catch up with the clock, and have its next change looked up again."""
-        engine = self._steer(live)
-        if engine is not None:
-            self._end(live.finish(engine.advance_to(self._now)))
+        if live.engine is not None:
+            self._end(live.finish(live.engine.advance_to(self._now)))
         self._clock.touch(live)
 
     def _end(self, ended: Sequence[CallRecord]) -> None:
@@ -296,11 +286,9 @@ class SimBackend:
             yield from wait_until(env, engine.boundary_ts)
             self._end(live.finish(finished))
         else:
-            if self._use.experts_per_gpu == 1:  # its pace never changes
-                live.look_ahead()
             self._clock.touch(live)
             yield live.drained
-        live.engine = live.lookahead = None
+        live.engine = None
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
 
     def _feed(self, name: ExpertName) -> None:

@@ -1,7 +1,7 @@
 """Simulated time: waiting in SimPy, and the engines of runs that controllers react to."""
 
 from collections.abc import Generator
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from math import inf
 from typing import Any, TypeAlias
 
@@ -59,8 +59,7 @@ class EngineClock:
             engine = live.engine
             if engine is None:
                 continue
-            lookahead = live.lookahead
-            change_ts = engine.next_event_ts() if lookahead is None else lookahead.next_ts()
+            change_ts = engine.next_event_ts()
             live.change = self._num_changes = self._num_changes + 1
             if change_ts < inf:
                 heappush(self._changes, (change_ts, live.change, live))
@@ -82,16 +81,6 @@ class EngineClock:
                 continue
             if ts >= limit_ts:
                 return None
-            lookahead = live.lookahead
-            if lookahead is not None:
-                finished, next_ts = lookahead.pop()
-                if next_ts < inf:
-                    live.change = self._num_changes = self._num_changes + 1
-                    heapreplace(heap, (next_ts, live.change, live))
-                else:
-                    heappop(heap)
-                    self.touched[live] = None
-                return ts, live, finished
             heappop(heap)
             next_ts = heap[0][0] if heap and heap[0][0] < limit_ts else limit_ts
             engine = live.engine

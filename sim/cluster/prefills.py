@@ -8,7 +8,6 @@ from mosaic.core.errors import BackendError
 from mosaic.core.results import PrefillRecord
 from mosaic.core.workload import Call, CallKey, ExpertName
 from sim.cluster.session import PREFILL, PendingCall, SimSession
-from sim.engine.engine import Engine
 from sim.engine.request import Request
 
 PromptName: TypeAlias = tuple[str, str]
@@ -27,8 +26,6 @@ class Prefills:
 
     Parameters
     ----------
-    steer
-        Gives the engine of a session that gets a command; None: it has none.
     touch
         Called with sessions whose engines got a command.
     emit
@@ -37,11 +34,9 @@ class Prefills:
 
     def __init__(
         self,
-        steer: Callable[[SimSession], Engine | None],
         touch: Callable[[SimSession], None],
         emit: Callable[[PrefillRecord], None],
     ) -> None:
-        self._steer = steer
         self._touch = touch
         self._emit = emit
         self._under_way: dict[Request, _Under] = {}
@@ -60,7 +55,7 @@ class Prefills:
         """
         call = command.call
         self.stop(call.key, now)
-        engine = None if live.is_closing else self._steer(live)
+        engine = None if live.is_closing else live.engine
         if engine is None:
             return
         tokens, name = call.prompt_tokens, prompt_name(call)

@@ -1,9 +1,7 @@
 """Calls and sessions of the simulated cluster while they last, and the queues of calls that wait for a session."""
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
-from math import inf
 
 import simpy
 
@@ -18,8 +16,6 @@ from sim.engine.request import Request
 
 PREFILL = -1
 """What engines name the requests of prefills; no call's number is negative."""
-FIRST_AHEAD, MOST_AHEAD = 4, 64
-"""Finishes by which an engine runs ahead: few at first and then more, as they are thrown away when a command comes."""
 
 
 def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
@@ -132,48 +128,6 @@ class PendingCall:
         )
 
 
-class Lookahead:
-    """What an engine finishes, and when, without another command.
-
-    NOTE: engines that go on in turn, each to its next finish, take a third longer than one after the other: nothing is
-    where the processor looks first. So an engine takes many finishes in a row, and they are emitted in their turn. The
-    first command that concerns it makes them void: another engine then repeats what has been emitted, and from there on
-    goes with the clock.
-    """
-
-    def __init__(self, engine: Engine, start_ts: float) -> None:
-        self._engine = engine
-        self._coming: deque[tuple[float, list[Request]]] = deque()
-        self._num_ahead = FIRST_AHEAD
-        self._num_emitted = 0
-        self._emitted_ts = start_ts
-
-    def next_ts(self) -> float:
-        """Next instant at which requests finish; infinite if none do."""
-        if not self._coming:
-            self._run()
-        return self._coming[0][0] if self._coming else inf
-
-    def pop(self) -> tuple[list[Request], float]:
-        """Give the requests that finish next, as the clock has got there, and when others do after them."""
-        coming = self._coming
-        self._emitted_ts, finished = coming.popleft()
-        self._num_emitted += 1
-        return finished, coming[0][0] if coming else self.next_ts()
-
-    def repeat(self, engine: Engine, now: float) -> None:
-        """Take an engine that has the same requests and has not begun to where the clock is."""
-        for _ in range(self._num_emitted):
-            engine.run_events(engine.next_event_ts(), inf)
-        if self._emitted_ts < now:  # else its next batch is still open
-            while (ts := engine.next_event_ts()) < now:
-                engine.run_events(ts, now)
-
-    def _run(self) -> None:
-        self._coming.extend(self._engine.run_ahead(self._num_ahead))
-        self._num_ahead = min(2 * self._num_ahead, MOST_AHEAD)
-
-
 class SimSession:
     """A session on its way: it waits for its workers, loads, serves calls until it is closed, and ends."""
 
@@ -186,10 +140,6 @@ class SimSession:
         self.is_closing = False
         self.engine: Engine | None = None
         """None: not up yet, or not any more."""
-        self.start_ts = 0.0
-        """When it came up."""
-        self.lookahead: Lookahead | None = None
-        """None: its engine is not up, or goes with the clock."""
         self.drained = drained
         """Triggered when it is closed and has no call left."""
         self.pace = 1
@@ -201,8 +151,6 @@ class SimSession:
         self.on_prefilled: Callable[[Request], None] | None = None
         """Receives requests that were prefills."""
         self._num_calls = 0
-        self._first: tuple[PendingCall, ...] = ()
-        """Those that the engine had when it came up."""
         self._num_finished = self._output_tokens = 0
 
     @property
@@ -219,36 +167,17 @@ class SimSession:
             If it can never fit into the engine.
         """
         pending.place = self
-        number = pending.number = self._num_calls
+        pending.number = self._num_calls
         self._num_calls += 1
-        self.calls[number] = pending
+        self.calls[pending.number] = pending
         if self.engine is not None:
-            self._submit(number, pending, self.engine, now)
+            self._submit(pending, self.engine, now)
 
     def start(self, engine: Engine, now: float) -> None:
         """Bring the engine up and give it what is there."""
-        self.engine, self.start_ts = engine, now
-        for number, pending in self.calls.items():
-            self._submit(number, pending, engine, now)
-
-    def look_ahead(self) -> None:
-        """Let the engine, which has just come up, run ahead of the clock."""
-        assert self.engine is not None
-        self.lookahead = Lookahead(self.engine, self.start_ts)
-        self._first = tuple(self.calls.values())
-
-    def go_back(self, engine: Engine, now: float) -> None:
-        """Take another engine, which has not begun, in place of the one that has run ahead."""
-        assert self.lookahead is not None
-        for pending in self._first:
-            request = pending.request
-            assert request is not None
-            if request.admitted_ts is None:
-                engine.take_over(request)
-            else:
-                self._submit(pending.number, pending, engine, request.queued_ts)
-        self.lookahead.repeat(engine, now)
-        self.engine, self.lookahead, self._first = engine, None, ()
+        self.engine = engine
+        for pending in self.calls.values():
+            self._submit(pending, engine, now)
 
     @property
     def is_busy(self) -> bool:
@@ -261,12 +190,12 @@ class SimSession:
         self.pace = pace
         self.engine.set_pace(pace, now)
 
-    def _submit(self, number: int, pending: PendingCall, engine: Engine, now: float) -> None:
+    def _submit(self, pending: PendingCall, engine: Engine, now: float) -> None:
         call, output_tokens = pending.call, pending.outcome.output_tokens
         ready_ts = now if call.ready_s < now else call.ready_s
         try:
             request = engine.submit(
-                number, call.prompt_tokens, output_tokens, ready_ts, pending.generated,
+                pending.number, call.prompt_tokens, output_tokens, ready_ts, pending.generated,
                 prefix=pending.prefix, prefix_tokens=pending.prefix_tokens,
             )  # fmt: skip
         except ValueError as error:

@@ -7,7 +7,6 @@ step for which KV blocks run out, to the next arrival that could be admitted, or
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable
-from math import inf
 
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions
@@ -116,10 +115,6 @@ class Engine:
             self._jump_steps = 0  # The arrival may end the jump early.
         return request
 
-    def take_over(self, request: Request) -> None:
-        """Queue a request as it is that another engine of the same kind has queued and not begun."""
-        self._batcher.queue.add(request)
-
     def next_event_ts(self) -> float:
         """Next instant at which anything may change, counting on no new submission; infinite when nothing is left.
 
@@ -161,24 +156,6 @@ class Engine:
             ts = self.next_event_ts()
             if ts >= limit_ts:
                 return ts, finished
-
-    def run_ahead(self, num_finishes: int) -> list[tuple[float, list[Request]]]:
-        """Run to so many instants at which requests finish, or until nothing is left; nothing may come between."""
-        batcher, kv = self._batcher, self._batcher.kv
-        finishes: list[tuple[float, list[Request]]] = []
-        while len(finishes) < num_finishes:
-            if not kv.num_growing and batcher.is_idle:
-                arrival_ts = batcher.queue.next_arrival_ts
-                if arrival_ts == inf:
-                    break
-                self._now = max(self._now, arrival_ts)
-            self._plan_jump()
-            self._commit(self._jump_steps)
-            if self._finished:
-                finishes.append((self._now, self._finished))
-                self._finished = []
-        self.target_ts = self._now
-        return finishes
 
     def advance_to(self, ts: float) -> list[Request]:
         """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""

@@ -1,7 +1,5 @@
 """Moves, cuts and queues on the simulated cluster, worked out by hand: loads take 10 s, iterations one second each."""
 
-from unittest.mock import patch
-
 import pytest
 
 from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
@@ -11,10 +9,8 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.runtime.loop import drive
-from mosaic.runtime.static_plan import execute
-from sim.cluster.session import Lookahead
-from tests.controllers import Answers, Watcher, cancel_on
-from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.controllers import Answers, Watcher
+from tests.factories import make_call, some_calls
 from tests.sim.cluster_runs import make_backend
 from tests.sim.test_backend import ONE_SECOND
 
@@ -181,13 +177,3 @@ def test_ticks_tell_how_far_running_calls_are() -> None:
     ticks = [event.ts for event in watcher.events if isinstance(event, Tick)]
     assert ticks == [6.0 * n for n in range(1, len(ticks) + 1)]
     assert [event.ts for event in watcher.events if isinstance(event, Finished)] == [30.0, 501.0]
-
-
-def test_an_engine_that_is_told_something_goes_back_once():
-    calls, others = some_calls("A", 200), some_calls("B", 20)
-    plan = make_plan(make_session(0, calls), make_session(1, others, workers=(1,)))
-    backend = make_backend(lambda call, inputs: Outcome(7 + 13 * int(call.key.question[1:]) % 90))
-    cancels = cancel_on(calls[3].key, calls[100].key, calls[101].key)
-    with patch.object(Lookahead, "repeat", autospec=True, side_effect=Lookahead.repeat) as repeat:
-        execute(plan, [*calls, *others], backend, [cancels])
-    assert repeat.call_count == 1
