@@ -11,7 +11,6 @@ import pytest
 from mosaic.core.plan import SolveStatus
 from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
 from mosaic.planning.program.equal_workers import (
-    BoundedSolution,
     GroupSearch,
     fill_group,
     ideal_finish_s,
@@ -140,11 +139,12 @@ def test_search_is_the_same_for_a_seed() -> None:
 def test_solutions_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
     instance = drawn_instance(seed, 12, 8)
     closed_form_s = instance.lower_bound_s(k_applies=True)
-    solution = solve_identical(alike(instance), BoundedSolution(None, inf, closed_form_s), until_ts=800)
-    assert solution.counts is not None
-    assert_keeps_limits(instance, solution.counts)
-    assert closed_form_s <= solution.bound_s <= solution.finish_s == instance.makespan_s(solution.counts)
-    assert solution.finish_s - solution.bound_s < 0.02 * solution.finish_s
+    counts, bound_s = solve_identical(alike(instance), None, closed_form_s, until_ts=800)
+    assert counts is not None
+    assert_keeps_limits(instance, counts)
+    finish_s = instance.makespan_s(counts)
+    assert closed_form_s <= bound_s <= finish_s
+    assert finish_s - bound_s < 0.02 * finish_s
 
 
 @pytest.mark.usefixtures("clock")

@@ -20,10 +20,10 @@ from mosaic.planning.problem import Problem
 from mosaic.planning.program import Flexible, Ilp, solve
 from mosaic.planning.program import model as program_model
 from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
-from mosaic.planning.program.flexible import PriceSource
 from mosaic.planning.program.instance import identical_workers, make_free_instance, make_instance
 from mosaic.planning.program.model import Solution, build_model, find_symmetry, order_blocks, solve_model
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level, pack
+from mosaic.planning.program.schedulers import PriceSource
 from mosaic.planning.program.solve import risk_s, solve_instance
 from tests.factories import (
     SlottedSessions,
@@ -362,9 +362,7 @@ def test_time_limit_without_an_incumbent_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = Solution(
-        counts=None, finished=False, termination="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
-    )
+    nothing = Solution(counts=None, finished=False, termination="error", bound_s=None, num_vars=1, num_constraints=1)
     monkeypatch.setattr("mosaic.planning.program.model.solve_model", lambda *_, **__: nothing)
     instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas={"A": 2, "B": 1}))
     solved = solve_instance(instance, time_limit_s=0.5)

@@ -49,61 +49,38 @@ FORBIDDEN_FRAC = 1e4
 """End of a group that K or a cap forbids, relative to all work: finite, so that a search may begin there."""
 
 
-@dataclass(frozen=True, slots=True)
-class BoundedSolution:
-    """A placement, if there is one yet, and a bound below all of them."""
-
-    counts: Counts | None
-    finish_s: float
-    """Of the placement; infinite without one."""
-    bound_s: float
-
-
-def solve_identical(workers: Instance, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
-    """Improve a solution and its bound until an instant of the monotonic clock; end early if nothing can be packed.
+def solve_identical(
+    workers: Instance, counts: Counts | None, bound_s: float, *, until_ts: float
+) -> tuple[Counts | None, float]:
+    """Improve a placement, if there is one yet, and its bound; end early if nothing can be packed.
 
     Searches double in length from one to the next, each with its own seed, and the last is as long as the time that
-    is left; bounds come after the first.
+    is left until an instant of the monotonic clock; bounds come after the first.
     """
+    finish_s = inf if counts is None else workers.makespan_s(counts)
     num_moves, seed = FIRST_MOVES_PER_EXPERT * workers.num_experts, 0
     moves_per_s = inf
-    while best.finish_s > best.bound_s and (begin_ts := monotonic()) < until_ts:
+    while finish_s > bound_s and (begin_ts := monotonic()) < until_ts:
         num_moves = int(min(num_moves, moves_per_s * (until_ts - begin_ts)))
-        found = GroupSearch(workers, target_s=_target_s(best), seed=seed).run(num_moves, until_ts=until_ts)
+        # A little below the best placement: a search is at its best where few groups are late.
+        target_s = bound_s if counts is None else finish_s - AIM_FRAC * (finish_s - bound_s)
+        found = GroupSearch(workers, target_s=target_s, seed=seed).run(num_moves, until_ts=until_ts)
         moves_per_s = max(found.num_moves, 1) / max(monotonic() - begin_ts, 1e-9)
-        counts = place_groups(workers, found.groups)
-        if counts is not None:
-            best = _better(workers, best, level(workers, counts))
-        elif best.counts is None:
-            counts = best_packing(workers, best.bound_s, until_ts=until_ts)
-            if counts is None:
+        placed = place_groups(workers, found.groups)
+        if placed is not None:
+            placed = level(workers, placed)
+        elif counts is None:
+            placed = best_packing(workers, bound_s, until_ts=until_ts)
+            if placed is None:
                 break
-            best = _better(workers, best, counts)
-        if not seed and best.finish_s > best.bound_s:
-            best = _raise_bound(workers, best, until_ts=monotonic() + BOUND_TIME_FRAC * (until_ts - monotonic()))
+        if placed is not None and workers.makespan_s(placed) < finish_s:
+            counts, finish_s = placed, workers.makespan_s(placed)
+        if not seed and finish_s > bound_s:
+            bounds_ts = monotonic() + BOUND_TIME_FRAC * (until_ts - monotonic())
+            for raise_s in (subset_bound_s, pattern_bound_s):
+                bound_s = raise_s(workers, low_s=bound_s, high_s=finish_s, until_ts=bounds_ts)
         num_moves, seed = 2 * num_moves, seed + 1
-    return best
-
-
-def _target_s(best: BoundedSolution) -> float:
-    """Aim a little below the best placement: a search is at its best where few groups are late."""
-    if best.counts is None:
-        return best.bound_s
-    return best.finish_s - AIM_FRAC * (best.finish_s - best.bound_s)
-
-
-def _better(workers: Instance, best: BoundedSolution, counts: Counts) -> BoundedSolution:
-    finish_s = workers.makespan_s(counts)
-    return BoundedSolution(counts, finish_s, best.bound_s) if finish_s < best.finish_s else best
-
-
-def _raise_bound(workers: Instance, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
-    """Try both bounds; without a placement there is no makespan to refute."""
-    bound_s = best.bound_s
-    if best.finish_s < inf:
-        for raise_s in (subset_bound_s, pattern_bound_s):
-            bound_s = raise_s(workers, low_s=bound_s, high_s=best.finish_s, until_ts=until_ts)
-    return BoundedSolution(best.counts, best.finish_s, bound_s)
+    return counts, bound_s
 
 
 def place_groups(workers: Instance, groups: Sequence[Group]) -> Counts | None:

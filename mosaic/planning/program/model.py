@@ -56,8 +56,6 @@ class Solution:
     """On the objective."""
     num_vars: int
     num_constraints: int
-    wall_s: float
-    """Seconds inside the solver, building the model left out."""
 
 
 def build_model(
@@ -260,7 +258,6 @@ def solve_model(
         bound_s=bound_s if condition in ANSWERS and bound_s is not None and isfinite(bound_s) else None,
         num_vars=model.nvariables(),
         num_constraints=model.nconstraints(),
-        wall_s=wall_s,
     )
 
 

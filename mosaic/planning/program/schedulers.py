@@ -1,15 +1,28 @@
-"""The placement program as a scheduler, with the paper's limits; and what both schedulers of the program share."""
+"""The placement program as schedulers: with the paper's limits, and with what the paper holds fixed left to choose."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from random import Random
+from typing import Annotated
 
-from mosaic.core.checks import AtLeast1, Positive, checked, require_count
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, NotNegative, Positive, checked, require, require_count
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import ProfileError
 from mosaic.core.plan import Plan, Session
-from mosaic.core.workload import ExpertName
-from mosaic.planning.problem import Problem
-from mosaic.planning.program.instance import Counts, Instance, make_instance
-from mosaic.planning.program.solve import solve_instance
+from mosaic.core.workload import Call, Expert, ExpertName
+from mosaic.planning.costs import LinearTerms
+from mosaic.planning.problem import Problem, Request
+from mosaic.planning.profiles import SweepPoint, convex_pieces
+from mosaic.planning.program.instance import Counts, Instance, Option, Pieces, make_free_instance, make_instance
+from mosaic.planning.program.packing import best_packing
+from mosaic.planning.program.solve import NOTHING, solve_instance, solve_scenarios
 from mosaic.planning.scheduler import make_plan, replica_sessions
+
+MAX_LEVELS = 7
+"""Most different factors on an expert's mean length: sessions are priced once for each."""
+SHARES = (1, 2, 4, 8)
+"""Sessions of all calls of an expert, a half, a quarter and an eighth of them are priced; others lie between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +108,182 @@ def _notes_on_limits(instance: Instance, counts: Counts) -> list[str]:
             "gang sizes do not divide one another: gangs may wait for each other beyond the program's makespan"
         )
     return notes
+
+
+class PriceSource(StrEnum):
+    """Where the prices of sessions come from."""
+
+    COSTS = "costs"
+    """The cost model; in a scenario all but the load is multiplied by the factor on the mean length."""
+    ITERATIONS = "iterations"
+    """Stepping a session's iterations over sampled lengths, the longest of all the expert's calls among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked("scheduler.")
+class Flexible:
+    """Equations 4 to 10 of the paper with K, replicas and tensor-parallel degrees chosen by the program.
+
+    Loads and the fixed part of sessions limit copies, where the paper has caps: the pool's caps and equation 8 do not
+    apply. Where an expert lists ``tp_degrees``, each of its sessions takes one of them. Prices may be piecewise linear
+    (``costs=piecewise``). With scenarios the plan is made for predictions that are wrong: its mean makespan over them
+    is least, or the mean of the worst of them.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014.
+    """
+
+    max_experts_per_worker: AtLeast1 | None = None
+    """K; None: the program chooses."""
+    max_replicas: int | Mapping[ExpertName, int] | None = None
+    """One cap for all or caps by expert; None: the program chooses."""
+    gap_frac: NotNegative = 0.002
+    """The solver may stop so near the optimum."""
+    time_limit_s: Positive = 10.0
+    """Seconds for the solver; pricing and building the model come on top."""
+    num_scenarios: AtLeast1 = 1
+    """1: the prediction is taken at its word."""
+    length_error: Annotated[float, Limit(at_least=1)] = 1.0
+    """e: each expert's true mean length may be off by a factor between 1/e and e, log-uniform."""
+    quantile: Annotated[float, Limit(above=0, below=1)] | None = None
+    """The mean makespan of the worst 1 - quantile of the scenarios counts; None: the mean of all."""
+    prices: PriceSource = PriceSource.COSTS
+    seed: AtLeast0 = 0
+    name: str = "flexible"
+
+    def __post_init__(self) -> None:
+        rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
+        given = self.length_error > 1 or self.quantile is not None
+        require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
+        check_caps(self.max_replicas)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Plan the problem; see ``Scheduler.plan``."""
+        instance = make_free_instance(
+            problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
+        )
+        solved, bound_s = NOTHING, 0.0
+        if instance.num_experts:
+            solved = solve_scenarios(
+                self.scenarios(problem, instance),
+                start=_packed(problem, instance),
+                quantile=self.quantile,
+                time_limit_s=self.time_limit_s,
+                gap_frac=self.gap_frac,
+            )
+            bound_s = instance.lower_bound_s()
+        if self.num_scenarios == 1 and self.prices is PriceSource.COSTS:
+            bound_s = max(bound_s, solved.lower_bound_s)
+        return make_plan(
+            problem,
+            scheduler=self.name,
+            sessions=order_sessions(problem, instance, solved.counts),
+            lower_bound_s=min(bound_s, instance.makespan_s(solved.counts)),
+            notes=(*solved.notes, *self._notes(instance, solved.counts)),
+            solve=solved.report,
+        )
+
+    def _notes(self, instance: Instance, counts: Counts) -> list[str]:
+        notes = ["copies, experts per worker and degrees as they pay for themselves; shortest session first"]
+        if self.num_scenarios > 1:
+            what = "mean" if self.quantile is None else f"mean of the worst {1 - self.quantile:.0%}"
+            notes.append(
+                f"{what} of {self.num_scenarios} scenarios of lengths, means off by up to x{self.length_error:g}"
+            )
+        for name, options, row in zip(instance.names, instance.options, counts, strict=True):
+            degrees = [len(option.workers) for option, number in zip(options, row, strict=True) if number]
+            notes.append(f"{name}: {len(degrees)} session(s) over {sorted(degrees)} worker(s)")
+        return notes
+
+    def scenarios(self, problem: Problem, instance: Instance) -> tuple[Instance, ...]:
+        """State the instance in every scenario, with the prices that options have there.
+
+        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` each factor goes with
+        lengths of its own, drawn from the calibration lengths.
+
+        Raises
+        ------
+        ValueError, ProfileError
+            If there is no model of iterations or an expert has no calibration lengths, where these are wanted.
+        """
+        known: dict[tuple[object, ...], Pieces] = {}
+
+        def price(m: int, option: Option, level: int) -> Pieces:
+            if self.prices is PriceSource.COSTS:
+                factor = self._factor(level)
+                return tuple(LinearTerms(factor * fixed_s, factor * call_s) for fixed_s, call_s in option.pieces)
+            workers = problem.cluster.select(option.workers)
+            key = (m, workers[0].gpu.name, len(workers), level)
+            if key not in known:
+                known[key] = self._iterations(problem, problem.expert(instance.names[m]), workers, level)
+            return known[key]
+
+        levels = [self._levels(name) for name in instance.names]
+        return tuple(
+            replace(
+                instance,
+                options=tuple(
+                    tuple(option._replace(pieces=price(m, option, levels[m][scenario])) for option in options)
+                    for m, options in enumerate(instance.options)
+                ),
+            )
+            for scenario in range(self.num_scenarios)
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """Count the different factors."""
+        return 1 if self.length_error == 1 and self.prices is PriceSource.COSTS else min(MAX_LEVELS, self.num_scenarios)
+
+    def _levels(self, name: str) -> list[int]:
+        """Draw an expert's level for each scenario: all equally often, in random order."""
+        levels = [scenario % self.num_levels for scenario in range(self.num_scenarios)]
+        Random(f"{self.seed}|{name}").shuffle(levels)
+        return levels
+
+    def _factor(self, level: int) -> float:
+        return float(self.length_error ** (2 * (level + 0.5) / self.num_levels - 1))
+
+    def _iterations(self, problem: Problem, expert: Expert, workers: Sequence[Worker], level: int) -> Pieces:
+        calls, sample = problem.calls_by_expert()[expert.name], problem.length_samples.get(expert.name, ())
+        requests = self._requests(expert, calls, sample, level)
+        model = problem.session_model
+        require(model is not None, "scheduler.prices=iterations: session model", "one that steps iterations", model)
+        assert model is not None
+        longest = max(range(len(requests)), key=lambda i: requests[i].output_tokens)
+        points = []
+        for size in dict.fromkeys(max(1, len(requests) // share) for share in SHARES):
+            shard = [requests[i * len(requests) // size] for i in range(size - 1)] + [requests[longest]]
+            seconds = max(model.serve_s(expert, shard, workers), 1e-9)
+            points.append(SweepPoint(num_calls=size, session_s=seconds, output_tokens=0))
+        return tuple(LinearTerms(*piece) for piece in convex_pieces(points))
+
+    def _requests(self, expert: Expert, calls: Sequence[Call], sample: Sequence[int], level: int) -> list[Request]:
+        if not sample:
+            name = expert.name
+            raise ProfileError(f"scheduler.prices=iterations: the profile must keep lengths of {name!r}, got none")
+        rng, factor = Random(f"{self.seed}|{expert.name}|{level}"), self._factor(level)
+        return [
+            Request(
+                call.prompt_tokens,
+                max(1, min(round(factor * rng.choice(sample)), expert.output_limit(call.prompt_tokens))),
+            )
+            for call in calls
+        ]
+
+
+def _packed(problem: Problem, instance: Instance) -> Counts | None:
+    """Pack the experts at their own degrees; None: one fits at other degrees only, or it would break a limit."""
+    if any(not problem.gangs(problem.expert(name)) for name in instance.names):
+        return None
+    own = make_instance(problem).without_limits()
+    packed = best_packing(own, own.lower_bound_s(k_applies=True))
+    if packed is None:
+        return None
+    calls_on = [dict(zip(places, row, strict=True)) for places, row in zip(own.places, packed, strict=True)]
+    start = tuple(
+        tuple(calls.get(workers, 0) for workers in places)
+        for calls, places in zip(calls_on, instance.places, strict=True)
+    )
+    return start if instance.obeys_limits(start) else None

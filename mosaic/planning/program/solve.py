@@ -1,6 +1,6 @@
 """From an instance to a placement with a bound, in a given time: by the program, or by a search on equal workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from time import monotonic
@@ -10,7 +10,7 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import SolveReport, SolveStatus
 from mosaic.planning.program.bounds import MAX_SUBSET_EXPERTS
-from mosaic.planning.program.equal_workers import BoundedSolution, solve_identical
+from mosaic.planning.program.equal_workers import solve_identical
 from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance, identical_workers
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas
 
@@ -59,7 +59,12 @@ NOTHING = SolvedInstance(
 class _Progress:
     """What is known of an instance while it is being solved."""
 
-    best: BoundedSolution
+    counts: Counts | None = None
+    """The best placement; None: there is none yet."""
+    finish_s: float = inf
+    """Its makespan, or what else is to be least."""
+    bound_s: float
+    """Below all placements."""
     solution: "Solution | None" = None
     """Of the program, if it has been run."""
     is_sound: bool = True
@@ -70,11 +75,16 @@ class _Progress:
     def is_proved(self) -> bool:
         # HiGHS works to tolerances: its bound counts only where it finished, and the shards, priced anew, meet it.
         finished = self.solution is None or self.solution.finished
-        return self.is_sound and finished and self.best.finish_s - self.best.bound_s <= _tolerance_s(self.best.finish_s)
+        return self.is_sound and finished and self.finish_s - self.bound_s <= _tolerance_s(self.finish_s)
 
-    def with_solution(self, solution: "Solution", counts: Counts, finish_s: float) -> "_Progress":
+    def after(self, solution: "Solution", start: Counts | None, objective_s: Callable[[Counts], float]) -> "_Progress":
         """Take in what the program found, and note where a placement in hand refutes its bound."""
-        bound_s = max(self.best.bound_s, solution.bound_s or 0.0)
+        found = [counts for counts in (solution.counts, start) if counts is not None]
+        if not found:
+            return replace(self, solution=solution)
+        counts = min(found, key=objective_s)
+        finish_s = objective_s(counts)
+        bound_s = max(self.bound_s, solution.bound_s or 0.0)
         notes = list(self.notes)
         if not (solution.finished and solution.counts):
             notes.append(f"the solver stopped early: {solution.termination}")
@@ -83,14 +93,20 @@ class _Progress:
             notes.append(
                 f"the bound of {bound_s:.6g} s is above a placement of {finish_s:.6g} s: only the closed form counts"
             )
-            bound_s = self.best.bound_s
-        best = BoundedSolution(counts, finish_s, min(bound_s, finish_s))
-        return _Progress(best=best, solution=solution, is_sound=is_sound, notes=tuple(notes))
+            bound_s = self.bound_s
+        return _Progress(
+            counts=counts,
+            finish_s=finish_s,
+            bound_s=min(bound_s, finish_s),
+            solution=solution,
+            is_sound=is_sound,
+            notes=tuple(notes),
+        )
 
-    def report(self, objective_s: float, begin_ts: float) -> SolveReport:
+    def solved(self, counts: Counts, objective_s: float, begin_ts: float) -> SolvedInstance:
         """Report on a placement that is as good as the best or better."""
-        bound_s, solution = min(self.best.bound_s, objective_s), self.solution
-        return SolveReport(
+        bound_s, solution = min(self.bound_s, objective_s), self.solution
+        report = SolveReport(
             status=SolveStatus.OPTIMAL if self.is_proved else SolveStatus.TIME_LIMIT,
             objective_s=objective_s,
             bound_s=bound_s,
@@ -99,6 +115,7 @@ class _Progress:
             num_constraints=solution.num_constraints if solution else None,
             wall_s=monotonic() - begin_ts,
         )
+        return SolvedInstance(counts=counts, report=report, notes=self.notes)
 
 
 def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance:
@@ -118,19 +135,16 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
     if not instance.num_experts:
         return NOTHING
     _require_slots(instance)
-    progress = _Progress(best=BoundedSolution(None, inf, instance.lower_bound_s(k_applies=True)))
+    progress = _Progress(bound_s=instance.lower_bound_s(k_applies=True))
     workers = identical_workers(instance)
     if workers is None:
         progress = _run_program(instance, progress, until_ts=until_ts)
     else:
         progress = _solve_equal_workers(instance, workers, progress, begin_ts=begin_ts, until_ts=until_ts)
-    counts = progress.best.counts
-    if counts is None:
-        finished = progress.solution is not None and progress.solution.finished
-        raise InfeasibleError(_no_placement(instance, finished=finished, time_limit_s=time_limit_s))
-    counts = drop_needless_replicas(instance, counts)
-    report = progress.report(instance.makespan_s(counts), begin_ts)
-    return SolvedInstance(counts=counts, report=report, notes=progress.notes)
+    if progress.counts is None:
+        raise InfeasibleError(_no_placement(instance, progress, time_limit_s))
+    counts = drop_needless_replicas(instance, progress.counts)
+    return progress.solved(counts, instance.makespan_s(counts), begin_ts)
 
 
 def solve_scenarios(
@@ -176,13 +190,10 @@ def solve_scenarios(
     solution = solve_model(
         model, scenarios, start=start, time_limit_s=time_limit_s, gap_frac=gap_frac, allows_restart=True
     )
-    found = [counts for counts in (solution.counts, start) if counts is not None]
-    if not found:
-        raise InfeasibleError(_no_placement(scenarios[0], finished=solution.finished, time_limit_s=time_limit_s))
-    counts = min(found, key=objective_s)
-    progress = _Progress(best=BoundedSolution(None, inf, 0.0)).with_solution(solution, counts, objective_s(counts))
-    report = progress.report(progress.best.finish_s, begin_ts)
-    return SolvedInstance(counts=counts, report=report, notes=progress.notes)
+    progress = _Progress(bound_s=0.0).after(solution, start, objective_s)
+    if progress.counts is None:
+        raise InfeasibleError(_no_placement(scenarios[0], progress, time_limit_s))
+    return progress.solved(progress.counts, progress.finish_s, begin_ts)
 
 
 def risk_s(makespans_s: Sequence[float], quantile: float | None) -> float:
@@ -207,15 +218,17 @@ def _solve_equal_workers(
     is_small = sum(len(places) for places in instance.places) <= FEW_OPTIONS
     if is_small:
         progress = _run_program(instance, progress, until_ts=begin_ts + FIRST_FRAC * (until_ts - begin_ts))
-        if progress.best.counts is None or (progress.solution and progress.solution.finished):
+        if progress.counts is None or (progress.solution and progress.solution.finished):
             return progress
     few_experts = workers.num_experts <= MAX_SUBSET_EXPERTS and not is_small
     search_ts = begin_ts + SEARCH_FRAC * (until_ts - begin_ts) if few_experts else until_ts
-    best = solve_identical(workers, progress.best, until_ts=search_ts)
-    if best != progress.best:
+    counts, bound_s = solve_identical(workers, progress.counts, progress.bound_s, until_ts=search_ts)
+    if (counts, bound_s) != (progress.counts, progress.bound_s):
         note = f"{workers.num_workers} equal workers: placed by a search over groups, bounded by subsets or patterns"
-        progress = replace(progress, best=best, notes=(*progress.notes, note))
-    if best.counts is None or (few_experts and not progress.is_proved):
+        finish_s = inf if counts is None else workers.makespan_s(counts)
+        notes = (*progress.notes, note)
+        progress = replace(progress, counts=counts, finish_s=finish_s, bound_s=bound_s, notes=notes)
+    if counts is None or (few_experts and not progress.is_proved):
         progress = _run_program(instance, progress, until_ts=until_ts)
     return progress
 
@@ -225,19 +238,18 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
     # Pyomo takes a quarter of a second to import: the other schedulers do not pay for it.
     from mosaic.planning.program.model import build_model, find_symmetry, order_blocks, solve_model
 
-    start = progress.best.counts or best_packing(instance, progress.best.bound_s, until_ts=until_ts)
+    start = progress.counts or best_packing(instance, progress.bound_s, until_ts=until_ts)
     symmetry = find_symmetry(instance)
     if start and symmetry:
         start = order_blocks(start, symmetry)
     longest_s = instance.makespan_s(start) if start else instance.longest_s()
     if start and BUILD_S_PER_OPTION * sum(map(len, instance.options)) > until_ts - monotonic():
         late = "too little time to build the program: packed, bounded in closed form"
-        best = BoundedSolution(start, longest_s, progress.best.bound_s)
-        return replace(progress, best=best, notes=(*progress.notes, late))
+        return replace(progress, counts=start, finish_s=longest_s, notes=(*progress.notes, late))
     model = build_model(
         [instance],
         [longest_s],
-        shortest_s=progress.best.bound_s,
+        shortest_s=progress.bound_s,
         is_reached=start is not None,
         symmetry=symmetry,
     )
@@ -246,11 +258,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
     solution = solve_model(
         model, [instance], start=start, time_limit_s=time_limit_s, gap_frac=RELATIVE_GAP, allows_restart=False
     )
-    found = [counts for counts in (solution.counts, start) if counts is not None]
-    if not found:
-        return replace(progress, solution=solution)
-    counts = min(found, key=instance.makespan_s)
-    return progress.with_solution(solution, counts, instance.makespan_s(counts))
+    return progress.after(solution, start, instance.makespan_s)
 
 
 def _tolerance_s(objective_s: float) -> float:
@@ -270,7 +278,7 @@ def _require_slots(instance: Instance) -> None:
         )
 
 
-def _no_placement(instance: Instance, *, finished: bool, time_limit_s: float) -> str:
+def _no_placement(instance: Instance, progress: _Progress, time_limit_s: float) -> str:
     scarce = min(range(instance.num_experts), key=lambda m: len(instance.places[m]))
     where = sorted({worker for workers in instance.places[scarce] for worker in workers})
     most = instance.max_experts_per_worker
@@ -278,6 +286,6 @@ def _no_placement(instance: Instance, *, finished: bool, time_limit_s: float) ->
         f"{f'K={most}' if most < NO_LIMIT else 'any number of'} experts per worker on {instance.num_workers} workers; "
         f"expert {instance.names[scarce]!r} has the fewest places, workers {where}"
     )
-    if finished:
+    if progress.solution is not None and progress.solution.finished:
         return f"no placement of {instance.num_experts} experts satisfies {limits}: raise max_experts_per_worker"
     return f"no placement found in time_limit_s={time_limit_s:g} under {limits}: raise the limit or K"
