@@ -12,15 +12,16 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
+from mosaic.planning.wrapped_costs import HostLoads
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from mosaic.runtime.unpriced import gangs_of
 from sim.cluster.backend import SimBackend
-from sim.cluster.expert_on_gpu import GpuUse, Keep
+from sim.cluster.expert_on_gpu import GpuUse
 from sim.cluster.session import cut_off
-from sim.cluster.session_times import KeptLoads
+from sim.cluster.session_times import kept_loads
 from sim.hardware.hardware import Hardware
 from sim.world.world import World
 
@@ -87,8 +88,7 @@ class SimSite:
     @property
     def circumstances(self) -> str:
         """On what, and with which draws, profiles are measured."""
-        kinds = ", ".join(hardware.gpu.name for hardware in (self.hardware, *self.more_hardware))
-        return f"on {kinds}{self.draws}"
+        return f"on {', '.join(self._hardware_by_gpu)}{self.draws}"
 
     @property
     def expert_by_server(self) -> None:
@@ -134,7 +134,7 @@ class SimSite:
         return SimBackend(
             experts=self.experts,
             cluster=self.cluster,
-            hardware={hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)},
+            hardware=self._hardware_by_gpu,
             settings=self.settings,
             outcomes=world.outcome,
             earlier=earlier,
@@ -142,12 +142,13 @@ class SimSite:
         )
 
     @property
-    def host_loads(self) -> KeptLoads | None:
+    def host_loads(self) -> HostLoads | None:
         """Give what loads take where the host keeps something; None: it keeps nothing."""
-        if self.use.keep is Keep.NOTHING:
-            return None
-        hardware = {hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)}
-        return KeptLoads(hardware, self.cluster, self.settings, self.use)
+        return kept_loads(self._hardware_by_gpu, self.cluster, self.settings, self.use)
+
+    @property
+    def _hardware_by_gpu(self) -> dict[str, Hardware]:
+        return {hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)}
 
     def has_begun(self, name: str) -> bool:
         """Never: a simulation is started anew."""

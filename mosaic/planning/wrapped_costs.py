@@ -1,8 +1,8 @@
 """What a run knows that prices depend on: what sessions left loaded, workers that are lost, calls that will not run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias
 
 from mosaic.core.cluster import Worker
 from mosaic.core.plan import Home
@@ -41,11 +41,8 @@ class LoadedModels:
         return LoadedModels(resident, frozenset(home for home in self.engines if worker not in home[1]))
 
 
-class HostLoads(Protocol):
-    """Loads that need no disk, where the host keeps weights or engines."""
-
-    def load_s(self, expert: Expert, workers: tuple[Worker, ...], location: WeightLocation) -> float | None:
-        """Return the seconds of a load of an expert that is on the host or asleep; None: the host keeps no such."""
+HostLoads: TypeAlias = Callable[[Expert, Sequence[Worker], WeightLocation], float]
+"""Gives the seconds of a load of an expert that is on the host or asleep: it needs no disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +67,9 @@ class RunCosts:
     def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
         if self.resident and all(self.resident.get(worker.id) == expert.name for worker in workers):
             return 0.0
-        seconds = None
         if self.host_loads is not None and location in (WeightLocation.HOST, WeightLocation.ASLEEP):
-            seconds = self.host_loads.load_s(expert, tuple(workers), location)
-        return self.costs.load_s(expert, workers, location) if seconds is None else seconds
+            return self.host_loads(expert, workers, location)
+        return self.costs.load_s(expert, workers, location)
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         share = self.run_frac_by_expert.get(expert.name, 1.0)

@@ -168,11 +168,9 @@ class Prospects:
         location = (self._held if held is None else held).location(expert, workers)
         if location is WeightLocation.RESIDENT:
             return 0.0
-        seconds, entry = None, self._entry(expert, workers)
         if self._host_loads is not None and location is not WeightLocation.COLD and expert in self._experts:
-            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), location)
-        if seconds is not None:
-            return seconds
+            return self._host_loads(self._experts[expert], self._cluster.select(workers), location)
+        entry = self._entry(expert, workers)
         return 0.0 if entry is None else entry.load_s
 
     def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:

@@ -219,7 +219,7 @@ class SimBackend:
         if pending is None:
             return
         live = pending.place
-        record = pending.cancelled(None if live is None else live.engine, self._now)
+        record = pending.cancelled(self._now)
         if record is None:
             return
         if live is None:
@@ -234,9 +234,8 @@ class SimBackend:
         pending = self._find(key)
         if pending is None or tokens >= pending.outcome.output_tokens:
             return
-        live = pending.place
-        if pending.cut(None if live is None else live.engine, tokens, self._now) and live is not None:
-            self._touch(live)
+        if pending.cut(tokens, self._now) and pending.place is not None:
+            self._touch(pending.place)
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)
@@ -246,7 +245,7 @@ class SimBackend:
         if here is None:
             self._queues.remove(pending)
         else:
-            if not pending.leave_engine(here.engine, self._now):
+            if not pending.leave_engine(self._now):
                 return
             here.remove(pending)
             self._touch(here)

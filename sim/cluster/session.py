@@ -66,9 +66,14 @@ class PendingCall:
         self.outcome = outcome
         self.queued_ts = queued_ts
 
-    def leave_engine(self, engine: Engine | None, now: float) -> bool:
+    @property
+    def engine(self) -> Engine | None:
+        """The engine of its session; None: it has none."""
+        return None if self.place is None else self.place.engine
+
+    def leave_engine(self, now: float) -> bool:
         """Take the call out of its engine, to go on elsewhere; False if it has just finished."""
-        request = self.request
+        request, engine = self.request, self.engine
         if request is None or engine is None:
             return True
         if not engine.abort(request, now):
@@ -92,9 +97,9 @@ class PendingCall:
             wasted_tokens=self.wasted_tokens + record.wasted_tokens,
         )
 
-    def cut(self, engine: Engine | None, tokens: int, now: float) -> bool:
+    def cut(self, tokens: int, now: float) -> bool:
         """Let the call write at most so many tokens, or one more than it has; False if it has just finished."""
-        left = max(tokens, self.generated + 1)
+        left, engine = max(tokens, self.generated + 1), self.engine
         if engine is not None and self.request is not None:
             if not engine.cut(self.request, left, now):
                 return False
@@ -104,10 +109,10 @@ class PendingCall:
             self.status = CallStatus.CUT
         return True
 
-    def cancelled(self, engine: Engine | None, now: float) -> CallRecord | None:
+    def cancelled(self, now: float) -> CallRecord | None:
         """Record the call as cancelled; None if it has just finished."""
         started = self.request is not None
-        if not self.leave_engine(engine, now):
+        if not self.leave_engine(now):
             return None
         session = self.place
         return CallRecord(

@@ -9,9 +9,9 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
 from mosaic.planning.costs import WeightLocation
 from mosaic.planning.problem import Request
-from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, Keep, shared_iteration_time
+from mosaic.planning.wrapped_costs import HostLoads
+from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, Keep, shared_iteration_time
 from sim.hardware.hardware import Hardware
-from sim.hardware.iteration_time import iteration_time
 
 
 class SimulatedSessions:
@@ -26,10 +26,9 @@ class SimulatedSessions:
         hardware: Mapping[str, Hardware],
         cluster: Cluster,
         settings: EngineOptions,
-        iteration_times: IterationTimes = iteration_time,
     ) -> None:
         plain = replace(settings, enable_prefix_caching=False)
-        self._models = ExpertsOnGpus((), hardware, cluster, plain, iteration_times)
+        self._models = ExpertsOnGpus((), hardware, cluster, plain, shared_iteration_time)
         self._workers = cluster.workers
 
     def serve_s(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> float:
@@ -50,17 +49,20 @@ class SimulatedSessions:
         return self._models.on(expert, self._workers[:num_workers]).unload_s
 
 
-class KeptLoads:
-    """Knows the machines as ``hardware`` has them: what is assumed of the host is no secret of the world."""
+def kept_loads(
+    hardware: Mapping[str, Hardware], cluster: Cluster, options: EngineOptions, use: GpuUse
+) -> HostLoads | None:
+    """Give what loads take where the host keeps something; None: it keeps nothing.
 
-    def __init__(self, hardware: Mapping[str, Hardware], cluster: Cluster, options: EngineOptions, use: GpuUse) -> None:
-        self._models = ExpertsOnGpus((), hardware, cluster, options, shared_iteration_time, use)
-        self._keep = use.keep
+    What is assumed of the host is no secret of the world.
+    """
+    if use.keep is Keep.NOTHING:
+        return None
+    models = ExpertsOnGpus((), hardware, cluster, options, shared_iteration_time, use)
 
-    def load_s(self, expert: Expert, workers: tuple[Worker, ...], location: WeightLocation) -> float | None:
-        """Give the seconds of a load from the host's memory, or of waking an engine."""
-        if location not in (WeightLocation.HOST, WeightLocation.ASLEEP):
-            return None
-        model = self._models.on(expert, workers)
-        wakes = location is WeightLocation.ASLEEP and self._keep is Keep.ENGINES
+    def load_s(expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        model = models.on(expert, workers)
+        wakes = location is WeightLocation.ASLEEP and use.keep is Keep.ENGINES
         return model.sleep_s if wakes else model.warm_load_s
+
+    return load_s

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, segment
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
-from sim.hardware.skew_time import AttentionSkew, EagerDecode
+from sim.hardware.skew_time import AttentionSkew
 
 Chunks: TypeAlias = Sequence[tuple[int, int]]
 """Per prefilled sequence: tokens computed now, tokens already in its KV cache."""
@@ -82,11 +82,7 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
         captured=graph_sizes(hardware.graph_max_seqs),
     )
     skew = _skew(hardware, table, shape, scales.decode)
-    eager = None
-    if hardware.max_graph_tokens is not None:
-        launch_s = hardware.eager_layer_s * shape.num_layers
-        eager = EagerDecode(max_graph_tokens=hardware.max_graph_tokens, launch_s=launch_s)
-    if skew is None and eager is None and not hardware.cpu_per_kv_token_s:
+    if skew is None and hardware.max_graph_tokens is None and not hardware.cpu_per_kv_token_s:
         return _by_totals(batch, table, shape, scales)
     gpu = _by_totals(replace(batch, cpu_s=_no_host), table, shape, scales)
     return SkewAwareIterationTime(
@@ -95,7 +91,8 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
         host_per_seq_s=hardware.cpu_overhead_scale * hardware.cpu_per_seq_s,
         host_per_kv_token_s=hardware.cpu_overhead_scale * hardware.cpu_per_kv_token_s,
         skew=skew,
-        eager=eager,
+        max_graph_tokens=hardware.max_graph_tokens,
+        launch_s=hardware.eager_layer_s * shape.num_layers,
     )
 
 
@@ -229,8 +226,6 @@ class _BatchTime:
 class FittedTime(IterationTime):
     """Iteration time where attention is linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
 
-    __slots__ = ("_attention", "_batch", "_decode_fixed_s", "_kv_token_s", "_prefill_scale", "_step_s")
-
     def __init__(
         self,
         batch: _BatchTime,
@@ -277,8 +272,6 @@ class FittedTime(IterationTime):
 
 class MeasuredTime(IterationTime):
     """Iteration time where attention is a grid: a span is a sum of arithmetic sums, one per segment it crosses."""
-
-    __slots__ = ("_batch", "_beside", "_decode", "_launch_s", "_pair_s", "_prefill", "_rows")
 
     def __init__(
         self, batch: _BatchTime, attention: MeasuredAttention, *, decode_scale: float, prefill_scale: float
@@ -332,23 +325,10 @@ class MeasuredTime(IterationTime):
 class SkewAwareIterationTime(IterationTime):
     """GPU time by totals, and on top what depends on lengths and what the host takes for every token.
 
-    Without lengths all are taken for equal.
+    Without lengths all are taken for equal. Nothing is captured as a CUDA graph beyond ``max_graph_tokens`` (vLLM V0's
+    max_seq_len_to_capture): a decode batch with a longer sequence runs eagerly, all of it, and each such step takes at
+    least ``launch_s`` on the GPU.
     """
-
-    __slots__ = (
-        "_base_s",
-        "_busy_tokens",
-        "_eager",
-        "_gpu",
-        "_graph_tokens",
-        "_idle_s",
-        "_per_kv_token_s",
-        "_per_seq_s",
-        "_skew",
-        "_unsplit_seqs",
-        "max_graph_tokens",
-        "num_longest",
-    )
 
     def __init__(
         self,
@@ -358,7 +338,8 @@ class SkewAwareIterationTime(IterationTime):
         host_per_seq_s: float = 0.0,
         host_per_kv_token_s: float = 0.0,
         skew: AttentionSkew | None = None,
-        eager: EagerDecode | None = None,
+        max_graph_tokens: int | None = None,
+        launch_s: float = 0.0,
     ) -> None:
         self._gpu = gpu
         self._base_s = host_base_s
@@ -367,13 +348,13 @@ class SkewAwareIterationTime(IterationTime):
         self._skew = skew
         self._unsplit_seqs = skew.min_seqs if skew else inf
         self._idle_s = skew.longest_wait_s(1, 0.0) if skew else 0.0
-        self._eager = eager
-        self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
+        self._launch_s = launch_s
+        self._graph_tokens = inf if max_graph_tokens is None else max_graph_tokens + 1
         """Steps that read a sequence of so many tokens are eager."""
         self._busy_tokens: dict[int, float] = {}
         """Per batch size, tokens to read that are known to take longer than the launches."""
-        self.max_graph_tokens = eager.max_graph_tokens if eager else None
-        self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
+        self.max_graph_tokens = max_graph_tokens
+        self.num_longest = max(skew.num_longest if skew else 0, 0 if max_graph_tokens is None else 1)
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         step_s = self._base_s + self._per_seq_s * num_seqs
@@ -390,13 +371,13 @@ class SkewAwareIterationTime(IterationTime):
 
     def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
         """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
-        assert self._eager is not None, "called where there is a limit"
-        gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
-        num_graphs = max(0, self._eager.max_graph_tokens - most_tokens + 1)
+        assert self.max_graph_tokens is not None, "called where there is a limit"
+        gpu_s, launch_s = self._gpu.decode_span_s, self._launch_s - skew_s
+        num_graphs = max(0, self.max_graph_tokens - most_tokens + 1)
         kv_tokens += num_graphs * num_seqs
         first_s = gpu_s(num_seqs, kv_tokens, 1)
         if first_s >= launch_s:
-            if first_s >= self._eager.launch_s:
+            if first_s >= self._launch_s:
                 self._busy_tokens[num_seqs] = kv_tokens
             return 0.0
         num_eager = num_steps - num_graphs
@@ -407,8 +388,8 @@ class SkewAwareIterationTime(IterationTime):
     def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
         """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
         gpu_s = self._gpu.decode_span_s(num_seqs, read_tokens, 1)
-        if self._eager is not None and longest > self._eager.max_graph_tokens:
-            gpu_s = max(gpu_s, self._eager.launch_s)
+        if self.max_graph_tokens is not None and longest > self.max_graph_tokens:
+            gpu_s = max(gpu_s, self._launch_s)
         return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
 
     def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:

@@ -81,14 +81,3 @@ class AttentionSkew:
         for block in blocks[self.num_sms :]:
             heapreplace(ends, ends[0] + block)
         return max(ends)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-@checked("eager decode: ")
-class EagerDecode:
-    """Decode steps without CUDA graphs: nothing is captured beyond a length, so kernels are launched one by one."""
-
-    max_graph_tokens: AtLeast1
-    """vLLM V0's max_seq_len_to_capture: a batch with a longer sequence runs eagerly, all of it."""
-    launch_s: NotNegative
-    """Least time of such a step on the GPU."""

@@ -1,6 +1,6 @@
 """Prices without workers that are gone, and what loads cost where sessions have left something."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
@@ -15,12 +15,9 @@ from mosaic.runtime.layers import loaded_models
 from tests.factories import make_problem
 
 
-@dataclass(frozen=True)
-class Known:
+def known(expert, workers, location) -> float:
     """From the host 3 s, waking 1 s."""
-
-    def load_s(self, expert, workers, location):
-        return {WeightLocation.HOST: 3.0, WeightLocation.ASLEEP: 1.0}.get(location)
+    return {WeightLocation.HOST: 3.0, WeightLocation.ASLEEP: 1.0}[location]
 
 
 def test_what_a_wrapper_does_not_change_is_the_price_below() -> None:
@@ -69,13 +66,13 @@ def test_plans_price_loads_by_what_their_own_sessions_leave_where_the_host_keeps
     problem = make_problem({"A": 2, "B": 2}, load_s=10.0)
     stays = sessions(("A", 0), ("A", 1), ("B", 0), ("B", 0), ("A", 0))
     assert [times.load_s for times in predict_times(problem, stays)] == [10, 10, 10, 0, 10]
-    kept = replace(problem, costs=RunCosts(problem.costs, host_loads=Known()))
+    kept = replace(problem, costs=RunCosts(problem.costs, host_loads=known))
     assert [times.load_s for times in predict_times(kept, stays)] == [10, 3, 10, 0, 1]
 
 
 def test_an_expert_that_a_layer_before_has_loaded_costs_no_cold_load() -> None:
     problem = make_problem({"A": 2, "B": 2}, load_s=10.0)
-    later = replace(problem, costs=RunCosts(problem.costs, host_loads=Known()), held=LoadedModels().after("A", (1,)))
+    later = replace(problem, costs=RunCosts(problem.costs, host_loads=known), held=LoadedModels().after("A", (1,)))
     assert make_instance(problem).setup_s == ((10, 10), (10, 10))
     assert make_instance(later).setup_s == ((3, 3), (10, 10))
     assert [times.load_s for times in predict_times(later, sessions(("A", 1), ("A", 0)))] == [0, 3]

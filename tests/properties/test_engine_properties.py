@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import SkewAwareIterationTime, iteration_time
-from sim.hardware.skew_time import AttentionSkew, EagerDecode
+from sim.hardware.skew_time import AttentionSkew
 from tests.factories import make_shape
 from tests.sim.oracle import LinearTime, Oracle, assert_same, disturb, disturbances
 from tests.sim.random_runs import committed_hardware, committed_times
@@ -45,7 +45,8 @@ class Drawn:
             host_per_seq_s=host[0],
             host_per_kv_token_s=host[1],
             skew=skew and AttentionSkew(block_s=skew[0], num_sms=skew[1], num_heads=skew[2], min_seqs=skew[3]),
-            eager=eager and EagerDecode(max_graph_tokens=eager[0], launch_s=eager[1]),
+            max_graph_tokens=eager and eager[0],
+            launch_s=eager[1] if eager else 0.0,
         )
 
     def engine(self) -> tuple[Engine, list]:

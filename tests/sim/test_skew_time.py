@@ -5,7 +5,7 @@ import pytest
 
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import SkewAwareIterationTime, iteration_time, unsplit_seqs
-from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew, EagerDecode
+from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew
 from tests.factories import make_shape
 from tests.sim.test_hardware import make_config
 
@@ -144,7 +144,6 @@ def test_a_link_that_somebody_made_up_gives_no_time():
         (lambda: AttentionSkew(block_s=-1, num_sms=1, num_heads=1), "block_s must be at least 0"),
         (lambda: AttentionSkew(block_s=0, num_sms=0, num_heads=1), "num_sms must be at least 1"),
         (lambda: AttentionSkew(block_s=0, num_sms=1, num_heads=0), "num_heads must be at least 1"),
-        (lambda: EagerDecode(max_graph_tokens=0, launch_s=0.0), "max_graph_tokens must be at least 1"),
         (lambda: make_time(attention_streams=50.0), "num_sms must be at least 1"),
         (lambda: make_time(max_graph_tokens=0), "max_graph_tokens must be at least 1"),
         (lambda: make_time(flops_per_s=0.0), "flops_per_s must be above 0"),
