@@ -17,7 +17,7 @@ from mosaic.runtime.site import Site
 from sim.cluster.expert_on_gpu import GpuUse, Keep
 from sim.site import SimSite
 from sim.world.answer_model import AnswerModel
-from sim.world.length_sources import declared_parameter, length_distribution, length_distributions
+from sim.world.lengths import declared_parameter, length_distribution, length_distributions
 from sim.world.world import SimulatedWorld
 
 USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mosaic.core.workload import Expert, Family, Workload
-from sim.world.length_sources import length_distributions
+from sim.world.lengths import length_distributions
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NUM_WORKERS = 4

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.world.length_sources import length_distribution, length_distributions
-from sim.world.lengths import ClippedLognormal, Empirical
+from sim.world.lengths import ClippedLognormal, Empirical, length_distribution, length_distributions
 
 GRID = [(i + 0.5) / 20_000 for i in range(20_000)]
 
