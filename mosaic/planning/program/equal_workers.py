@@ -111,7 +111,7 @@ def fill_group(workers: Instance, experts: Sequence[int], num_workers: int) -> S
         for bisection in range(NUM_FILL_BISECTIONS):
             # The most generous makespan first: where that fails, no other is tried.
             middle_s = (low_s + high_s) / 2 if bisection else high_s
-            shards = _WaterFilling(workers, num_workers, middle_s).fill(experts, random if attempt else None)
+            shards = _fill(workers, experts, num_workers, middle_s, random if attempt else None)
             if shards is not None:
                 best, high_s = shards, middle_s
             elif not bisection:
@@ -131,61 +131,52 @@ def ideal_finish_s(workers: Instance, experts: Sequence[int], num_workers: int) 
     return total_s / num_workers
 
 
-@dataclass(slots=True)
-class _WaterFilling:
-    """Fills a group's workers up to a makespan: short experts whole, then long ones over worker after worker."""
+def _fill(
+    workers: Instance, experts: Sequence[int], num_workers: int, makespan_s: float, random: Random | None
+) -> Shards | None:
+    """Fill a group's workers up to a makespan: short experts whole, then long ones over worker after worker.
 
-    workers: Instance
-    num_workers: int
-    makespan_s: float
-
-    def fill(self, experts: Sequence[int], random: Random | None) -> Shards | None:
-        """Fill; None if something is left over. Without a random order, workers are filled from the emptiest on."""
-        ranked = sorted(experts, key=lambda m: -self.workers.whole_s[m])
-        long = [m for m in ranked if self.workers.whole_s[m] > self.makespan_s] or ranked[:1]
-        shards: Shards = {}
-        room_s = [self.makespan_s] * self.num_workers
-        slots = [self.workers.max_experts_per_worker] * self.num_workers
-        for m in ranked:
-            if m in long:
-                continue
-            # One slot of each worker stays free for an expert that is split.
-            open_workers = [n for n in range(self.num_workers) if slots[n] > 1]
-            if not open_workers:
-                return None
-            n = max(open_workers, key=room_s.__getitem__)
-            if room_s[n] < self.workers.whole_s[m]:
-                return None
-            shards[m, n] = self.workers.num_calls[m]
-            room_s[n] -= self.workers.whole_s[m]
-            slots[n] -= 1
-        order = sorted(range(self.num_workers), key=lambda n: -room_s[n])
-        if random:
-            random.shuffle(order)
-            random.shuffle(long)
-        return shards if self._split(long, order, room_s, slots, shards) else None
-
-    def _split(
-        self, long: Sequence[int], order: Sequence[int], room_s: list[float], slots: list[int], shards: Shards
-    ) -> bool:
-        """Split the long experts over the workers in turn; True if all their calls are placed within the caps."""
-        position = 0
-        for m in long:
-            left, replicas = self.workers.num_calls[m], 0
-            while left and position < len(order):
-                n = order[position]
-                number = min(left, self.workers.calls_within(m, 0, room_s[n])) if slots[n] else 0
-                if number:
-                    shards[m, n] = number
-                    replicas += 1
-                    left -= number
-                    slots[n] -= 1
-                    room_s[n] -= self.workers.setup_s[m][0] + number * self.workers.per_call_s[m][0]
-                if left:
-                    position += 1
-            if left or replicas > self.workers.max_replicas[m]:
-                return False
-        return True
+    None if something is left over. Without a random order, workers are filled from the emptiest on.
+    """
+    ranked = sorted(experts, key=lambda m: -workers.whole_s[m])
+    long = [m for m in ranked if workers.whole_s[m] > makespan_s] or ranked[:1]
+    shards: Shards = {}
+    room_s = [makespan_s] * num_workers
+    slots = [workers.max_experts_per_worker] * num_workers
+    for m in ranked:
+        if m in long:
+            continue
+        # One slot of each worker stays free for an expert that is split.
+        open_workers = [n for n in range(num_workers) if slots[n] > 1]
+        if not open_workers:
+            return None
+        n = max(open_workers, key=room_s.__getitem__)
+        if room_s[n] < workers.whole_s[m]:
+            return None
+        shards[m, n] = workers.num_calls[m]
+        room_s[n] -= workers.whole_s[m]
+        slots[n] -= 1
+    order = sorted(range(num_workers), key=lambda n: -room_s[n])
+    if random:
+        random.shuffle(order)
+        random.shuffle(long)
+    position = 0
+    for m in long:
+        left, replicas = workers.num_calls[m], 0
+        while left and position < len(order):
+            n = order[position]
+            number = min(left, workers.calls_within(m, 0, room_s[n])) if slots[n] else 0
+            if number:
+                shards[m, n] = number
+                replicas += 1
+                left -= number
+                slots[n] -= 1
+                room_s[n] -= workers.setup_s[m][0] + number * workers.per_call_s[m][0]
+            if left:
+                position += 1
+        if left or replicas > workers.max_replicas[m]:
+            return None
+    return shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,14 @@ class Instance:
 
     def calls_within(self, expert: int, option: int, room_s: float) -> int:
         """Count the calls that one session can serve in a time, its load included."""
-        setup_s, per_call_s = self.setup_s[expert][option], self.per_call_s[expert][option]
-        return calls_within(self.num_calls[expert], setup_s, per_call_s, room_s)
+        num_calls, per_call_s = self.num_calls[expert], self.per_call_s[expert][option]
+        rest_s = room_s - self.setup_s[expert][option]
+        if rest_s < 0:
+            return 0
+        if per_call_s * num_calls <= rest_s:
+            return num_calls
+        # The slack keeps a shard that fits exactly from being lost to rounding.
+        return min(num_calls, floor(rest_s / per_call_s * (1 + 1e-12) + 1e-9))
 
     @cached_property
     def _unlike_options(self) -> tuple[tuple[int, ...], ...]:
@@ -215,17 +221,6 @@ class Instance:
         replicas = (sum(number > 0 for number in row) for row in counts)
         in_caps = all(number <= cap for number, cap in zip(replicas, self.max_replicas, strict=True))
         return in_caps and max(hosted, default=0) <= self.max_experts_per_worker
-
-
-def calls_within(num_calls: int, setup_s: float, per_call_s: float, room_s: float) -> int:
-    """Count how many of an expert's calls one session can serve in a time, its load included."""
-    rest_s = room_s - setup_s
-    if rest_s < 0:
-        return 0
-    if per_call_s * num_calls <= rest_s:
-        return num_calls
-    # The slack keeps a shard that fits exactly from being lost to rounding.
-    return min(num_calls, floor(rest_s / per_call_s * (1 + 1e-12) + 1e-9))
 
 
 def identical_workers(instance: Instance) -> Instance | None:

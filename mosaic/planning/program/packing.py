@@ -6,7 +6,7 @@ from math import floor, inf
 from time import monotonic
 
 from mosaic.core.addition import add_in_order
-from mosaic.planning.program.instance import Counts, Instance, calls_within
+from mosaic.planning.program.instance import Counts, Instance
 
 NUM_TARGETS = 24
 MAX_SWEEPS = 30
@@ -83,14 +83,12 @@ def _choose(
     part: tuple[float, float, int] | None = None
     whole: tuple[float, int] | None = None
     overflow: tuple[float, int] | None = None
-    num_calls = instance.num_calls[expert]
     for place, workers in enumerate(instance.places[expert]):
         if row[place] or min(slots[worker] for worker in workers) == 0:
             continue
         room_s = min(free_s[worker] for worker in workers)
-        setup_s, per_call_s = instance.setup_s[expert][place], instance.per_call_s[expert][place]
-        number = calls_within(num_calls, setup_s, per_call_s, room_s) if room_s > 0 else 0
-        spare_s = room_s - (setup_s + per_call_s * left)
+        number = instance.calls_within(expert, place, room_s) if room_s > 0 else 0
+        spare_s = room_s - (instance.setup_s[expert][place] + instance.per_call_s[expert][place] * left)
         if number >= left:
             whole = min(whole, (spare_s, place)) if whole else (spare_s, place)
         elif number:
