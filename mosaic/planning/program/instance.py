@@ -211,17 +211,6 @@ class Instance:
         caps = tuple(len(options) for options in self.options)
         return replace(self, max_replicas=caps, max_experts_per_worker=NO_LIMIT)
 
-    def obeys_limits(self, counts: Counts) -> bool:
-        """Return whether a placement keeps the replica caps and K."""
-        hosted = [0] * self.num_workers
-        for row, options in zip(counts, self.options, strict=True):
-            for number, option in zip(row, options, strict=True):
-                for worker in option.workers if number else ():
-                    hosted[worker] += 1
-        replicas = (sum(number > 0 for number in row) for row in counts)
-        in_caps = all(number <= cap for number, cap in zip(replicas, self.max_replicas, strict=True))
-        return in_caps and max(hosted, default=0) <= self.max_experts_per_worker
-
 
 def identical_workers(instance: Instance) -> Instance | None:
     """Look at an instance as one of identical workers; None if prices or places differ, or sessions span several.

@@ -16,7 +16,7 @@ from mosaic.planning.problem import Problem, Request
 from mosaic.planning.profiles import SweepPoint, convex_pieces
 from mosaic.planning.program.instance import Counts, Instance, Option, Pieces, make_free_instance, make_instance
 from mosaic.planning.program.packing import best_packing
-from mosaic.planning.program.solve import NOTHING, solve_instance, solve_scenarios
+from mosaic.planning.program.solve import solve_instance, solve_scenarios
 from mosaic.planning.scheduler import make_plan, replica_sessions
 
 MAX_LEVELS = 7
@@ -163,16 +163,14 @@ class Flexible:
         instance = make_free_instance(
             problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
         )
-        solved, bound_s = NOTHING, 0.0
-        if instance.num_experts:
-            solved = solve_scenarios(
-                self.scenarios(problem, instance),
-                start=_packed(problem, instance),
-                quantile=self.quantile,
-                time_limit_s=self.time_limit_s,
-                gap_frac=self.gap_frac,
-            )
-            bound_s = instance.lower_bound_s()
+        solved = solve_scenarios(
+            self.scenarios(problem, instance),
+            start=_packed(problem, instance),
+            quantile=self.quantile,
+            time_limit_s=self.time_limit_s,
+            gap_frac=self.gap_frac,
+        )
+        bound_s = instance.lower_bound_s()
         if self.num_scenarios == 1 and self.prices is PriceSource.COSTS:
             bound_s = max(bound_s, solved.lower_bound_s)
         return make_plan(
@@ -274,16 +272,17 @@ class Flexible:
 
 
 def _packed(problem: Problem, instance: Instance) -> Counts | None:
-    """Pack the experts at their own degrees; None: one fits at other degrees only, or it would break a limit."""
+    """Pack the experts at their own degrees; None: one fits at other degrees only, or no packing keeps the limits."""
     if any(not problem.gangs(problem.expert(name)) for name in instance.names):
         return None
     own = make_instance(problem).without_limits()
+    caps = tuple(map(min, own.max_replicas, instance.max_replicas))
+    own = replace(own, max_replicas=caps, max_experts_per_worker=instance.max_experts_per_worker)
     packed = best_packing(own, own.lower_bound_s(k_applies=True))
     if packed is None:
         return None
     calls_on = [dict(zip(places, row, strict=True)) for places, row in zip(own.places, packed, strict=True)]
-    start = tuple(
+    return tuple(
         tuple(calls.get(workers, 0) for workers in places)
         for calls, places in zip(calls_on, instance.places, strict=True)
     )
-    return start if instance.obeys_limits(start) else None

@@ -177,6 +177,8 @@ def solve_scenarios(
     from mosaic.planning.program.model import build_model, solve_model
 
     begin_ts = monotonic()
+    if not scenarios[0].num_experts:
+        return NOTHING
 
     def objective_s(counts: Counts) -> float:
         return risk_s([scenario.makespan_s(counts) for scenario in scenarios], quantile)
