@@ -1,4 +1,4 @@
-"""Three layers of calls, given as YAML alone: simulated, on engines without a model, and written out by real vLLM."""
+"""Three layers of calls, given as YAML alone: simulated and on engines without a model."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 
 from mosaic.config import engines
 from mosaic.report.run_folder import read_summary
-from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
-from tests.engines.fake_run import without_sweep
+from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.kept_launcher import run_kept
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.tiny_pool.small import write_scores
@@ -82,21 +81,8 @@ def test_the_simulator_runs_three_layers(inputs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["ilp", "round_robin"])
-def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatch, scheduler):
+def test_engines_run_three_layers_and_say_the_same_without_a_barrier(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "VLLM_ENGINE", FAKE_ENGINE)
-    calls = calls_of(tmp_path / "run", *inputs, *ENGINES, f"scheduler={scheduler}")
+    calls = calls_of(tmp_path / "run", *inputs, *ENGINES)
     check_layers(tmp_path / "run")
-    free = calls_of(tmp_path / "free", *inputs, *ENGINES, "pipeline.barrier=false")
-    assert said(free) == said(calls)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
-def test_vllm_writes_three_layers_to_the_simulators_lengths(inputs, tmp_path):
-    simulated = calls_of(tmp_path / "simulated", *inputs, "seed=2", "question_seed=2")
-    given = (f"{key}={tmp_path / 'simulated'}" for key in ("profile.path", "profile.aggregator_path"))
-    replay = ("backend.mode=replay", "seed=2", "question_seed=2", *given)  # with nothing to measure
-    replayed = calls_of(tmp_path / "replayed", *without_sweep(inputs), *ENGINES, *replay)
-    check_layers(tmp_path / "replayed")
-    assert said(replayed) == said(simulated)
+    assert said(calls_of(tmp_path / "free", *inputs, *ENGINES, "pipeline.barrier=false")) == said(calls)
