@@ -1,9 +1,10 @@
-"""Records on the disk: whole or not there, whoever is killed."""
+"""Records on the disk: whole or not there, whoever is killed; and the lock of their folder, held by one command."""
 
 import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit, decode_action, encode_action
+from mosaic.core.errors import InUseError, RunFolderError
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
@@ -33,9 +35,9 @@ from mosaic.runtime.journal import (
     read_journal,
     without_token_ids,
 )
+from mosaic.runtime.run_lock import LOCK_NAME, hold
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FullDisk
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def encode(record) -> bytes:
@@ -51,9 +53,13 @@ def contents(path: Path):
     return [msgspec.json.decode(text) for text in texts if text is not None], texts.count(None)
 
 
+def append(log: Log, *numbers: int) -> None:
+    log.append([encode({"number": number}) for number in numbers])
+
+
 def written(path: Path, *numbers: int) -> bytes:
     with closing(Log(path)) as log:
-        log.append([encode({"number": number}) for number in numbers])
+        append(log, *numbers)
     return path.read_bytes()
 
 
@@ -110,14 +116,14 @@ def test_a_line_without_its_checksum_is_no_record(tmp_path, line):
 def test_a_full_disk_leaves_whole_records_and_says_what_to_do(tmp_path, monkeypatch, room):
     path = tmp_path / "a.journal"
     with closing(Log(path)) as log:
-        log.append([encode(record) for record in [{"number": 1}]])
+        append(log, 1)
         before = path.read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(journal.os, "pwrite", FullDisk(room))
             with pytest.raises(JournalError, match=r"a\.journal cannot be written: No space left on device.*again"):
-                log.append([encode(record) for record in [{"number": 2}, {"number": 3}, {"number": 4}]])
+                append(log, 2, 3, 4)
         assert path.read_bytes() == before
-        log.append([encode(record) for record in [{"number": 5}]])
+        append(log, 5)
     assert numbers(path) == [1, 5]
 
 
@@ -130,8 +136,8 @@ def test_a_failed_sync_counts_for_nothing(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(journal.os, "fdatasync", fail)
             with pytest.raises(JournalError, match="Input/output error"):
-                log.append([encode(record) for record in [{"number": 1}]])
-        log.append([encode(record) for record in [{"number": 2}]])
+                append(log, 1)
+        append(log, 2)
     assert numbers(path) == [2]
 
 
@@ -147,7 +153,7 @@ def test_each_append_is_synced_before_it_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
     with closing(Log(tmp_path / "a.journal")) as log:
         for number in range(3):
-            log.append([encode(record) for record in [{"number": number}]])
+            append(log, number)
             assert synced[-1] == (tmp_path / "a.journal").stat().st_size
     assert len(synced) == 3
 
@@ -158,7 +164,7 @@ def test_a_log_that_cannot_be_made_is_named(tmp_path):
 
 
 def start_writer(folder: Path, first: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.engines.journal_writer", str(folder), str(first)]
+    command = [sys.executable, "-m", "tests.runtime.journal_writer", str(folder), str(first)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -173,6 +179,25 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged_and_repeat_nothi
         assert found == list(range(len(found)))
         assert len(found) > acknowledged
         first = len(found)
+
+
+def test_a_second_command_is_told_at_once_who_is_there_and_a_killed_one_lets_go(tmp_path):
+    with start_writer(tmp_path, 0) as writer:
+        writer.stdout.readline()
+        who = rf"another command is at work there \(process {writer.pid} on {socket.gethostname()}\)"
+        with pytest.raises(InUseError, match=who), hold(tmp_path):
+            pass
+        assert writer.poll() is None, "it goes on"
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        with hold(tmp_path):
+            assert (tmp_path / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="file/journal/lock: cannot be opened"), hold(tmp_path / "file/journal"):
+        pass
 
 
 ENTRIES = [
