@@ -1,26 +1,22 @@
-"""Servers that misbehave, each in its way, from the start or after some good calls, for a while or for ever.
-
-They speak raw bytes: what they do wrong is what an HTTP library would not let them do.
-"""
+"""Servers that misbehave, each in its way, from the start or after some good calls, for a while or for ever."""
 
 import asyncio
 import gzip
-import json
+import itertools
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
-import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from mosaic.engines.endpoint import Endpoint
-from tests.engines.fake_server import completion
+from tests.engines.fake_server import DROP, WAIT, FakeServer, completion, http
 
 MB = 2**20
 WAITS = "waited for"
@@ -33,7 +29,8 @@ class Kind(NamedTuple):
     """A way to misbehave, and what is to come of it."""
 
     name: str
-    behave: Callable[["BadServer", asyncio.StreamWriter, dict[str, Any] | None], Awaitable[None]] | None
+    answer: Any
+    """As `FakeServer` gives it."""
     says: str
     """Part of what is said of it when it never served a call."""
     later: str | None = WAITS
@@ -43,100 +40,47 @@ class Kind(NamedTuple):
     https: bool = False
 
 
-class BadServer:
+class BadServer(FakeServer):
     """Serves ``num_good`` calls, then misbehaves for ``bad_s`` seconds; None: for ever."""
 
-    listeners: ClassVar[list[asyncio.Server]] = []
-
-    def __init__(self, loop, kind: Kind | None, expert: str, *, num_good=0, bad_s=None, context=None):
-        self.loop, self.kind, self.num_good, self.bad_s = loop, kind, num_good, bad_s
-        self.num_posts, self.bad_ts, self.port = 0, None, 0
-        self.context = context
-        self.listener = None
-        self.call(self.listen())
+    def __init__(self, kind: Kind | None, expert: str, *, num_good=0, bad_s=None, context=None):
+        self.kind, self.num_good, self.bad_s = kind, num_good, bad_s
+        self.numbers, self.bad_ts = itertools.count(), None
         scheme = "https" if kind is not None and kind.https else "http"
-        self.endpoint = Endpoint(base_url=f"{scheme}://127.0.0.1:{self.port}/v1", expert=expert, model="m")
+        super().__init__(expert, self.behave_as_kind, model="m", scheme=scheme, context=context)
         if kind is REFUSED_CONNECTION and num_good == 0:
-            self.call(self.stop_listening())
+            self.close()
 
-    def call(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
-
-    async def listen(self):
-        self.listener = await asyncio.start_server(
-            self.handle, "127.0.0.1", self.port, ssl=self.context, reuse_address=True, limit=MB
-        )
-        self.listeners.append(self.listener)
-        self.port = self.listener.sockets[0].getsockname()[1]
-
-    async def stop_listening(self):
-        # NOTE: asyncio leaves the transport of a connection open that it has accepted when its listener is closed.
-        for sock in self.listener.sockets:
-            self.loop.remove_reader(sock.fileno())
-        await asyncio.sleep(0.05)
-        self.listener.close()
-
-    def is_bad(self) -> bool:
-        if self.kind is None or (self.num_posts < self.num_good and self.bad_ts is None):
+    def is_bad(self, is_begun: bool) -> bool:
+        if self.kind is None or not is_begun:
             return False
         return self.bad_ts is None or self.bad_s is None or time.monotonic() < self.bad_ts + self.bad_s
 
-    async def handle(self, reader, writer):
-        try:
-            if (first := await reader.readexactly(1)) == b"\x16":  # TLS
-                writer.write(http(400, b"plain HTTP only"))
-                return
-            head = first + await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
-            )
-            body = json.loads(await reader.readexactly(length)) if length else None
-            is_post, is_bad = body is not None, self.is_bad()
-            if is_bad and is_post and self.bad_ts is None:
-                self.bad_ts = time.monotonic()
-            self.num_posts += is_post
-            if is_bad and (is_post or self.kind.everywhere):
-                await self.kind.behave(self, writer, body)
-            else:
-                writer.write(http(200, completion(body) if is_post else {"data": [{"id": "m"}]}))
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-            pass
-        finally:
-            writer.close()
+    def behave_as_kind(self, body, number):
+        if not self.is_bad(next(self.numbers) >= self.num_good):
+            return completion(body)
+        self.bad_ts = self.bad_ts or time.monotonic()
+        return self.kind.answer
+
+    def listed(self, path):
+        is_begun = self.num_good == 0 or self.bad_ts is not None
+        return self.kind.answer if self.is_bad(is_begun) and self.kind.everywhere else super().listed(path)
 
 
-def http(status: int, content, headers: str = "", *, length: int | None = None) -> bytes:
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    length = len(data) if length is None else length
-    return f"HTTP/1.1 {status} Reason\r\n{headers}Content-Length: {length}\r\n\r\n".encode() + data
+def refusal(
+    status: int, message: str, *, name: str = "", headers: Mapping[str, object] | None = None, advice: str = "", **more
+) -> Kind:
+    answer = (status, {"error": {"message": message}}, headers)
+    return Kind(name or str(status), answer, f"{status} {HTTPStatus(status).phrase}: {message}{advice}", **more)
 
 
-def error(status: int, message: str, headers: str = ""):
-    return lambda server, writer, body: written(writer, http(status, {"error": {"message": message}}, headers))
-
-
-def raw(data: bytes):
-    return lambda server, writer, body: written(writer, data)
-
-
-def changed(**changes):
+def changed(more=None, **changes):
     """A whole reply but for this."""
-    return lambda server, writer, body: written(
-        writer, http(200, completion(body or {"seed": 1, "max_tokens": 9}, **changes))
-    )
 
+    async def answer(server, writer, body):
+        writer.write(http(200, completion(body, **changes) | (more or {})))
 
-def and_more(**more):
-    return lambda server, writer, body: written(writer, http(200, completion(body) | more))
-
-
-def said(text, **usage):
-    return changed(message={"role": "assistant", "content": text}, **usage)
-
-
-async def written(writer, data):
-    writer.write(data)
+    return answer
 
 
 async def reset(server, writer, body):
@@ -145,53 +89,37 @@ async def reset(server, writer, body):
     writer.transport.abort()
 
 
-async def close(server, writer, body):
-    writer.close()
-
-
-async def wait(server, writer, body):
-    await asyncio.sleep(3600)
-
-
 async def half_a_reply(server, writer, body):
-    data = json.dumps(completion(body or {"seed": 1, "max_tokens": 9})).encode()
-    writer.write(http(200, data[: len(data) // 2], length=len(data)))
+    data = http(200, completion(body))
+    writer.write(data[: -len(data) // 3])
 
 
 async def half_then_silence(server, writer, body):
     await half_a_reply(server, writer, body)
     await writer.drain()
-    await asyncio.sleep(3600)
+    await asyncio.sleep(3)
 
 
-def dribble(begin: bytes, byte: bytes):
-    """A byte every so often: the connection is never silent for long."""
+def stream(begin: bytes, piece: bytes, pause_s: float):
+    """A piece every so often: the connection is never silent for long, and there is no end."""
 
-    async def behave(server, writer, body):
+    async def answer(server, writer, body):
         writer.write(begin)
         while True:
-            writer.write(byte)
+            writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause_s)
 
-    return behave
+    return answer
+
+
+def dribble(begin: bytes, piece: bytes):
+    return stream(begin, piece, 0.05)
 
 
 def flood(begin: bytes):
     """As much as the client takes."""
-
-    async def behave(server, writer, body):
-        writer.write(begin)
-        while True:
-            writer.write(b"x" * 2**16)
-            await writer.drain()
-
-    return behave
-
-
-async def huge_text(server, writer, body):
-    message = {"role": "assistant", "content": "x" * (MB // 2)}
-    writer.write(http(200, completion(body, message=message, completion_tokens=5)))
+    return stream(begin, b"x" * 2**16, 0.0)
 
 
 async def stop_listening(server, writer, body):
@@ -202,110 +130,76 @@ async def stop_listening(server, writer, body):
         await server.listen()
 
 
-def retry_at(server, writer, body):
+async def retry_at(server, writer, body):
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
-    return error(429, "slow down", f"Retry-After: {date}\r\n")(server, writer, body)
+    writer.write(http(429, {"error": {"message": "slow down"}}, {"Retry-After": date}))
 
 
 HTML = b"<html><h1>502 Bad Gateway</h1></html>"
+NO_REPLY = "no whole reply in 0.7 s"
 REFUSED_CONNECTION = Kind("connection refused", stop_listening, "Connection refused; is the server running?")
 KINDS = [
     # Replies that do not come, or not whole.
     REFUSED_CONNECTION,
     Kind("reset", reset, "the connection broke: Connection reset by peer", everywhere=True),
-    Kind("closed without a reply", close, "the connection broke: Server disconnected", everywhere=True),
+    Kind("closed without a reply", DROP, "the connection broke: Server disconnected", everywhere=True),
     Kind("half a reply, then closed", half_a_reply, "the connection broke"),
-    Kind("half a reply, then silence", half_then_silence, "no whole reply in 0.7 s"),
-    Kind("half of the JSON", raw(http(200, b'{"choices": [{"mess')), 'the reply is no JSON: b\'{"choices"'),
-    Kind("silence", wait, "no whole reply in 0.7 s"),
-    Kind(
-        "a byte of the body at a time",
-        dribble(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
-        "no whole reply in 0.7 s",
-    ),
-    Kind("a byte of the header at a time", dribble(b"HTTP/1.1 200 OK\r\nX: ", b"x"), "no whole reply in 0.7 s"),
+    Kind("half a reply, then silence", half_then_silence, NO_REPLY),
+    Kind("half of the JSON", (200, b'{"choices": [{"mess'), 'the reply is no JSON: b\'{"choices"'),
+    Kind("silence", WAIT, NO_REPLY),
+    Kind("a byte of the body at a time", dribble(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "), NO_REPLY),
+    Kind("a byte of the header at a time", dribble(b"HTTP/1.1 200 OK\r\nX: ", b"x"), NO_REPLY),
     Kind(
         "chunks without end",
         dribble(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-        "no whole reply in 0.7 s",
+        NO_REPLY,
     ),
-    Kind("not HTTP", raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "the connection broke", everywhere=True),
+    Kind("not HTTP", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "the connection broke", everywhere=True),
     Kind("a header without end", flood(b"HTTP/1.1 200 OK\r\nX: "), "the connection broke"),
     # Errors of the server, or of what stands before it.
-    Kind("429", error(429, "slow down"), "429 Reason: slow down"),
-    Kind("429, Retry-After in seconds", error(429, "slow down", "Retry-After: 1\r\n"), "429 Reason: slow down"),
-    Kind("429, Retry-After as a date", retry_at, "429 Reason: slow down"),
-    Kind("429, Retry-After of an hour", error(429, "quota", "Retry-After: 3600\r\n"), "429 Reason: quota", later=ENDS),
-    Kind("503, Retry-After in seconds", error(503, "loading", "Retry-After: 1\r\n"), "503 Reason: loading"),
-    Kind("408", error(408, "too slow"), "408 Reason: too slow"),
-    Kind("500", error(500, "CUDA error"), "500 Reason: CUDA error"),
-    Kind("501", error(501, "no such method"), "501 Reason: no such method"),
-    Kind("502 in HTML", raw(http(502, HTML)), "502 Reason: <html>", everywhere=True),
-    Kind("503", raw(http(503, b"no backend")), "503 Reason: no backend", everywhere=True),
-    Kind("504", error(504, "timeout"), "504 Reason: timeout", everywhere=True),
+    refusal(429, "slow down"),
+    refusal(429, "slow down", name="429, Retry-After in seconds", headers={"Retry-After": 1}),
+    Kind("429, Retry-After as a date", retry_at, "429 Too Many Requests: slow down"),
+    refusal(429, "quota", name="429, Retry-After of an hour", headers={"Retry-After": 3600}, later=ENDS),
+    refusal(503, "loading", name="503, Retry-After in seconds", headers={"Retry-After": 1}),
+    refusal(408, "too slow"),
+    refusal(500, "CUDA error"),
+    refusal(501, "no such method"),
+    Kind("502 in HTML", (502, HTML), "502 Bad Gateway: <html>", everywhere=True),
+    Kind("503", (503, b"no backend"), "503 Service Unavailable: no backend", everywhere=True),
+    refusal(504, "timeout", everywhere=True),
     Kind("500 with a huge body", flood(b"HTTP/1.1 500 Reason\r\n\r\n"), "500 Reason:"),
     # Somebody else answers.
-    Kind("HTML", raw(http(200, HTML)), "the reply is no JSON: b'<html>", everywhere=True),
-    Kind("nothing", raw(http(200, b"")), "the reply is no JSON: b''"),
-    Kind("204", raw(b"HTTP/1.1 204 Reason\r\n\r\n"), "the reply is no JSON: b''"),
-    Kind("404", error(404, "Not Found"), "404 Reason: Not Found; check base_url", everywhere=True),
-    Kind(
-        "a redirect to a login",
-        raw(http(302, b"", "Location: http://127.0.0.1:1/login\r\n")),
-        "it redirects to http://127.0.0.1:1/login",
-    ),
-    Kind(
-        "a redirect to itself",
-        raw(http(307, b"", "Location: /v1/chat/completions\r\n")),
-        "it redirects to /v1/chat/completions",
-    ),
+    Kind("HTML", (200, HTML), "the reply is no JSON: b'<html>", everywhere=True),
+    Kind("nothing", (200, b""), "the reply is no JSON: b''"),
+    Kind("204", b"HTTP/1.1 204 Reason\r\n\r\n", "the reply is no JSON: b''"),
+    refusal(404, "Not Found", advice="; check base_url", everywhere=True),
+    Kind("a redirect to a login", (302, b"", {"Location": "http://h:1/login"}), "it redirects to http://h:1/login"),
+    Kind("a redirect to itself", (307, b"", {"Location": "/v1/completions"}), "it redirects to /v1/completions"),
     # Refusals that no waiting heals.
-    Kind("401", error(401, "Incorrect API key"), "401 Reason: Incorrect API key; check the key", later=ENDS),
-    Kind("402", error(402, "no credit"), "402 Reason: no credit; check the account", later=ENDS),
-    Kind("403", error(403, "no access"), "403 Reason: no access; check the key", later=ALONE),
-    Kind("400", error(400, "no"), "400 Reason: no", later=ALONE),
-    Kind(
-        "400, model unknown",
-        error(400, "The model m does not exist"),
-        "400 Reason: The model m does not exist",
-        later=ALONE,
-    ),
-    Kind(
-        "422 of a field", error(422, "Extra inputs are not permitted: top_k"), "422 Reason: Extra inputs", later=ALONE
-    ),
+    refusal(401, "Incorrect API key", advice="; check the key", later=ENDS),
+    refusal(402, "no credit", advice="; check the account", later=ENDS),
+    refusal(403, "no access", advice="; check the key", later=ALONE),
+    refusal(400, "no", later=ALONE),
+    refusal(400, "The model m does not exist", name="400, model unknown", later=ALONE),
+    refusal(422, "Extra inputs are not permitted: top_k", later=ALONE),
     # Replies that are none, or cannot be true.
-    Kind("another model", and_more(model="gpt-x"), "the reply is of model 'gpt-x', and 'm' was asked for", later=FEW),
+    Kind("another model", changed({"model": "gpt-x"}), "the reply is of model 'gpt-x', and 'm' was asked", later=FEW),
     Kind("a negative count", changed(completion_tokens=-1), "completion_tokens must be a whole number", later=FEW),
     Kind(
-        "more tokens than asked for",
-        changed(completion_tokens=65),
-        "completion_tokens must be a whole number in 1 .. 64, got 65",
+        "a text of many more bytes",
+        changed(message={"role": "assistant", "content": "x" * (MB // 2)}, completion_tokens=5),
+        "5 completion_tokens are no 524,288 bytes of text",
         later=FEW,
     ),
-    Kind("a text of many more bytes", huge_text, "5 completion_tokens are no 524,288 bytes of text", later=FEW),
     Kind("a body without end", flood(b"HTTP/1.1 200 OK\r\n\r\n"), "the reply has more than 1,114,112 bytes", later=FEW),
     Kind(
         "a compressed bomb",
-        raw(http(200, gzip.compress(b" " * 8 * MB), "Content-Encoding: gzip\r\n")),
+        (200, gzip.compress(b" " * 8 * MB), {"Content-Encoding": "gzip"}),
         "the reply has more than 1,114,112 bytes",
         later=FEW,
     ),
-    Kind(
-        "no usage",
-        raw(http(200, {"choices": [{"message": {"content": "A"}}]})),
-        "no completion with its token counts",
-        later=FEW,
-    ),
-    Kind(
-        "an error with status 200",
-        raw(http(200, {"error": {"message": "overloaded"}})),
-        "no completion with its token counts",
-        later=FEW,
-    ),
-    Kind("a list", raw(http(200, [])), "no completion with its token counts", later=FEW),
-    Kind("deep JSON", raw(http(200, b"[" * 100_000)), "the reply is no JSON: b'[[[", later=FEW),
-    Kind("null", said(None), "its content is null", later=FEW),
-    Kind("half of a surrogate pair", said("\ud800"), "UnicodeEncodeError", later=FEW),
+    Kind("a list", (200, []), "no completion with its token counts", later=FEW),
     Kind("a cut stream", changed(finish_reason="abort"), "the server ended the response for abort", later=FEW),
     # Wrong from the start.
     Kind("TLS with a certificate of its own", None, "its certificate is refused: ", later=None, https=True),
@@ -324,29 +218,3 @@ def own_certificate(folder: Path) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     return context
-
-
-class Loop:
-    """An event loop in a thread of its own, which all servers share."""
-
-    def __enter__(self):
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        return self.loop
-
-    def __exit__(self, *error):
-        asyncio.run_coroutine_threadsafe(self.end(), self.loop).result(20)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-        self.loop.close()
-
-    async def end(self):
-        for listener in BadServer.listeners:
-            listener.close()
-        BadServer.listeners.clear()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.1)  # transports close an iteration later, TLS even later

@@ -1,4 +1,4 @@
-"""Fifty servers that misbehave, in three runs: what comes of each, and that no other expert suffers."""
+"""Forty servers that misbehave, in three runs: what comes of each, and that no other expert suffers."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -16,8 +16,9 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.questions import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.servers import Servers, plan_of_servers
-from tests.engines.bad_servers import ALONE, ENDS, FEW, KINDS, WAITS, BadServer, Loop, own_certificate
+from tests.engines.bad_servers import ALONE, ENDS, FEW, KINDS, WAITS, BadServer, own_certificate
 from tests.engines.contract_backends import launcher_of
+from tests.engines.fake_server import serving
 from tests.factories import make_cluster, make_expert, make_workload
 
 QUICK = EndpointPatience(
@@ -52,7 +53,9 @@ def run(servers: list[BadServer], num_calls: int, folder) -> dict[str, Seen]:
         patience=Patience(servers=QUICK),
     )
     plan = plan_of_servers(questions, {number: one.expert for number, one in enumerate(endpoints)})
-    return seen_of(drive(backend, [Servers(questions=questions, plan=plan)], num_workers=len(servers)), num_calls)
+    with serving(*servers):
+        result = drive(backend, [Servers(questions=questions, plan=plan)], num_workers=len(servers))
+    return seen_of(result, num_calls)
 
 
 def seen_of(result: RunResult, num_calls: int) -> dict[str, Seen]:
@@ -67,37 +70,31 @@ def seen_of(result: RunResult, num_calls: int) -> dict[str, Seen]:
 
 
 @pytest.fixture(scope="module")
-def loop():
-    with Loop() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def from_the_start(loop, tmp_path_factory):
+def from_the_start(tmp_path_factory):
     """Each is its expert's only server, and never serves; one more expert has a good one."""
     folder = tmp_path_factory.mktemp("start")
     certificate = own_certificate(folder)
-    servers = [BadServer(loop, None, "good")]
+    servers = [BadServer(None, "good")]
     for kind in KINDS:
-        context = certificate if kind.name.startswith("TLS") else None
-        if kind.https and kind.name.startswith("TLS") and certificate is None:
-            continue
-        servers.append(BadServer(loop, kind, kind.name, context=context))
+        if not kind.name.startswith("TLS"):
+            servers.append(BadServer(kind, kind.name))
+        elif certificate is not None:
+            servers.append(BadServer(kind, kind.name, context=certificate))
     return run(servers, 3, folder)
 
 
 @pytest.fixture(scope="module")
-def beside_another(loop, tmp_path_factory):
+def beside_another(tmp_path_factory):
     """Each misbehaves for ever after good calls, and a good server of the same expert is there."""
-    servers = [BadServer(loop, kind, kind.name, num_good=NUM_GOOD) for kind in LATER]
-    servers += [BadServer(loop, None, kind.name) for kind in LATER]
+    servers = [BadServer(kind, kind.name, num_good=NUM_GOOD) for kind in LATER]
+    servers += [BadServer(None, kind.name) for kind in LATER]
     return run(servers, NUM_CALLS, tmp_path_factory.mktemp("beside"))
 
 
 @pytest.fixture(scope="module")
-def for_a_while(loop, tmp_path_factory):
+def for_a_while(tmp_path_factory):
     """Each is its expert's only server, and misbehaves for a while after good calls."""
-    servers = [BadServer(loop, kind, kind.name, num_good=NUM_GOOD, bad_s=0.3) for kind in LATER]
+    servers = [BadServer(kind, kind.name, num_good=NUM_GOOD, bad_s=0.3) for kind in LATER]
     return run(servers, NUM_CALLS, tmp_path_factory.mktemp("while"))
 
 
@@ -130,20 +127,3 @@ def test_a_lone_server_that_has_served_is_waited_for(kind, for_a_while):
     assert seen.num_finished >= {WAITS: NUM_CALLS, FEW: NUM_CALLS - 4}.get(kind.later, NUM_GOOD)
     if kind.later == ENDS:
         assert seen.causes
-
-
-@pytest.mark.slow
-def test_outcomes_as_a_table(from_the_start, beside_another, for_a_while):
-    """Print what came of each: pytest -s."""
-    lines = [
-        f"{kind.name} | {describe(from_the_start.get(kind.name))} | {describe(beside_another.get(kind.name))} | "
-        f"{describe(for_a_while.get(kind.name))}"
-        for kind in KINDS
-    ]
-    print("\n".join(["server | never served | beside a good one | alone, for a while", *lines]))
-
-
-def describe(seen: Seen | None) -> str:
-    if seen is None:
-        return "-"
-    return f"{seen.num_finished} served" + (f", {len(seen.causes)} failed: {seen.causes[0]}" if seen.causes else "")

@@ -284,6 +284,8 @@ def no_reply(cause):
         ((200, b"hello"), 6, "the reply is no JSON: b'hello'"),
         ((200, b"[" * 100_000), 6, "the reply is no JSON: b'[[["),
         ({"choices": []}, 1, no_reply("IndexError('list index out of range'))")),
+        ({"choices": [{"message": {"content": "A"}}]}, 1, no_reply("KeyError('usage'")),
+        ({"error": {"message": "overloaded"}}, 1, no_reply("KeyError(")),
         ([], 1, no_reply("TypeError(")),
         ({"choices": [{"text": 5}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}, 1, no_reply("Attr")),
     ],
