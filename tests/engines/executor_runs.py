@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
-from tests.controllers import Watcher
+from tests.controllers import Reactor, Watcher
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
 from tests.factories import make_cluster, make_session
 
@@ -233,3 +233,23 @@ class MoveAll:
             self.has_moved = True
             return [Move(key, self.sessions[1].id) for key in view.running]
         return ()
+
+
+class Killer(Reactor):
+    """Kills what it finds, at one of so many finishes that it hears of."""
+
+    def __init__(self, find: Callable[[], list[int]], *, times: int = 1, every: int = 3) -> None:
+        super().__init__(self.kill)
+        self.find = find
+        self.times = times
+        self.every = every
+        self.num_heard = 0
+
+    def kill(self, record: CallRecord) -> None:
+        self.num_heard += 1
+        pids = self.find() if self.num_heard % self.every == 0 and self.times > 0 else []
+        if pids:  # else the process is just being started again
+            self.times -= 1
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """A Ray cluster of emulated nodes on this machine, for tests that run in a process of their own."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -44,20 +44,3 @@ def emulated_nodes(*names: str, num_workers: int = 1) -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.cluster.shutdown()
-
-
-class After:
-    """Does something once, after so many calls have ended."""
-
-    reacts = True
-
-    def __init__(self, num_calls: int, do: Callable[[], None]) -> None:
-        self._num_calls = num_calls
-        self._do = do
-        self.ts: float | None = None
-
-    def on(self, event, view):
-        if self.ts is None and len(view.records) >= self._num_calls:
-            self.ts = view.ts
-            self._do()
-        return ()

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.engines.executor_runs import (
     IMPATIENT,
     OPTIONS,
     FullDisk,
+    Killer,
     Runs,
     finished_once,
     journal_of,
@@ -235,25 +235,6 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monke
     assert told <= {record.key for record in journal_of(tmp_path).ended}, "what was told is on the disk"
     executor.execute(PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
-
-
-class Killer(Reactor):
-    """Kills a process at the third finish it hears of."""
-
-    def __init__(self, find, times=1):
-        super().__init__(self.kill)
-        self.find = find
-        self.times = times
-        self.num_heard = 0
-
-    def kill(self, record):
-        self.num_heard += 1
-        pids = self.find() if self.num_heard % 3 == 0 and self.times > 0 else []
-        if pids:  # else the process is just being started again
-            self.times -= 1
-        for pid in pids:
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_host_that_is_killed_is_started_again(tmp_path):

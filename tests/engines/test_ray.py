@@ -4,7 +4,6 @@ All tests that start Ray are here, so that ``--dist loadfile`` starts one cluste
 own. ``pytest -m slow -s --benchmark-enable tests/engines/test_ray.py -k beside`` prints what a call costs the driver.
 """
 
-import json
 import os
 import random
 import signal
@@ -37,7 +36,7 @@ from tests.engines.executor_runs import (
     make_checkpoint,
     running_host,
 )
-from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch, write_models
+from tests.engines.fake_batch import batch_line, question, write_batch, write_models
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_remote_launcher import UseJoined, at, on_first, responses
 from tests.engines.tiny_checkpoint import tiny_expert
@@ -219,22 +218,6 @@ def test_a_machine_that_is_gone_is_not_counted(nodes) -> None:
     assert len(hosts_of(nodes.address, ROOM, None)) == before + 1
     nodes.kill("e")
     assert len(hosts_of(nodes.address, ROOM, None)) == before, "Ray itself notices after many seconds"
-
-
-def test_a_batch_runs_on_the_cluster_as_it_does_here(tmp_path, nodes) -> None:
-    models = write_models(tmp_path)
-    file = write_batch(tmp_path, [batch_line(number) for number in range(24)])
-    there = tmp_path / "there"
-    address = ["cluster=ray", f"cluster.address={nodes.address}", "cluster.num_workers=2", "hardware=cpu_core"]
-    told = run_mosaic("batch", file, *models, "--out", there, "--work", there / "work", *address)
-    assert told.status == 0, told.err
-    here = run_mosaic("batch", file, *models, "--out", tmp_path / "here", "--work", tmp_path / "here" / "work")
-    assert here.status == 0, here.err
-    texts = [
-        [json.loads(line)["response"]["body"]["choices"] for line in (folder / "questions.out.jsonl").open()]
-        for folder in (there, tmp_path / "here")
-    ]
-    assert texts[0] == texts[1]
 
 
 def test_what_is_missing_is_said_within_seconds(tmp_path, nodes) -> None:

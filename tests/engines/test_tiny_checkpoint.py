@@ -6,19 +6,14 @@ from random import Random
 
 import pytest
 
-from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
-from mosaic.engines.backend import EngineBackend
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.local_launcher import VLLM_ENGINE
-from mosaic.engines.requests import RunContent
-from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.pipelines.prompts import expert_prompt
-from mosaic.runtime.static_plan import execute
 from tests.engines.contract_backends import launcher_of
-from tests.engines.executor_runs import CPU, ended_in, has_vllm
-from tests.factories import make_cluster, make_plan, make_session
+from tests.engines.executor_runs import Runs, ended_in, has_vllm
+from tests.factories import make_plan, make_session
 
 if not has_vllm():
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -41,7 +36,6 @@ NUM_QUESTIONS, MAX_OUTPUT_TOKENS, CONTEXT = 24, 48, 512
 QUESTIONS = [counted(question, f"q{i}") for i, question in enumerate(draw_questions(NUM_QUESTIONS, Part.TEST, 0))]
 CALLS = [Call(CallKey(q.id, PROPOSE, 0), "TinySage", len(encode_chat(q.text or ""))) for q in QUESTIONS]
 PROMPTS = {call.key: expert_prompt(question) for call, question in zip(CALLS, QUESTIONS, strict=True)}
-OPTIONS = EngineOptions(max_num_seqs=8, block_size=32, kv_cache_memory_bytes=16 * 2**20, loading=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +63,15 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         name="TinySage", checkpoint=str(checkpoint), shape=SHAPE, family=Family.REASONING, temperature=0.0,
         max_output_tokens=MAX_OUTPUT_TOKENS, context_tokens=CONTEXT,
     )  # fmt: skip
-    journal = tmp_path_factory.mktemp("run") / "journal"
-    backend = EngineBackend(
-        name="vllm",
+    runs = Runs(
+        tmp_path_factory.mktemp("run"),
+        launcher_of(VLLM_ENGINE),
         experts=[expert],
-        cluster=make_cluster(2),
-        journal=journal,
-        content=RunContent(
-            prompts=lambda call, inputs: PROMPTS[call.key],
-            questions={question.id: question for question in QUESTIONS},
-        ),
-        engines=VllmEngines(options=OPTIONS),
-        launcher=launcher_of(VLLM_ENGINE),
+        prompts=lambda call, inputs: PROMPTS[call.key],
+        questions={question.id: question for question in QUESTIONS},
     )
-    plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
-    result = execute(plan, CALLS, backend)
-    return result, {record.key: record.response for record in ended_in(journal)}
+    result = runs.execute(make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,))), CALLS)
+    return result, {record.key: record.response for record in ended_in(runs.journal)}
 
 
 def test_vllm_writes_what_the_trained_model_writes(checkpoint: Path, served) -> None:

@@ -1,20 +1,16 @@
-"""How probable tokens were, and their embeddings, on real vLLM and tiny random checkpoints."""
-
-from math import exp
+"""Embeddings of tokens on real vLLM and tiny random checkpoints."""
 
 import numpy as np
 import pytest
 
 from mosaic.engines.token_embeddings import TokenEmbeddings
-from mosaic.engines.vllm_engine import confidence_of
 from mosaic.pipelines.rules.faster_moa import frobenius_cosine, token_correlation
 from tests.engines.executor_runs import OPTIONS, has_vllm
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 
-@pytest.mark.slow
 def test_a_text_has_an_embedding_for_each_of_its_tokens_the_same_each_time(tmp_path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "model")
     embed = TokenEmbeddings(checkpoint, 64, OPTIONS)
@@ -25,10 +21,3 @@ def test_a_text_has_an_embedding_for_each_of_its_tokens_the_same_each_time(tmp_p
     assert frobenius_cosine(token_correlation(one), token_correlation(other)) < 1
     assert len(embed("x" * 200)) == 64, "a longer text loses its beginning"
     assert repr(embed) == "TokenEmbeddings('model', 64)"
-
-
-def test_confidence_is_the_geometric_mean_of_probabilities() -> None:
-    logs = [-0.1, -0.5, -0.3]
-    assert confidence_of(sum(logs), 3) == pytest.approx((exp(-0.1) * exp(-0.5) * exp(-0.3)) ** (1 / 3))
-    assert confidence_of(0.0, 3) == 1
-    assert confidence_of(None, 3) is None

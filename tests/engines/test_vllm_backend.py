@@ -4,20 +4,16 @@ The rows of the table of failures that checks before loading catch are in test_c
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mosaic.core.commands import Cancel, Cut
+from mosaic.core.commands import Cut
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
-from mosaic.engines.checkpoints import CheckpointError, write_manifest
 from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.runtime.loop import drive
@@ -26,6 +22,7 @@ from tests.engines.contract_backends import launcher_of
 from tests.engines.executor_runs import (
     CPU,
     OPTIONS,
+    Killer,
     MoveAll,
     Runs,
     ended_in,
@@ -37,7 +34,7 @@ from tests.engines.executor_runs import (
 )
 from tests.engines.killed_run import plan_of_four, prompt
 from tests.engines.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
-from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
@@ -88,21 +85,6 @@ def test_a_call_says_the_same_alone_in_a_batch_and_in_another_plan(shared, host)
     result = other.execute(plan, [*A, *B])
     assert other.tokens == executor.tokens
     assert [session.load_s > 0 for session in result.sessions] == [True, False, True, False]
-
-
-def test_replay_writes_exactly_so_many_tokens_whatever_the_model_wants(shared, host):
-    folder, _, _ = shared
-    executor = Runs(
-        folder, host, journal=folder / "replay", outcomes=lambda call, inputs: Outcome(1 + len(str(call.key)) % 40, "C")
-    )
-    calls = [*A[:12], make_call("q9", prompt_tokens=CONTEXT - 5)]
-    result = executor.execute(make_plan(make_session(0, calls)), calls)
-    for record in result.calls[:-1]:
-        assert record.output_tokens == len(executor.tokens[record.key])
-    by_key = {record.key: record for record in result.calls}
-    assert by_key[calls[0].key].output_tokens == 1 + len(str(calls[0].key)) % 40
-    assert by_key[calls[0].key].prompt_tokens == 100
-    assert (by_key[calls[-1].key].output_tokens, by_key[calls[-1].key].answer) == (5, None)
 
 
 def test_prompts_beyond_a_steps_budget_and_a_full_cache_change_no_response(tmp_path, host):
@@ -170,15 +152,6 @@ def test_prompts_that_cannot_be_served_fail_alone(shared, host):
     assert all(ended[call.key].response.token_ids == executor.records[call.key].response.token_ids for call in A[6:])
 
 
-def test_a_running_call_is_aborted(shared, host):
-    folder, executor, _ = shared
-    aborted = Runs(folder, host, journal=folder / "aborted")
-    result = aborted.execute(make_plan(make_session(0, A)), A, Reactor(lambda record: [Cancel(c.key) for c in A[8:]]))
-    status = {record.key: record.status for record in result.calls}
-    assert set(status.values()) == {CallStatus.FINISHED, CallStatus.CANCELLED}
-    assert all(aborted.tokens[key] == executor.tokens[key] for key in aborted.tokens)
-
-
 def test_calls_that_are_cut_keep_what_they_wrote(shared, host):
     folder, executor, _ = shared
     cut = Runs(folder, host, journal=folder / "cut")
@@ -221,33 +194,6 @@ def test_calls_move_to_another_session_and_go_on_there(tmp_path, host):
     assert said == {key: tokens for key, tokens in stayed.tokens.items() if key != other.key}
 
 
-def test_a_session_over_two_cores_is_one_engine_on_both(tmp_path, host):
-    expert = tiny_expert("A", make_checkpoint(tmp_path, "A"), tp_degree=2)
-    executor = Runs(tmp_path, host, experts=[expert])
-    result = executor.execute(make_plan(make_session(0, A[:6], workers=(0, 1))), A[:6])
-    assert {(record.workers, record.status) for record in result.calls} == {((0, 1), CallStatus.FINISHED)}
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no tokenizer", "no config", "no folder"])
-def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(tmp_path, host, damage):
-    path = make_checkpoint(tmp_path, "A")
-    write_manifest(path)
-    weights = path / "model.safetensors"
-    data = weights.read_bytes()
-    executor = Runs(tmp_path, host, names="A")
-    if damage == "truncated":
-        weights.write_bytes(data[:-100])
-    elif damage == "flipped":
-        weights.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
-    elif damage == "no folder":
-        path.rename(tmp_path / "elsewhere")
-    else:
-        (path / {"no tokenizer": "tokenizer.json", "no config": "config.json"}[damage]).unlink()
-    with pytest.raises(CheckpointError, match=f"checkpoint {path}"):
-        executor.execute(make_plan(make_session(0, A)), A)
-    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"journal.jsonl"}
-
-
 def test_what_vllm_refuses_to_load_fails_with_its_cause_and_the_run_goes_on(tmp_path, host):
     import numpy as np
 
@@ -285,49 +231,12 @@ def test_code_of_a_checkpoint_runs_only_where_that_is_allowed(tmp_path, host):
     assert (path / "ran").exists()
 
 
-def test_a_cache_that_does_not_fit_is_said_before_or_by_the_engine(tmp_path, host):
-    small = replace(OPTIONS, kv_cache_memory_bytes=2**20 - 1)
-    with pytest.raises(CheckpointError, match=r"needs 1\.0 MiB of KV cache, there are 1\.0; give more KV memory"):
-        Runs(tmp_path, host, names="A", options=small).execute(make_plan(make_session(0, A)), A)
-    large = Runs(
-        tmp_path,
-        host,
-        names="A",
-        options=replace(OPTIONS, kv_cache_memory_bytes=2**45),
-        patience=ONE_RETRY,
-        journal=tmp_path / "large",
-    )
+def test_a_cache_that_does_not_fit_is_said_by_the_engine(tmp_path, host):
+    options = replace(OPTIONS, kv_cache_memory_bytes=2**45)
+    large = Runs(tmp_path, host, names="A", options=options, patience=ONE_RETRY)
     result = large.execute(make_plan(make_session(0, A[:2])), A[:2])
     assert {record.status for record in result.calls} == {CallStatus.FAILED}
     assert large.error(A[0]).startswith("A cannot be loaded: ")
-
-
-class Killer(Reactor):
-    """Kills what it finds at the first finishes that it hears of, once those of an earlier start are told."""
-
-    def __init__(self, find, times, num_before=0):
-        super().__init__(self.kill)
-        self.find = find
-        self.times = times
-        self.num_before = num_before
-
-    def kill(self, record):
-        self.num_before -= 1
-        if self.times and self.num_before < 0:
-            self.times -= 1
-            for pid in self.find():
-                with suppress(ProcessLookupError):  # it has ended meanwhile
-                    os.kill(pid, signal.SIGKILL)
-
-
-def test_a_worker_that_is_killed_loses_nothing_and_says_the_same(shared, host):
-    folder, executor, _ = shared
-    journal = folder / "workers"
-    again = Runs(folder, host, journal=journal)
-    killer = Killer(lambda: [pid for pid in processes_of(journal) if pid != host.fork_server_pid], times=1)
-    again.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B], killer)
-    assert killer.times == 0
-    assert again.tokens == executor.tokens
 
 
 def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, monkeypatch, host):
@@ -343,7 +252,7 @@ def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, 
     runner.communicate()
     journalled = len(journal_of(tmp_path).ended)
     assert 5 <= journalled < 32
-    killer = Killer(lambda: [host.fork_server_pid], times=1, num_before=journalled)
+    killer = Killer(lambda: [host.fork_server_pid], every=journalled + 1)
     executor = Runs(tmp_path, host, prompts=prompt)
     plan, _ = plan_of_four(8)
     executor.execute(plan, calls, killer)
