@@ -1,11 +1,13 @@
 """Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
 
 from dataclasses import replace
+from typing import Any
 
 from mosaic.core.plan import LengthPrediction, Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.results import CallRecord, CallStatus, LostWorker, Resumption, RunResult, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
+from mosaic.report.metrics import Summary, summarise
 
 
 def make_key(question: str = "q0", *, slot: int = 0, node: str = PROPOSE) -> CallKey:
@@ -139,6 +141,20 @@ def make_stage_summary(**changes: object) -> dict[str, object]:
         "accuracy_frac": 0.625, "always_aggregate_s": 50.0, "always_aggregate_accuracy_frac": 0.6, "gate_report": None,
     }  # fmt: skip
     return {**values, **changes}
+
+
+def summarise_small(result: RunResult | None, **changes: Any) -> Summary:
+    """Summarise a run of the small plan, or that it was not run."""
+    said = {"workload": "mmlu_pro", "backend": "sim", "gate": None, "seed": 3, "num_questions": 3}
+    return summarise([make_small_plan()], result, experts=("A", "B", "C"), **(said | changes))
+
+
+def summarise_two_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
+    """Summarise a run of both plans."""
+    return summarise(
+        [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
+        seed=3, num_questions=3, experts=("A", "B", "C", "Z"), answers=make_stage_summary(**changes),
+    )  # fmt: skip
 
 
 SMALL_ANSWERS = (

@@ -18,7 +18,6 @@ from mosaic.report.metrics import (
     output_tokens,
     quantile,
     session_output_tok_per_s,
-    summarise,
     tpot_s,
     ttft_s,
 )
@@ -29,11 +28,10 @@ from tests.run_records import (
     make_record,
     make_result,
     make_session,
-    make_small_aggregator_plan,
-    make_small_plan,
     make_small_run,
-    make_stage_summary,
     make_two_stage_run,
+    summarise_small,
+    summarise_two_stages,
 )
 
 KEYS = [
@@ -50,25 +48,11 @@ STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("resumptions")]
 """Null in a run without a second stage."""
 
 
-def summarise_run(result: RunResult | None) -> dict[str, object]:
-    return summarise(
-        [make_small_plan()], result, workload="w", backend="sim", gate=None, seed=3, num_questions=3,
-        experts=("A", "B", "C"),
-    )  # fmt: skip
-
-
-def summarise_stages(result: RunResult, **changes: object) -> dict[str, object]:
-    return summarise(
-        [make_small_plan(), make_small_aggregator_plan()], result, workload="w", backend="sim", gate="never",
-        seed=3, num_questions=3, experts=("A", "B", "C", "Z"), answers=make_stage_summary(**changes),
-    )  # fmt: skip
-
-
 def test_a_summary_says_what_disturbed_the_run():
-    summary = summarise_run(make_disturbed_run())
+    summary = summarise_small(make_disturbed_run())
     assert summary["resumptions"] == [{"ts": 20.0, "pause_s": 60.0}]
     assert summary["lost_workers"] == [{"ts": 45.0, "worker": 1, "cause": "unplugged"}]
-    undisturbed, planned = summarise_run(make_small_run()), summarise_run(None)
+    undisturbed, planned = summarise_small(make_small_run()), summarise_small(None)
     assert (undisturbed["resumptions"], undisturbed["lost_workers"]) == ([], [])
     assert (planned["resumptions"], planned["lost_workers"]) == (None, None), "nothing ran"
 
@@ -83,7 +67,7 @@ def test_small_run_matches_the_numbers_worked_out_by_hand():
 
 
 def test_summary_has_the_contract_keys_in_fixed_order_and_null_for_what_did_not_happen():
-    summary = summarise_run(make_small_run())
+    summary = summarise_small(make_small_run())
     assert list(summary) == KEYS
     assert summary["solve"] == {
         "status": "optimal", "gap_frac": 0.0139, "bound_s": 71.0, "num_vars": 12, "num_constraints": 15,
@@ -96,7 +80,7 @@ def test_summary_has_the_contract_keys_in_fixed_order_and_null_for_what_did_not_
 
 
 def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
-    summary = summarise_run(None)
+    summary = summarise_small(None)
     assert list(summary) == KEYS
     assert summary["num_calls"] == 3
     assert summary["predicted_expert_makespan_s"] == 72.0
@@ -105,23 +89,15 @@ def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
 
 
 def test_run_without_sessions_has_no_makespan_and_no_shares():
-    summary = summarise_run(make_result())
+    summary = summarise_small(make_result())
     assert summary["num_failed_calls"] == 3
     for key in ("expert_makespan_s", "end_to_end_s", "gpu_idle_frac", "gpu_load_frac", "output_tok_per_s"):
         assert summary[key] is None
 
 
-def test_aggregator_time_is_what_follows_the_expert_stage():
-    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, node=AGGREGATE)
-    result = make_result(*make_small_run().sessions, gang)
-    summary = summarise_run(result)
-    assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
-    assert summary["gpu_idle_frac"] == gpu_shares(make_small_run())[0]
-
-
 def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
     report = {"threshold": None, "num_certify": 3}
-    summary = summarise_stages(
+    summary = summarise_two_stages(
         make_two_stage_run(), gate_report=report, accuracy_frac=None, always_aggregate_accuracy_frac=None
     )
     assert list(summary) == KEYS
@@ -133,11 +109,12 @@ def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
     assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
     assert (summary["predicted_expert_makespan_s"], summary["predicted_aggregator_s"]) == (72.0, 18.0)
     assert summary["output_tok_per_s"] == pytest.approx(44 / 100)
+    assert summary["gpu_idle_frac"] == gpu_shares(make_small_run())[0]
 
 
 def test_call_that_was_submitted_and_has_no_record_is_a_failed_one_and_one_that_was_only_expected_is_none():
     def failed(*actions: Action) -> tuple[int, int]:
-        summary = summarise_stages(replace(make_small_run(), actions=actions))
+        summary = summarise_two_stages(replace(make_small_run(), actions=actions))
         assert summary["aggregator_s"] is None
         return summary["num_calls"], summary["num_failed_calls"]
 
@@ -148,7 +125,7 @@ def test_call_that_was_submitted_and_has_no_record_is_a_failed_one_and_one_that_
 
 def test_cancelled_calls_and_wasted_tokens_are_counted():
     lost = make_record("q0", status=CallStatus.CANCELLED, wasted_tokens=30)
-    summary = summarise_run(make_result(make_session(), calls=(lost, make_record("q1", wasted_tokens=5))))
+    summary = summarise_small(make_result(make_session(), calls=(lost, make_record("q1", wasted_tokens=5))))
     assert (summary["num_cancelled_calls"], summary["num_failed_calls"], summary["wasted_tokens"]) == (1, 1, 35)
 
 
@@ -161,7 +138,7 @@ def test_failed_calls_are_those_without_a_settled_last_attempt():
             make_failed("q1", status=CallStatus.CANCELLED),
         ),
     )
-    assert summarise_run(result)["num_failed_calls"] == 1  # q2 has no record at all
+    assert summarise_small(result)["num_failed_calls"] == 1  # q2 has no record at all
     assert output_tokens(result) == 11
 
 
@@ -175,19 +152,17 @@ def test_gang_keeps_all_its_workers_busy():
     assert gpu_shares(result) == pytest.approx((0.0, 0.2))
 
 
-def test_call_times_follow_their_definitions():
-    record = make_record()
-    assert (ttft_s(record), tpot_s(record), latency_s(record)) == (2.0, 0.5, 7.0)
-
-
-@pytest.mark.parametrize("num_tokens", [0, 1])
-def test_tpot_is_null_below_two_tokens(num_tokens):
-    assert tpot_s(make_record(output_tokens=num_tokens)) is None
-
-
-def test_call_that_never_started_has_no_times():
-    record = make_failed("q0")
-    assert (ttft_s(record), tpot_s(record), latency_s(record)) == (None, None, None)
+@pytest.mark.parametrize(
+    ("record", "times"),
+    [
+        (make_record(), (2.0, 0.5, 7.0)),
+        (make_record(output_tokens=1), (2.0, None, 7.0)),
+        (make_record(output_tokens=0), (2.0, None, 7.0)),
+        (make_failed("q0"), (None, None, None)),
+    ],
+)
+def test_call_times_follow_their_definitions(record, times):
+    assert (ttft_s(record), tpot_s(record), latency_s(record)) == times
 
 
 def test_mean_and_quantile_leave_out_what_is_missing():

@@ -5,7 +5,6 @@ import urllib.request
 
 import pytest
 
-from mosaic.core.events import Ready, Started
 from mosaic.core.plan import Expected
 from mosaic.core.results import CallStatus
 from mosaic.report.prometheus import RunMetrics, serving
@@ -51,8 +50,7 @@ def test_phases_follow_each_other_and_counters_go_on() -> None:
         metrics.follow(status, lambda: 7)
         run = Run(status.hear, clock)
         calls = run.open(0, "A", 4)
-        run.tell(Started(0.0))
-        run.tell(Ready(0.0, 0))
+        run.start(0)
         run.finish(0, calls[:2], output_tokens=50)
         run.finish(0, calls[2:3], status=CallStatus.FAILED, output_tokens=0)
         run.finish(0, calls[3:], status=CallStatus.CUT, output_tokens=10)

@@ -2,7 +2,6 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import yaml
 from mosaic.core.errors import MosaicError, RunFolderError
 from mosaic.core.results import RunResult
 from mosaic.planning.plan_file import load_plans
-from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import (
     RUN_FILES,
     begin_run,
@@ -32,37 +30,29 @@ from tests.run_records import (
     make_small_aggregator_plan,
     make_small_plan,
     make_small_run,
-    make_stage_summary,
     make_two_stage_run,
+    summarise_small,
+    summarise_two_stages,
 )
 
 CONFIG = {"seed": 0, "scheduler": {"name": "ilp", "caps": (1, 2)}, "rate": 1e-05, "empty": {}}
 
 
 def write(folder: Path, config=CONFIG, result: RunResult | None = None, **changes: object) -> None:
-    plan = make_small_plan()
     result = make_small_run() if result is None else result
-    summary = summarise(
-        [plan], result, workload="w", backend="sim", gate=None, seed=0, num_questions=3,
-        experts=("A", "B", "C"),
-    )  # fmt: skip
     arguments = {
-        "config": config, "plans": [plan], "result": result, "summary": summary, "meta": {"schema_version": 1},
-        "files": {"timeline.png": b"png"},
+        "config": config, "plans": [make_small_plan()], "result": result, "summary": summarise_small(result),
+        "meta": {"schema_version": 1}, "files": {"timeline.png": b"png"},
     }  # fmt: skip
     write_run(folder, **(arguments | changes))
 
 
 def write_two_stages(folder: Path) -> None:
     """Write a run with all that a second stage leaves, the answers of a calibration run among it."""
-    plan, after, result = make_small_plan(), make_small_aggregator_plan(), make_two_stage_run()
-    summary = summarise(
-        [plan, after], result, workload="w", backend="sim", gate="never", seed=0, num_questions=3,
-        experts=("A", "B", "C", "Z"), answers=make_stage_summary(skip_frac=0.0),
-    )  # fmt: skip
-    write_run(
-        folder, config=CONFIG, plans=[plan, after], result=result, summary=summary, meta={"schema_version": 1},
-        files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"}, answers=SMALL_ANSWERS,
+    result = make_two_stage_run()
+    write(
+        folder, result=result, plans=[make_small_plan(), make_small_aggregator_plan()], answers=SMALL_ANSWERS,
+        summary=summarise_two_stages(result), files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"},
     )  # fmt: skip
 
 
@@ -164,25 +154,6 @@ def test_full_disk_is_reported_by_file_and_reason(tmp_path):
     assert not is_complete(tmp_path)
 
 
-def test_kill_between_two_files_leaves_an_incomplete_folder(tmp_path):
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from tests.report.test_run_folder import write\n"
-        "real = os.replace\n"
-        "def replace(source, target):\n"
-        "    if target.name == 'summary.json': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(source, target)\n"
-        "os.replace = replace\n"
-        "write(Path(sys.argv[1]))\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=False)
-    assert done.returncode == -9
-    assert EXPECTED - {"summary.json"} <= names(tmp_path)
-    assert not is_complete(tmp_path)
-
-
 def test_nan_in_a_summary_is_our_bug_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write(tmp_path / "run", summary={"expert_makespan_s": float("nan")})
@@ -242,16 +213,17 @@ def test_file_that_cannot_be_replaced_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a: [1", "not YAML"), (b"- 1", "must be a mapping, got list"), (b"\xff\xfe\xff", "not YAML")],
+    [
+        (b"a: [1", "not YAML"),
+        (b"- 1", "must be a mapping, got list"),
+        (b"\xff\xfe\xff", "not YAML"),
+        (None, r"cannot be read \(No such file"),
+    ],
 )
-def test_broken_config_names_the_file(tmp_path, content, message):
-    (tmp_path / "config.yaml").write_bytes(content)
+def test_broken_or_missing_config_names_the_file(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(RunFolderError, match=rf"config\.yaml: {message}"):
-        read_config(tmp_path)
-
-
-def test_missing_config_names_the_file(tmp_path):
-    with pytest.raises(RunFolderError, match=r"config\.yaml: cannot be read \(No such file"):
         read_config(tmp_path)
 
 

@@ -55,8 +55,7 @@ def test_a_session_in_a_row(clock, num_ended, elapsed_s, times, row):
     status = RunStatus("calls", Expected(times={} if times is None else {0: times}), clock=clock)
     run = Run(status.hear, clock)
     calls = run.open(0, "A", 350)
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 0))
+    run.start(0)
     clock.now += elapsed_s
     run.finish(0, calls[:num_ended])
     assert status.worker_rows()[0] == row
@@ -96,8 +95,7 @@ def test_a_session_from_its_start_to_its_end(status, run, clock):
 
 def test_running_calls_count_for_the_pace_until_they_end(status, run, clock):
     calls = run.open(1, "B", 2, workers=(1,))
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 1))
+    run.start(1)
     assert texts(status)[1] == "worker 1: B serving"
     clock.now += 5
     run.tell(Progress(5.0, 1, {calls[0].key: 40, calls[1].key: 60}))
@@ -141,8 +139,7 @@ def test_a_session_waits_for_those_that_it_comes_after(status, run):
 def test_a_session_that_follows_on_the_same_expert_is_shown_but_no_news(status, run, clock):
     first, second = run.open(3, "A", 2), run.open(4, "A", 2)
     run.open(5, "B", 2)
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 3))
+    run.start(3)
     run.finish(3, first)
     assert len(run.close(3)) == 1
     assert run.tell(Ready(0.0, 4)) == []
@@ -156,8 +153,7 @@ def test_a_session_that_follows_on_the_same_expert_is_shown_but_no_news(status, 
 def test_an_expert_that_spans_other_workers_than_before_is_news(status, run):
     calls = run.open(3, "A", 2)
     run.open(4, "A", 2, workers=(0, 1))
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 3))
+    run.start(3)
     run.finish(3, calls)
     assert run.close(3)[1:] == ["workers 0, 1: loading A (session 4, 2 calls)"]
 
@@ -193,8 +189,7 @@ def test_what_had_ended_is_counted_and_not_shown_as_if_it_happened_now(status, r
 def test_a_lost_worker_and_what_is_planned_anew(status, run, clock):
     calls = run.open(0, "A", 4)
     run.open(1, "B", 2)
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 0))
+    run.start(0)
     run.finish(0, calls[:3])
     lost = Lost(0.0, 0, "exit status 9")
     run.view.observe(lost)
@@ -259,9 +254,7 @@ def test_servers_have_sessions_that_nothing_is_loaded_for_and_a_queue(clock):
 def test_a_call_that_moves_counts_where_it_goes(status, run):
     calls = run.open(3, "A", 3)
     run.open(4, "A", 1, workers=(1,))
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 3))
-    run.tell(Ready(0.0, 4))
+    run.start(3, 4)
     run.give(Move(calls[0].key, 4))
     assert [row.num_all for row in status.worker_rows()] == [2, 2]
 
@@ -327,8 +320,7 @@ def test_the_time_left_is_what_the_run_predicts_and_else_what_the_pace_says(cloc
 def test_calls_in_flight_are_those_that_engines_count_and_else_all_that_their_sessions_hold(status, run):
     calls = run.open(0, "A", 4)
     run.open(1, "B", 3, workers=(1,))
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 0))
+    run.start(0)
     assert (status.calls_in_flight(), status.open_calls()) == ({"A": 4}, {"A": 4, "B": 3})
     run.tell(Progress(1.0, 0, {calls[0].key: 3}))
     assert status.calls_in_flight() == {"A": 1}

@@ -1,23 +1,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE
-from mosaic.report.metrics import Summary, summarise
 from mosaic.report.summary_text import describe_disturbances, describe_point, describe_run
 from tests.run_records import (
     make_disturbed_run,
     make_failed,
     make_result,
     make_session,
-    make_small_aggregator_plan,
-    make_small_plan,
     make_small_run,
     make_stage_summary,
     make_two_stage_run,
+    summarise_small,
+    summarise_two_stages,
 )
 
 NOTE = (
@@ -26,28 +24,15 @@ NOTE = (
 )
 
 
-def summarise_experts(result: RunResult, **changes: Any) -> Summary:
-    said = {"workload": "mmlu_pro", "backend": "sim", "gate": None, "seed": 3, "num_questions": 3}
-    return summarise([make_small_plan()], result, experts=("A", "B", "C"), **(said | changes))
-
-
-def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
-    return summarise(
-        [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
-        seed=3, num_questions=3, experts=("A", "B", "C", "Z"),
-        answers=make_stage_summary(**changes),
-    )  # fmt: skip
-
-
 def describe_stages(notes: Sequence[str] = (), **changes: object) -> str:
     run = make_two_stage_run()
-    return describe_run(summarise_stages(run, **changes), run, "results/runs/x", gate_notes=notes)
+    return describe_run(summarise_two_stages(run, **changes), run, "results/runs/x", gate_notes=notes)
 
 
 def describe(
     result: RunResult, folder: str = "results/runs/x", errors: Mapping[str, int] | None = None, **changes: object
 ) -> str:
-    return describe_run(summarise_experts(result) | changes, result, folder, errors=errors)
+    return describe_run(summarise_small(result) | changes, result, folder, errors=errors)
 
 
 def assert_fits(text: str) -> list[str]:
@@ -73,9 +58,9 @@ def test_screen_and_line_say_what_disturbed_the_run():
     assert "DISTURBED resumed once (at 20.0 s, after a pause of 60.0 s) and lost worker 1 at 45.0 s: " in said
     assert "the times hold what that cost, and compare.py leaves this run out" in said
     assert "DISTURBED" not in describe(make_small_run())
-    summary = summarise_stages(make_disturbed_run())
+    summary = summarise_two_stages(make_disturbed_run())
     assert ", DISTURBED: resumed once (at 20.0 s, after a pause of 60.0 s) and lost" in describe_point(summary, "p")
-    assert "DISTURBED" not in describe_point(summarise_stages(make_two_stage_run()), "p")
+    assert "DISTURBED" not in describe_point(summarise_two_stages(make_two_stage_run()), "p")
 
 
 def test_lane_shows_load_generate_and_idle_to_scale():
@@ -129,7 +114,7 @@ def test_screen_of_a_disturbed_run_fits_24_lines_of_100_columns(num_lost, notes)
     run = replace(run, resumptions=3 * disturbed.resumptions, lost_workers=num_lost * disturbed.lost_workers)
     errors = {"A cannot be loaded: " + 90 * "cause ": 1}
     text = describe_run(
-        summarise_stages(run) | {"num_failed_calls": 1}, run, "results/runs/x", gate_notes=notes, errors=errors
+        summarise_two_stages(run) | {"num_failed_calls": 1}, run, "results/runs/x", gate_notes=notes, errors=errors
     )
     lines = assert_fits(text)
     assert sum("worker " in line and "busy" in line for line in lines) >= 1
@@ -145,7 +130,7 @@ def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes, e
         99, expert="Z", workers=tuple(range(num_workers)), load=(200.0, 210.0), end_ts=300.0, node=AGGREGATE
     )
     run = make_result(*sessions, gang, num_workers=num_workers)
-    text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes, errors=errors)
+    text = describe_run(summarise_two_stages(run), run, "results/runs/x", gate_notes=notes, errors=errors)
     lines = assert_fits(text)
     assert sum("worker " in line and "busy" in line for line in lines) >= (1 if errors else min(num_workers, 4))
     if errors is None:
@@ -185,7 +170,7 @@ def test_screen_says_that_no_question_was_left_to_the_aggregator():
     stage = make_stage_summary(
         aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
     )
-    summary = summarise_experts(run, gate="unanimous", answers=stage)
+    summary = summarise_small(run, gate="unanimous", answers=stage)
     text = describe_run(summary, run, "results/runs/x")
     assert "80.0 s end to end, of which the aggregator 0.0 s\n" in text
     assert "gate      unanimous: 100.0% (fitted) skipped\n" in text
@@ -241,14 +226,14 @@ def test_solver_line_says_only_what_is_known(solve, line):
 
 def test_a_point_of_a_sweep_takes_a_line():
     run = make_small_run()
-    summary = summarise_experts(run)
+    summary = summarise_small(run)
     line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"
     assert describe_point(summary, "seed=3") == line
     assert describe_point(summary | {"num_failed_calls": 2}, "seed=3") == f"{line}, FAILED: 2 calls have no result"
 
 
 def test_a_point_of_two_stages_tells_skips_time_and_accuracy():
-    summary = summarise_stages(make_two_stage_run())
+    summary = summarise_two_stages(make_two_stage_run())
     line = (
         "seed=3: experts 80.0 s, predicted 72.0 s, idle 25.0%, end to end 100.0 s, skipped 66.7% (fitted), "
         "accuracy 62.5%"

@@ -102,11 +102,3 @@ def test_sessions_have_the_contract_columns_and_one_row_a_session():
     assert table["output_tok_per_s"].to_pylist() == [10.0, 16.0, pytest.approx(400 / 30), None]
     rows = [{**row, "workers": tuple(row["workers"])} for row in table.drop_columns("output_tok_per_s").to_pylist()]
     assert [SessionRecord(**row) for row in rows] == list(sessions)
-
-
-def test_equal_runs_are_equal_bytes():
-    one, two = make_small_run(), make_small_run()
-    lengths = {PROPOSE: make_small_plan().lengths}
-    assert calls_parquet(one.calls, lengths) == calls_parquet(two.calls, lengths)
-    assert answers_parquet(SMALL_ANSWERS) == answers_parquet(tuple(SMALL_ANSWERS))
-    assert sessions_parquet(one.sessions) == sessions_parquet(two.sessions)

@@ -1,7 +1,7 @@
 """Runs told by hand to whoever watches."""
 
 from mosaic.core.commands import Close, Open, Submit
-from mosaic.core.events import Closed, Finished
+from mosaic.core.events import Closed, Finished, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import SessionRecord
 from mosaic.core.view import View
@@ -43,6 +43,12 @@ class Run:
         self.give(Open(Session(id=number, expert=expert, workers=workers, after=after)))
         self.give(*(Submit(call, number) for call in calls), Close(number))
         return calls
+
+    def start(self, *sessions: int) -> None:
+        """Begin, with sessions that are ready at once."""
+        self.tell(Started(0.0))
+        for number in sessions:
+            self.tell(Ready(0.0, number))
 
     def finish(self, number: int, calls, *, output_tokens: int = 100, **changes: object) -> list[str]:
         record = make_record(session=number, output_tokens=output_tokens, **changes)
