@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.commands import Move, Open
+from mosaic.core.commands import Move
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Workload
@@ -91,11 +91,6 @@ def all_reactions(questions: Questions, planner: Planner) -> Sequence[Controller
     return [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
 
 
-def run_reacting(kind: Kind, folder: Path, aggregator: str) -> tuple[RunResult, Questions]:
-    """Loads are short, so that any free worker takes calls over; A sits on one worker of three unless they do."""
-    return run(kind, folder, all_reactions, aggregator=aggregator, load_s=0.001, tick_s=0.05)
-
-
 def assert_each_ends_once_with_its_answer(result: RunResult, questions: Questions) -> None:
     keys = {record.key for record in result.calls}
     assert len(keys) == len(result.calls) == NUM_QUESTIONS * 3 + 4
@@ -122,7 +117,9 @@ def test_a_quorum_loses_no_call_answers_none_twice_and_changes_no_answer(kind, t
 
 @pytest.mark.parametrize("aggregator", ["A", "T"])
 def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_question(kind, tmp_path, aggregator):
-    result, questions = run_reacting(kind, tmp_path, aggregator)
+    """Loads are short, so that any free worker takes calls over; A sits on one worker of three unless they do."""
+    options = {"aggregator": aggregator, "load_s": 0.001, "tick_s": 0.05}
+    result, questions = run(kind, tmp_path, all_reactions, **options)
     assert_each_ends_once_with_its_answer(result, questions)
     ended = {record.key: record for record in result.calls}
     submitted = {a.command.call.key: a.command.call for a in result.actions if hasattr(a.command, "call")}
@@ -134,16 +131,7 @@ def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_questi
     for worker in range(3):
         mine = sorted((s for s in result.sessions if worker in s.workers), key=lambda s: s.load_start_ts)
         assert all(one.end_ts <= two.load_start_ts for one, two in itertools.pairwise(mine))
-    resumed, _ = run_reacting(kind, tmp_path, aggregator)
+    resumed, _ = run(kind, tmp_path, all_reactions, **options)
     said = {key: (record.answer, record.output_tokens) for key, record in ended.items() if record.answer}
     again = {record.key: (record.answer, record.output_tokens) for record in resumed.calls}
     assert {key: again[key] for key in said if key in again} == said
-
-
-def test_an_aggregator_that_answers_too_is_not_loaded_for_its_aggregations(kind, tmp_path):
-    result, _ = run_reacting(kind, tmp_path, "A")
-    merged = {record.session for record in result.calls if record.key.node == AGGREGATE}
-    proposed = {record.session for record in result.calls if record.key.node == PROPOSE and record.expert == "A"}
-    opened = {action.command.session.id for action in result.actions if isinstance(action.command, Open)}
-    assert merged <= proposed | opened
-    assert all(session.node == PROPOSE for session in result.sessions)

@@ -1,7 +1,7 @@
 """Overlapped aggregation and moves on the simulator: the same answers, every call once, and what it earns."""
 
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.pipelines.questions import Questions
+from mosaic.pipelines.rules.rule import Majority, Never, Rule
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.loop import drive
@@ -27,10 +28,8 @@ from tests.runtime.jobs import Told, make_job
 from tests.runtime.planners import make_planner
 from tests.runtime.replay import Replay
 from tests.runtime.test_layers import batch_of
-from tests.runtime.test_quorum_controller import Course, backend_of, courses, run
+from tests.runtime.test_quorum_controller import Course, assert_same, backend_of, courses, run
 from tests.sim.cluster_runs import make_backend
-
-STATUSES = (CallStatus.FINISHED, CallStatus.CANCELLED)
 
 
 def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False) -> tuple[RunResult, Questions]:
@@ -50,21 +49,6 @@ def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False)
 def answers_of(questions: Questions) -> list[tuple]:
     ends = [walk(questions.graph, *questions.of(question.id)).end().answer for question in questions]
     return [(end.question, end.answer, end.source, end.correct) for end in ends]
-
-
-def assert_same(alone: RunResult, other: RunResult) -> None:
-    """Every call ends once, those that finished say what they said, and no worker overlaps."""
-    keys = [record.key for record in other.calls]
-    assert len(keys) == len(set(keys))
-    assert set(keys) == {record.key for record in alone.calls}
-    said = {record.key: (record.answer, record.prompt_tokens, record.output_tokens) for record in alone.calls}
-    for record in other.calls:
-        assert record.status in STATUSES
-        if record.status is CallStatus.FINISHED:
-            assert (record.answer, record.prompt_tokens, record.output_tokens) == said[record.key]
-    for worker in range(other.num_workers):
-        mine = [session for session in other.sessions if worker in session.workers]
-        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(sorted(mine, key=lambda s: s.load_start_ts)))
 
 
 @settings(max_examples=80, deadline=None)
@@ -97,14 +81,23 @@ def test_an_aggregation_joins_its_experts_session_while_others_still_answer() ->
     assert joined.always == plain.always
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0])
-def test_a_job_answers_alike_with_each_combination_of_reactions(tau: float) -> None:
-    job = make_job(make_moa(replace(make_moa().rule, tau=tau)))
+COMBINATIONS = [
+    set(some) for n in range(4) for some in combinations((Reaction.QUORUM, Reaction.OVERLAP, Reaction.MOVES), n)
+]
+
+
+@pytest.mark.parametrize("rule", [Majority(tau=0.5), Majority(tau=1.0), Never()])
+def test_a_job_answers_alike_with_each_combination_of_reactions(rule: Rule) -> None:
+    job = make_job(make_moa(rule))
     plain = mosaic.run(job)
-    for number in range(4):
-        for reactions in combinations((Reaction.QUORUM, Reaction.OVERLAP, Reaction.MOVES), number):
-            outcome = mosaic.run(replace(job, reactions=set(reactions)))
-            assert [answer[:3] for answer in outcome.answers] == [answer[:3] for answer in plain.answers]
+    for reactions in (*COMBINATIONS, {Reaction.QUORUM, Reaction.NO_BARRIER}):
+        outcome = mosaic.run(replace(job, reactions=reactions))
+        assert [answer[:3] for answer in outcome.answers] == [answer[:3] for answer in plain.answers]
+        assert outcome.always.aggregator_s == pytest.approx(plain.always.aggregator_s)
+        assert outcome.always.accuracy_frac == plain.always.accuracy_frac
+        assert outcome.skip_frac == plain.skip_frac
+        statuses = {call.status for call in outcome.result.calls}
+        assert isinstance(rule, Majority) or CallStatus.CANCELLED not in statuses
 
 
 def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier() -> None:
