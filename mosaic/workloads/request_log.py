@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.results import CallRecord
@@ -14,24 +14,30 @@ _COUNTS = ("input_toks", "output_toks")
 _INSTANTS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 
 
-class LoggedRequest(NamedTuple):
-    """One line of a log; instants in seconds, zero at the first arrival."""
+def load_request_log(path: str | Path, *, expert: ExpertName, name: str = "request_log") -> Workload:
+    """Turn a log into a workload: a question and a call per request, with arrivals and true lengths.
 
-    id: str
-    prompt_tokens: int
-    output_tokens: int
-    ready_ts: float
-    """Arrival at the server."""
-    scheduled_ts: float
-    first_token_ts: float
-    finished_ts: float
+    Raises
+    ------
+    ValueError, TypeError
+        As ``measured_records``.
+    """
+    require_name(expert, "workload.expert")
+    records = measured_records(path, expert=expert)
+    return Workload(
+        name=name,
+        questions=tuple(Question(id=record.key.question, prompt_tokens=record.prompt_tokens) for record in records),
+        calls=tuple(Call(record.key, expert, record.prompt_tokens, record.queued_ts) for record in records),
+        output_tokens={record.key: record.output_tokens for record in records},
+    )
 
 
-def read_request_log(path: str | Path) -> tuple[LoggedRequest, ...]:
-    """Read a log: one JSON object a line, in order of arrival.
+def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecord, ...]:
+    """Read what a log measured in the form of a run's records, so that the same metrics apply, in order of arrival.
 
     Every line has ``request_id``, ``input_toks``, ``output_toks`` and, in seconds on one clock, ``queued_ts``,
-    ``scheduled_ts``, ``first_token_ts`` and ``last_token_ts``; ``arrival_time`` may be on another clock.
+    ``scheduled_ts``, ``first_token_ts`` and ``last_token_ts``; ``arrival_time`` may be on another clock. Records have
+    instants in seconds, zero at the first arrival.
 
     NOTE: an engine looks at its inbox between iterations, so ``queued_ts`` is late by up to an iteration.
     Where all lines have it, ``arrival_time`` counts instead. Its clock is set by the request with the least
@@ -48,66 +54,22 @@ def read_request_log(path: str | Path) -> tuple[LoggedRequest, ...]:
         offset = min(row["queued_ts"] - row["arrival_time"] for row in rows)
         ready_ts = [row["arrival_time"] + offset for row in rows]
     start = min(ready_ts)
-    requests = [
-        LoggedRequest(
-            id=row["request_id"],
+    records = [
+        CallRecord(
+            key=CallKey(row["request_id"], PROPOSE, 0),
+            expert=expert,
+            session=0,
+            workers=(0,),
             prompt_tokens=row["input_toks"],
             output_tokens=row["output_toks"],
-            ready_ts=ready - start,
-            scheduled_ts=row["scheduled_ts"] - start,
+            queued_ts=ready - start,
+            admitted_ts=row["scheduled_ts"] - start,
             first_token_ts=row["first_token_ts"] - start,
             finished_ts=row["last_token_ts"] - start,
         )
         for row, ready in zip(rows, ready_ts, strict=True)
     ]
-    return tuple(sorted(requests, key=lambda request: request.ready_ts))
-
-
-def load_request_log(path: str | Path, *, expert: ExpertName, name: str = "request_log") -> Workload:
-    """Turn a log into a workload: a question and a call per request, with arrivals and true lengths.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As ``read_request_log``.
-    """
-    require_name(expert, "workload.expert")
-    requests = read_request_log(path)
-    keys = [CallKey(request.id, PROPOSE, 0) for request in requests]
-    return Workload(
-        name=name,
-        questions=tuple(Question(id=request.id, prompt_tokens=request.prompt_tokens) for request in requests),
-        calls=tuple(
-            Call(key, expert, request.prompt_tokens, request.ready_ts)
-            for key, request in zip(keys, requests, strict=True)
-        ),
-        output_tokens={key: request.output_tokens for key, request in zip(keys, requests, strict=True)},
-    )
-
-
-def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecord, ...]:
-    """Return what the log measured in the form of a run's records, so that the same metrics apply.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As ``read_request_log``.
-    """
-    return tuple(
-        CallRecord(
-            key=CallKey(request.id, PROPOSE, 0),
-            expert=expert,
-            session=0,
-            workers=(0,),
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
-            queued_ts=request.ready_ts,
-            admitted_ts=request.scheduled_ts,
-            first_token_ts=request.first_token_ts,
-            finished_ts=request.finished_ts,
-        )
-        for request in read_request_log(path)
-    )
+    return tuple(sorted(records, key=lambda record: record.queued_ts))
 
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:

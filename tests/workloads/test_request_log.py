@@ -6,7 +6,7 @@ import pytest
 
 from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.report.metrics import latency_s, tpot_s, ttft_s
-from mosaic.workloads.request_log import load_request_log, measured_records, read_request_log
+from mosaic.workloads.request_log import load_request_log, measured_records
 
 
 def make_line(request_id: str = "r0", **changes: Any) -> dict[str, Any]:
@@ -43,16 +43,16 @@ def test_log_becomes_calls_in_order_of_arrival_with_true_lengths(tmp_path: Path)
 def test_arrival_counts_from_the_clients_clock_set_by_the_least_delay(tmp_path: Path) -> None:
     # The second request arrived 1 s after the first, but waited 0.4 s for an iteration before it was queued.
     second = make_line("b", arrival_time=1_700_000_001.0, queued_ts=51.4, scheduled_ts=51.4, first_token_ts=52.0)
-    requests = read_request_log(write_log(tmp_path, make_line("a"), second))
-    assert [request.ready_ts for request in requests] == pytest.approx([0.0, 1.0])
+    requests = measured_records(write_log(tmp_path, make_line("a"), second), expert="A")
+    assert [request.queued_ts for request in requests] == pytest.approx([0.0, 1.0])
     assert requests[1].first_token_ts == pytest.approx(2.0)
 
 
 def test_queued_counts_as_arrival_where_one_line_lacks_the_clients_clock(tmp_path: Path) -> None:
     line = make_line("b", queued_ts=51.4, scheduled_ts=51.4, first_token_ts=52.0)
     del line["arrival_time"]
-    requests = read_request_log(write_log(tmp_path, make_line("a"), line))
-    assert [request.ready_ts for request in requests] == pytest.approx([0.0, 1.4])
+    requests = measured_records(write_log(tmp_path, make_line("a"), line), expert="A")
+    assert [request.queued_ts for request in requests] == pytest.approx([0.0, 1.4])
 
 
 def test_measured_times_have_the_form_of_a_runs_records(tmp_path: Path) -> None:
