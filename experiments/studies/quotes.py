@@ -12,17 +12,18 @@ from experiments.lab.tables import lay_out, markdown
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.comparison.estimate import Estimate, estimate, geometric
 from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster, uniform_cluster
+from mosaic.core.cluster import uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.problem import Request
-from mosaic.quote import QuotePilot, run_quote_pilot
+from mosaic.quote import run_quote_pilot
 from mosaic.quote.forecast import Simulator, simulated_profile, spread_of, total_s, try_plans
 from mosaic.quote.quotation import UNSEEN, Calibration, p90_of, planner_for, widened
-from mosaic.quote.worlds import World, draw_worlds
+from mosaic.quote.worlds import Batch, World, draw_worlds
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import profile_of
+from mosaic.runtime.stages import Pilot
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import draw_records
 
@@ -62,52 +63,58 @@ def measure(point: Point, seed: int) -> Row:
     """Ask a pilot in a simulated world, quote, and simulate the quote's plan in that world."""
     drawn = draw_answers([*point.overrides, f"seed={seed}"])
     job, site = drawn.job, drawn.site
-    pilot = run_quote_pilot(job, PER_EXPERT, seed=seed)
+    pilot, batch = run_quote_pilot(job, PER_EXPERT, seed=seed)
     cluster = uniform_cluster(name="quote", num_workers=NUM_GPUS, gpu=site.hardware.gpu)
     sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, cluster, site.settings)
     experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
-    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s)
-    central, others = draw_worlds(pilot.batch, pilot.sample, experts, seed=seed)
-    profile = simulated_profile(pilot.sample, central[0], pilot.batch, simulator, cluster)
-    best = try_plans(planner_for(job, profile, cluster), pilot.batch, profile, simulator, central)[0]
-    plan, truth = best.planned.plan, true_world(drawn, pilot)
+    simulator = Simulator(
+        experts=experts,
+        sessions=sessions,
+        workers=cluster.workers,
+        loads=sessions.load_s,
+        unloads=sessions.unload_s,
+    )
+    central, others = draw_worlds(batch, experts, seed=seed)
+    profile = simulated_profile(batch, central[0], simulator)
+    best = try_plans(planner_for(job, profile, cluster), batch, profile, simulator, central)[0]
+    plan, truth = best.planned.plan, true_world(drawn, pilot, batch)
     num_calls = len(drawn.questions.first_calls)
     return {
-        "num_pilot_calls": num_calls - len(pilot.batch.calls),
+        "num_pilot_calls": num_calls - len(batch.calls),
         "num_calls": num_calls,
         "plan": best.name,
         "central_s": best.seconds,
-        "spread": spread_of([total_s(plan, pilot.batch, simulator, cluster, world) for world in others]),
-        "truth_s": total_s(plan, pilot.batch, simulator, cluster, truth),
-        "affine_s": affine_s(job, pilot, plan, simulator, cluster),
-        "truth_experts_s": simulator.plan_s(plan, truth.requests, cluster),
+        "spread": spread_of([total_s(plan, batch, simulator, world) for world in others]),
+        "truth_s": total_s(plan, batch, simulator, truth),
+        "affine_s": affine_s(job, pilot, batch, plan, simulator),
+        "truth_experts_s": simulator.plan_s(plan, truth.requests),
     }
 
 
-def true_world(drawn: DrawnAnswers, pilot: QuotePilot) -> World:
+def true_world(drawn: DrawnAnswers, pilot: Pilot, batch: Batch) -> World:
     """Give what the calls that are left really write, and which of them the aggregator will have to read."""
     needed = [call for node in drawn.job.graph.upper_nodes for call in drawn.questions.calls_of(node.name)]
-    left = [call for call in needed if call.key not in pilot.pilot.records]
+    left = [call for call in needed if call.key not in pilot.records]
     merged = draw_records(drawn.site.world, left, drawn.site.experts, drawn.records)
-    proposed = (drawn.records[call.key] for call in pilot.batch.calls)
+    proposed = (drawn.records[call.key] for call in batch.calls)
     return World(
         {record.key: Request(record.prompt_tokens, record.output_tokens) for record in proposed},
         tuple(Request(record.prompt_tokens, record.output_tokens) for record in merged),
     )
 
 
-def affine_s(job: Job, pilot: QuotePilot, plan: Plan, simulator: Simulator, cluster: Cluster) -> float:
+def affine_s(job: Job, pilot: Pilot, batch: Batch, plan: Plan, simulator: Simulator) -> float:
     """Price a plan by the affine profile of the pilot's own sessions; an expert of one size is priced by its mean."""
     sizes: defaultdict[str, set[int]] = defaultdict(set)
-    for done in pilot.pilot.sessions:
+    for done in pilot.sessions:
         if done.num_calls and done.node in job.graph.first_nodes:
             sizes[done.expert].add(done.num_calls)
     priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
-    profile = profile_of(job, priced, pilot.pilot, "pilot")
-    costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in pilot.batch.calls))
+    profile = profile_of(job, priced, pilot, "pilot")
+    costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in batch.calls))
     free_s = [0.0] * plan.num_workers
     for session in plan.sessions:
-        expert, workers = simulator.experts[session.expert], [cluster.workers[worker] for worker in session.workers]
+        expert, workers = simulator.experts[session.expert], [simulator.workers[worker] for worker in session.workers]
         (terms,) = costs.pieces(expert, workers)
         start_s = max(free_s[worker] for worker in session.workers)
         load_s = simulator.load_s(expert, len(workers))

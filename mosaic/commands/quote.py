@@ -33,12 +33,13 @@ from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
-from mosaic.quote import Kind, Quotation, QuotePilot, describe, run_quote_pilot
+from mosaic.quote import Kind, Quotation, describe, run_quote_pilot
 from mosaic.quote import quote as make_quotation
 from mosaic.quote.forecast import Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.report.display import show_stage
 from mosaic.runtime.job import Job
+from mosaic.runtime.stages import Pilot
 from sim.cluster.session_times import SimulatedSessions
 
 MAX_GPUS = 64
@@ -146,11 +147,11 @@ def quote_batch(
             may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are
             begin(place, as_recorded(config) | {QUOTE: said}, (work or place) / JOURNAL, may_differ=may_differ)
         emit = say if is_real else lambda line: None
-        pilot = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), tell=emit)
+        pilot, batch = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), tell=emit)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
     return make_quotation(
         job,
-        pilot,
+        batch,
         [kind_of(job, pilot, config, overrides, name, max(sizes), is_real=is_real) for name in named],
         sizes,
         prices=prices,
@@ -160,7 +161,7 @@ def quote_batch(
 
 def kind_of(
     job: Job,
-    pilot: QuotePilot,
+    pilot: Pilot,
     config: Mapping[str, Any],
     overrides: Sequence[str],
     name: str | None,
@@ -179,12 +180,18 @@ def kind_of(
     degrees = [expert.tp_degree for expert in experts.values()]
     cluster = uniform_cluster(name="quote", num_workers=max(max_gpus, *degrees), gpu=gpu)
     sessions = SimulatedSessions({gpu.name: hardware}, cluster, EngineOptions())
-    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s)
+    simulator = Simulator(
+        experts=experts,
+        sessions=sessions,
+        workers=cluster.workers,
+        loads=sessions.load_s,
+        unloads=sessions.unload_s,
+    )
     if is_real and gpu.name == own:
         simulator = replace(
             simulator,
-            load_factor=load_factor(pilot.pilot, simulator),
-            serve_factor=serve_factor(pilot.pilot, simulator, cluster),
+            load_factor=load_factor(pilot, simulator),
+            serve_factor=serve_factor(pilot, simulator),
         )
     error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
     return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)

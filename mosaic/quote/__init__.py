@@ -1,13 +1,12 @@
 """Says what a batch will take and cost on so many GPUs, from a pilot of its own calls."""
 
 from mosaic.quote.forecast import best_plan
-from mosaic.quote.pilot import QuotePilot, can_quote, quote_stages, run_quote_pilot
+from mosaic.quote.pilot import can_quote, quote_stages, run_quote_pilot
 from mosaic.quote.quotation import Kind, Quotation, describe, quote
 
 __all__ = [
     "Kind",
     "Quotation",
-    "QuotePilot",
     "best_plan",
     "can_quote",
     "describe",

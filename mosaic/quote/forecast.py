@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster
+from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, prediction_from_sample
 from mosaic.core.results import SessionRecord
@@ -20,7 +20,7 @@ from mosaic.planning.problem import Request, SessionModel
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.quote.prices import duration
-from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
+from mosaic.quote.worlds import Batch, PilotQuestion, World, draw_worlds
 from mosaic.runtime.controller import Tell
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.stages import Pilot
@@ -38,6 +38,8 @@ class Simulator:
 
     experts: Mapping[ExpertName, Expert]
     sessions: SessionModel
+    workers: Sequence[Worker]
+    """Some of that kind, as many as a session may span."""
     loads: LoadTimes
     """From idle workers to a ready engine."""
     unloads: LoadTimes = lambda expert, num_workers: 0.0
@@ -48,18 +50,18 @@ class Simulator:
     """The same of serving."""
     _served: Served = field(default_factory=dict, repr=False, compare=False)
 
-    def serve_s(self, expert: Expert, requests: Sequence[Request], cluster: Cluster, degree: int) -> float:
+    def serve_s(self, expert: Expert, requests: Sequence[Request], degree: int) -> float:
         """Seconds until the last of some requests has ended, which are all there from the start."""
         key = expert.name, degree, tuple(requests)
         if key not in self._served:
-            self._served[key] = self.sessions.serve_s(expert, requests, cluster.workers[:degree]) if requests else 0.0
+            self._served[key] = self.sessions.serve_s(expert, requests, self.workers[:degree]) if requests else 0.0
         return self._served[key] * self.serve_factor
 
     def load_s(self, expert: Expert, num_workers: int) -> float:
         """Seconds from idle workers to a ready engine."""
         return self.loads(expert, num_workers) * self.load_factor
 
-    def plan_s(self, plan: Plan, requests: Mapping[CallKey, Request], cluster: Cluster) -> float:
+    def plan_s(self, plan: Plan, requests: Mapping[CallKey, Request]) -> float:
         """Seconds from the first load of a plan to the end of its last session."""
         free_s = [0.0] * plan.num_workers
         resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [None] * plan.num_workers
@@ -73,7 +75,7 @@ class Simulator:
                     start_s += self.unloads(expert, degree) * self.load_factor
                 start_s += self.load_s(expert, degree)
             own = [requests[key] for key in session.shard]
-            end_s[session.id] = start_s + self.serve_s(expert, own, cluster, degree)
+            end_s[session.id] = start_s + self.serve_s(expert, own, degree)
             for worker in session.workers:
                 free_s[worker], resident[worker] = end_s[session.id], home
         return max(free_s)
@@ -118,14 +120,14 @@ def load_factor(pilot: Pilot, simulator: Simulator) -> float:
     return add_in_order(session.load_s for session in loaded) / simulated_s if simulated_s else 1.0
 
 
-def serve_factor(pilot: Pilot, simulator: Simulator, cluster: Cluster) -> float:
+def serve_factor(pilot: Pilot, simulator: Simulator) -> float:
     """Say by how much the pilot's sessions served longer than simulated ones; 1: there were none."""
     requests = defaultdict[int, list[Request]](list)
     for record in pilot.records.values():
         requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
     served = [session for session in _undisturbed(pilot) if session.session in requests]
     simulated_s = add_in_order(
-        simulator.serve_s(simulator.experts[session.expert], requests[session.session], cluster, len(session.workers))
+        simulator.serve_s(simulator.experts[session.expert], requests[session.session], len(session.workers))
         for session in served
     )
     return add_in_order(session.end_ts - session.start_ts for session in served) / simulated_s if simulated_s else 1.0
@@ -139,25 +141,25 @@ SHARES = (8, 2, 1)
 """Experts are priced by simulated sessions of an eighth, a half and all of the calls that are left to them."""
 
 
-def total_s(plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, draw: World) -> float:
+def total_s(plan: Plan, batch: Batch, simulator: Simulator, world: World) -> float:
     """Simulate a plan, and the aggregator behind it, in a world."""
-    return simulator.plan_s(plan, draw.requests, cluster) + merge_s(batch, draw, simulator, cluster)
+    return simulator.plan_s(plan, world.requests) + merge_s(batch, world, simulator, plan.num_workers)
 
 
-def merge_s(batch: Batch, draw: World, simulator: Simulator, cluster: Cluster) -> float:
+def merge_s(batch: Batch, world: World, simulator: Simulator, num_workers: int) -> float:
     """Seconds that an aggregator takes behind the experts, at the degree at which it ends first.
 
     At one worker it has a replica on each, and their calls are split evenly; at others it is one session.
     """
-    expert, requests = batch.aggregator, draw.merged
+    expert, requests = batch.aggregator, world.merged
     if expert is None or not requests:
         return 0.0
     times = []
-    for degree in (degree for degree in batch.aggregator_degrees if degree <= cluster.num_workers):
-        num_places = min(cluster.num_workers, len(requests)) if degree == 1 else 1
+    for degree in (degree for degree in batch.aggregator_degrees if degree <= num_workers):
+        num_places = min(num_workers, len(requests)) if degree == 1 else 1
         parts = [requests[place::num_places] for place in range(num_places)]
         load_s = (simulator.unloads(expert, degree) + simulator.loads(expert, degree)) * simulator.load_factor
-        times.append(load_s + max(simulator.serve_s(expert, part, cluster, degree) for part in parts))
+        times.append(load_s + max(simulator.serve_s(expert, part, degree) for part in parts))
     return min(times)
 
 
@@ -178,27 +180,23 @@ def spread_of(draws_s: Sequence[float]) -> float:
     return sqrt(add_in_order((value - middle) ** 2 for value in logs) / (len(logs) - 1))
 
 
-def simulated_profile(
-    sample: PilotSample, central: World, batch: Batch, simulator: Simulator, cluster: Cluster
-) -> Profile:
+def simulated_profile(batch: Batch, central: World, simulator: Simulator) -> Profile:
     """Price experts for the planner, by simulated sessions of the sizes that it will choose between."""
     entries = []
-    for name, lengths in sample.by_expert.items():
+    for name, lengths in batch.by_expert.items():
         requests = [central.requests[call.key] for call in batch.calls if call.expert == name]
         if requests:
-            entries.append(_entry(simulator.experts[name], requests, lengths, simulator, cluster))
+            entries.append(_entry(simulator.experts[name], requests, lengths, simulator))
     return Profile(source="simulated sessions of the pilot's lengths", entries=tuple(entries))
 
 
-def _entry(
-    expert: Expert, requests: Sequence[Request], lengths: Sequence[int], simulator: Simulator, cluster: Cluster
-) -> ProfileEntry:
+def _entry(expert: Expert, requests: Sequence[Request], lengths: Sequence[int], simulator: Simulator) -> ProfileEntry:
     sizes = dict.fromkeys(max(1, len(requests) // share) for share in SHARES)
     degree = expert.tp_degree
     points = tuple(
         SweepPoint(
             num_calls=size,
-            session_s=simulator.serve_s(expert, requests[:size], cluster, degree),
+            session_s=simulator.serve_s(expert, requests[:size], degree),
             output_tokens=sum(request.output_tokens for request in requests[:size]),
         )
         for size in (sizes if len(sizes) > 1 else (1, 2))
@@ -206,7 +204,7 @@ def _entry(
     sample = tuple(sorted(lengths))
     return ProfileEntry(
         expert=expert.name,
-        gpu=cluster.workers[0].gpu.name,
+        gpu=simulator.workers[0].gpu.name,
         tp_degree=degree,
         load_s=simulator.load_s(expert, degree),
         fit=fit_session(points),
@@ -268,7 +266,7 @@ def try_plans(
         except InfeasibleError as error:
             reasons.append(error)
             continue
-        seconds = median(total_s(planned.plan, batch, simulator, planner.cluster, draw) for draw in worlds)
+        seconds = median(total_s(planned.plan, batch, simulator, world) for world in worlds)
         tried.append(Tried(planned=planned, seconds=seconds))
     if not tried:
         raise reasons[0]
@@ -296,13 +294,14 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, tell: Tell)
     def load_s(expert: Expert, num_workers: int) -> float:
         return problem.costs.load_s(expert, cluster.workers[:num_workers], WeightLocation.COLD)
 
-    plain = Simulator(experts=experts, sessions=planner.session_model, loads=load_s)  # which includes making room
-    simulator = replace(plain, serve_factor=serve_factor(pilot, plain, cluster))
+    # NOTE: these loads include making room.
+    plain = Simulator(experts=experts, sessions=planner.session_model, workers=cluster.workers, loads=load_s)
+    simulator = replace(plain, serve_factor=serve_factor(pilot, plain))
     lengths = {name: tuple(sample) for name, sample in problem.length_samples.items()}
-    sample = PilotSample(questions=(PilotQuestion(output_tokens=lengths, is_whole=False),))
-    batch = Batch(calls=tuple(calls), num_open_questions=0)
-    worlds, _ = draw_worlds(batch, sample, experts, num_bootstrap=0)
-    priced = simulated_profile(sample, worlds[0], batch, simulator, cluster)
+    known = PilotQuestion(output_tokens=lengths, is_whole=False)
+    batch = Batch(questions=(known,), calls=tuple(calls), num_open_questions=0)
+    worlds, _ = draw_worlds(batch, experts, num_bootstrap=0)
+    priced = simulated_profile(batch, worlds[0], simulator)
     tried = try_plans(planner, batch, priced, simulator, worlds)
     choice, best = describe_choice(tried), tried[0].planned
     tell(choice)

@@ -5,13 +5,13 @@ Whole questions come first, then the calls that say most about the batch's time,
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import pstdev
 
 from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
-from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
+from mosaic.quote.worlds import Batch, PilotQuestion
 from mosaic.runtime.controller import Show, Tell, show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import choose
@@ -90,19 +90,10 @@ def second_share(
     return choose(first_calls, wanted, 0, written, seed=seed) if wanted else ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotePilot:
-    """What a quote's pilot measured of a batch, and what is left."""
-
-    pilot: Pilot
-    sample: PilotSample
-    batch: Batch
-
-
 def run_quote_pilot(
     job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
-) -> QuotePilot:
-    """Run some of a batch's calls; the batch goes on from there with the same journal.
+) -> tuple[Pilot, Batch]:
+    """Run some of a batch's calls; gives what was measured, and what is left. The same journal goes on from there.
 
     Parameters
     ----------
@@ -125,7 +116,7 @@ def run_quote_pilot(
     node = upper_node(job)
     stretch = FirstStretch(job, quote_stages(job, per_expert, seed=seed), show, tell)
     stretch.run("quote", is_quote=True)
-    return _measured(job, node, stretch.outcome)
+    return stretch.outcome, _left_of(job, node, stretch.outcome)
 
 
 def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int | None = None) -> Stages[Pilot]:
@@ -197,7 +188,7 @@ def pilot_degree(job: Job, node: Node) -> int:
     return options[0].tp_degree if options else node.experts[0].tp_degree
 
 
-def _measured(job: Job, node: Node | None, pilot: Pilot) -> QuotePilot:
+def _left_of(job: Job, node: Node | None, pilot: Pilot) -> Batch:
     records, first_calls = pilot.records, job.graph.first_calls(job.workload)
     whole = {question.id for question in pilot.whole_questions(job)}
     left = tuple(call for call in first_calls if call.key not in records)
@@ -217,10 +208,10 @@ def _measured(job: Job, node: Node | None, pilot: Pilot) -> QuotePilot:
     )
     options = () if node is None else job.placements.get(node.name, NodePlacements()).placements
     degrees = tuple(option.tp_degree for option in options)
-    batch = Batch(
+    return Batch(
+        questions=questions,
         calls=left,
         num_open_questions=len({call.key.question for call in first_calls} - whole),
         aggregator=None if node is None else node.experts[0],
         aggregator_degrees=tuple(sorted({1, *degrees})),
     )
-    return QuotePilot(pilot=pilot, sample=PilotSample(questions=questions), batch=batch)

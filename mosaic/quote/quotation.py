@@ -3,10 +3,8 @@
 P50 is the middle of the possible worlds that the pilot leaves; P90 is calibrated on pilots whose truth is known.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import pairwise
 from math import exp, sqrt
 from statistics import fmean
@@ -19,7 +17,6 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.planning.profiles import Profile
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.quote.forecast import Simulator, load_frac, merge_s, simulated_profile, spread_of, total_s, try_plans
-from mosaic.quote.pilot import QuotePilot
 from mosaic.quote.prices import HOUR_S, Price, duration
 from mosaic.quote.worlds import Batch, World, draw_worlds
 from mosaic.runtime.job import Job
@@ -244,7 +241,7 @@ class Kind:
 
 def quote(
     job: Job,
-    pilot: QuotePilot,
+    batch: Batch,
     kinds: Sequence[Kind],
     sizes: Sequence[int],
     *,
@@ -256,9 +253,9 @@ def quote(
     Parameters
     ----------
     job
-        The batch, with the scheduler and the costs that plan it.
-    pilot
-        What its pilot measured.
+        With the scheduler and the costs that plan it.
+    batch
+        What its pilot showed, and what is left.
     kinds, sizes
         GPUs, and how many.
     prices
@@ -275,18 +272,18 @@ def quote(
     notes: list[str] = []
     busy: list[Mapping[str, float]] = []
     for kind in kinds:
-        central, others = draw_worlds(pilot.batch, pilot.sample, kind.simulator.experts)
-        offers += _offers(job, pilot, kind, sizes, prices or {}, central, others, notes)
+        central, others = draw_worlds(batch, kind.simulator.experts)
+        offers += _offers(job, batch, kind, sizes, prices or {}, central, others, notes)
         notes.append(f"hardware {kind.gpu.name}: {kind.hardware_source}")
-        busy.append(_busy_frac(pilot.batch, kind, central[0]))
+        busy.append(_busy_frac(batch, kind.simulator, central[0]))
     if not offers:
         raise InfeasibleError(f"quote: no plan exists for any number of GPUs: {'; '.join(notes)}")
     notes.append(f"calibrated: {CALIBRATION.source}")
     return Quotation(
         workload=job.workload.name,
         num_calls=len(job.graph.first_calls(job.workload)),
-        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(pilot.batch.calls),
-        num_expected_merges=pilot.batch.num_open_questions * pilot.sample.needed_frac,
+        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(batch.calls),
+        num_expected_merges=batch.num_open_questions * batch.needed_frac,
         offers=tuple(offers),
         deadline_s=deadline_s,
         notes=tuple(notes),
@@ -297,7 +294,7 @@ def quote(
 
 def _offers(
     job: Job,
-    pilot: QuotePilot,
+    batch: Batch,
     kind: Kind,
     sizes: Sequence[int],
     prices: Mapping[str, Price],
@@ -305,20 +302,18 @@ def _offers(
     others: Sequence[World],
     notes: list[str],
 ) -> Sequence[Offer]:
-    batch, simulator, name = pilot.batch, kind.simulator, kind.gpu.name
-    of_size = partial(uniform_cluster, name="quote", gpu=kind.gpu)
-    largest = of_size(num_workers=max(max(sizes), max(expert.tp_degree for expert in job.experts)))
-    profile = simulated_profile(pilot.sample, central[0], batch, simulator, largest)
+    simulator, name = kind.simulator, kind.gpu.name
+    profile = simulated_profile(batch, central[0], simulator)
     offers = []
     for size in sizes:
-        cluster = of_size(num_workers=size)
+        cluster = uniform_cluster(name="quote", num_workers=size, gpu=kind.gpu)
         try:
             tried = try_plans(planner_for(job, profile, cluster), batch, profile, simulator, central)
         except InfeasibleError as error:
             notes.append(f"{size} x {name}: {error}")
             continue
         plan, p50_s = tried[0].planned.plan, tried[0].seconds
-        spread = spread_of([total_s(plan, batch, simulator, cluster, world) for world in others])
+        spread = spread_of([total_s(plan, batch, simulator, world) for world in others])
         price = prices.get(name)
         offers.append(
             Offer(
@@ -328,7 +323,7 @@ def _offers(
                 p50_s=p50_s,
                 p90_s=p90_of(p50_s, spread, CALIBRATION, kind.hardware_error),
                 p50_s_by_plan={one.name: one.seconds for one in tried},
-                aggregator_s=fmean(merge_s(batch, world, simulator, cluster) for world in central),
+                aggregator_s=fmean(merge_s(batch, world, simulator, size) for world in central),
                 load_frac=load_frac(plan, simulator, p50_s),
                 pilot_spread=spread,
                 hardware_error=kind.hardware_error,
@@ -353,17 +348,14 @@ def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
     )
 
 
-def _busy_frac(batch: Batch, kind: Kind, world: World) -> dict[str, float]:
+def _busy_frac(batch: Batch, simulator: Simulator, world: World) -> dict[str, float]:
     """Say which share of the serving seconds each expert takes, with one copy of each."""
-    simulator = kind.simulator
-    busy_s: defaultdict[str, float] = defaultdict(float)
+    busy_s: dict[str, float] = {}
     for name in dict.fromkeys(call.expert for call in batch.calls):
         expert = simulator.experts[name]
-        cluster = uniform_cluster(name="quote", num_workers=expert.tp_degree, gpu=kind.gpu)
         requests = [world.requests[call.key] for call in batch.calls if call.expert == name]
-        busy_s[name] += simulator.serve_s(expert, requests, cluster, expert.tp_degree) * expert.tp_degree
+        busy_s[name] = simulator.serve_s(expert, requests, expert.tp_degree) * expert.tp_degree
     if batch.aggregator is not None and world.merged:
-        cluster = uniform_cluster(name="quote", num_workers=1, gpu=kind.gpu)
-        busy_s[f"{batch.aggregator.name} (aggregator)"] += simulator.serve_s(batch.aggregator, world.merged, cluster, 1)
+        busy_s[f"{batch.aggregator.name} (aggregator)"] = simulator.serve_s(batch.aggregator, world.merged, 1)
     total_s = add_in_order(busy_s.values())
     return {name: seconds / total_s for name, seconds in busy_s.items()}

@@ -1,12 +1,10 @@
-"""Possible worlds: what every call that is left would write, by what a pilot showed."""
+"""A batch after its pilot, and possible worlds: what every call that is left would write, by what the pilot showed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from random import Random
 
-from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.problem import Request
 from mosaic.quote.lengths import Lengths, fit_lengths
@@ -27,18 +25,22 @@ class PilotQuestion:
     """Prompt and output tokens of the aggregator's calls that it needed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PilotSample:
-    """The questions of a pilot, in any order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What its pilot showed of a batch, and what is left of it."""
 
     questions: tuple[PilotQuestion, ...]
+    """Of the pilot, in any order."""
+    calls: tuple[Call, ...]
+    """That are left of the first layer."""
+    num_open_questions: int
+    """That the pilot did not send whole: some of them will need the aggregator."""
+    aggregator: Expert | None = None
+    aggregator_degrees: tuple[int, ...] = (1,)
 
-    def __post_init__(self) -> None:
-        require(len(self.questions) > 0, "pilot sample: questions", "at least one", 0)
-
-    @cached_property
+    @property
     def by_expert(self) -> Mapping[ExpertName, tuple[int, ...]]:
-        """All output tokens, by expert."""
+        """All output tokens of the pilot, by expert."""
         found: defaultdict[ExpertName, list[int]] = defaultdict(list)
         for question in self.questions:
             for expert, lengths in question.output_tokens.items():
@@ -53,10 +55,10 @@ class PilotSample:
 
     @property
     def merged(self) -> tuple[tuple[int, int], ...]:
-        """Prompt and output tokens of all calls of the aggregator."""
+        """Prompt and output tokens of all calls of the aggregator in the pilot."""
         return tuple(pair for question in self.questions for pair in question.merged)
 
-    def resampled(self, draw: Random) -> "PilotSample":
+    def resampled(self, draw: Random) -> "Batch":
         """Draw as many questions with replacement: another pilot that might as well have been.
 
         Whole questions are drawn, so that experts which write long on the same questions do so together. An expert
@@ -67,92 +69,16 @@ class PilotSample:
         kept = {expert: lengths for expert, lengths in self.by_expert.items() if expert not in seen}
         if kept:
             drawn.append(PilotQuestion(output_tokens=kept, is_whole=False))
-        return PilotSample(questions=tuple(drawn))
+        return replace(self, questions=tuple(drawn))
 
-
-def fit_sample(
-    sample: PilotSample, experts: Mapping[ExpertName, Expert], aggregator: Expert | None = None
-) -> dict[ExpertName, Lengths]:
-    """Fit the lengths behind a sample: those of its experts, and what the aggregator writes under ``MERGED``."""
-    samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in sample.by_expert.items()}
-    kin = {name: experts[name].family for name in samples}
-    merged = tuple(output_tokens for _, output_tokens in sample.merged)
-    if aggregator is not None and merged:
-        samples[MERGED], kin[MERGED] = (merged, aggregator.max_output_tokens), aggregator.family
-    return fit_lengths(samples, kin)
-
-
-def draw_lengths(
-    lengths: Mapping[ExpertName, Lengths],
-    calls: Sequence[Call],
-    draw: Random,
-    offsets: Mapping[str, float] | None = None,
-) -> dict[CallKey, int]:
-    """Give calls lengths.
-
-    Parameters
-    ----------
-    lengths, calls
-        Of experts, and what gets them.
-    draw
-        Of the order, and of the lengths themselves.
-    offsets
-        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and chance is
-        in its longest calls alone. None: each call draws for itself.
-
-    Raises
-    ------
-    ValueError
-        If the lengths of an expert are not known.
-    """
-    keys: defaultdict[ExpertName, list[CallKey]] = defaultdict(list)
-    for call in calls:
-        keys[call.expert].append(call.key)
-    drawn: dict[CallKey, int] = {}
-    for name, own in keys.items():
-        if name not in lengths:
-            raise ValueError(f"pilot sample must have calls of every expert that is left, got none of {name!r}")
-        places = _places(len(own), draw, None if offsets is None else offsets[name])
-        drawn |= zip(own, map(lengths[name].at, places), strict=True)
-    return drawn
-
-
-def _places(num: int, draw: Random, offset: float | None) -> list[float]:
-    if offset is None:
-        return [draw.random() for _ in range(num)]
-    places = [(place + offset) / num for place in range(num)]
-    draw.shuffle(places)
-    return places
-
-
-def draw_merged(
-    sample: PilotSample, lengths: Lengths | None, num_questions: int, draw: Random, offset: float | None = None
-) -> list[tuple[int, int]]:
-    """Give questions that were not sent whole the calls of the aggregator that they will need; see `draw_lengths`."""
-    known, frac = sample.merged, sample.needed_frac
-    if lengths is None or not frac:
-        return []
-    each = len(known) / max(1, sum(bool(question.merged) for question in sample.questions))
-    num_needed = num_questions * frac if offset is not None else sum(draw.random() < frac for _ in range(num_questions))
-    num_calls = round(num_needed * each)
-    prompts = draw.choices([prompt_tokens for prompt_tokens, _ in known], k=num_calls)
-    return list(zip(prompts, map(lengths.at, _places(num_calls, draw, offset)), strict=True))
-
-
-NUM_CENTRAL, NUM_BOOTSTRAP = 8, 8
-"""Worlds of the pilot's own lengths, which say where the middle is, and of resampled pilots, which say how far off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What is left of a batch after its pilot."""
-
-    calls: tuple[Call, ...]
-    """Of the first layer."""
-    num_open_questions: int
-    """That the pilot did not send whole: some of them will need the aggregator."""
-    aggregator: Expert | None = None
-    aggregator_degrees: tuple[int, ...] = (1,)
+    def fitted(self, experts: Mapping[ExpertName, Expert]) -> dict[ExpertName, Lengths]:
+        """Fit the lengths behind the pilot's: those of its experts, and the aggregator's under ``MERGED``."""
+        samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in self.by_expert.items()}
+        kin = {name: experts[name].family for name in samples}
+        merged = tuple(output_tokens for _, output_tokens in self.merged)
+        if self.aggregator is not None and merged:
+            samples[MERGED], kin[MERGED] = (merged, self.aggregator.max_output_tokens), self.aggregator.family
+        return fit_lengths(samples, kin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,31 +92,73 @@ class World:
 
 def draw_world(
     batch: Batch,
-    sample: PilotSample,
     fitted: Mapping[ExpertName, Lengths],
     experts: Mapping[ExpertName, Expert],
     draw: Random,
     offsets: Mapping[str, float] | None = None,
 ) -> World:
-    """Draw what every call that is left would write; see `draw_lengths`."""
-    lengths = draw_lengths(fitted, batch.calls, draw, offsets)
-    requests = {
-        call.key: Request(
-            call.prompt_tokens, min(lengths[call.key], experts[call.expert].output_limit(call.prompt_tokens))
-        )
-        for call in batch.calls
-    }
-    merged: tuple[Request, ...] = ()
-    if batch.aggregator is not None:
-        offset = None if offsets is None else offsets[MERGED]
-        pairs = draw_merged(sample, fitted.get(MERGED), batch.num_open_questions, draw, offset)
-        merged = tuple(Request(prompt, min(tokens, batch.aggregator.output_limit(prompt))) for prompt, tokens in pairs)
-    return World(requests, merged)
+    """Draw what every call that is left would write.
+
+    Parameters
+    ----------
+    batch, fitted, experts
+        What is left, and the lengths of its experts.
+    draw
+        Of the order, and of the lengths themselves.
+    offsets
+        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and chance is
+        in its longest calls alone. None: each call draws for itself.
+
+    Raises
+    ------
+    ValueError
+        If the lengths of an expert are not known.
+    """
+
+    def drawn(name: ExpertName, expert: Expert, prompts: Sequence[int]) -> list[Request]:
+        places = _places(len(prompts), draw, None if offsets is None else offsets[name])
+        tokens = map(fitted[name].at, places)
+        return [
+            Request(prompt, min(own, expert.output_limit(prompt))) for prompt, own in zip(prompts, tokens, strict=True)
+        ]
+
+    calls: defaultdict[ExpertName, list[Call]] = defaultdict(list)
+    for call in batch.calls:
+        calls[call.expert].append(call)
+    requests: dict[CallKey, Request] = {}
+    for name, own in calls.items():
+        if name not in fitted:
+            raise ValueError(f"pilot sample must have calls of every expert that is left, got none of {name!r}")
+        asked = drawn(name, experts[name], [call.prompt_tokens for call in own])
+        requests |= zip((call.key for call in own), asked, strict=True)
+    if batch.aggregator is None or MERGED not in fitted or not batch.needed_frac:
+        return World(requests, ())
+    prompts = _prompts_to_merge(batch, draw, is_random=offsets is None)
+    return World(requests, tuple(drawn(MERGED, batch.aggregator, prompts)))
+
+
+def _places(num: int, draw: Random, offset: float | None) -> list[float]:
+    if offset is None:
+        return [draw.random() for _ in range(num)]
+    places = [(place + offset) / num for place in range(num)]
+    draw.shuffle(places)
+    return places
+
+
+def _prompts_to_merge(batch: Batch, draw: Random, *, is_random: bool) -> list[int]:
+    """Draw prompt tokens of the calls that questions which were not sent whole will need of the aggregator."""
+    known, frac, num_open = batch.merged, batch.needed_frac, batch.num_open_questions
+    each = len(known) / max(1, sum(bool(question.merged) for question in batch.questions))
+    num_needed = sum(draw.random() < frac for _ in range(num_open)) if is_random else num_open * frac
+    return draw.choices([prompt_tokens for prompt_tokens, _ in known], k=round(num_needed * each))
+
+
+NUM_CENTRAL, NUM_BOOTSTRAP = 8, 8
+"""Worlds of the pilot's own lengths, which say where the middle is, and of resampled pilots, which say how far off."""
 
 
 def draw_worlds(
     batch: Batch,
-    sample: PilotSample,
     experts: Mapping[ExpertName, Expert],
     *,
     seed: int = 0,
@@ -205,16 +173,14 @@ def draw_worlds(
     worlds each expert's offset is taken once from each of so many equal steps.
     """
     draw = Random(seed)
-    fitted = fit_sample(sample, experts, batch.aggregator)
+    fitted = batch.fitted(experts)
     offsets = {name: _one_of_each(num_central, draw) for name in dict.fromkeys((*fitted, MERGED))}
     central = [
-        draw_world(batch, sample, fitted, experts, draw, {name: own[number] for name, own in offsets.items()})
+        draw_world(batch, fitted, experts, draw, {name: own[number] for name, own in offsets.items()})
         for number in range(num_central)
     ]
-    resampled = (sample.resampled(draw) for _ in range(num_bootstrap))
-    return central, [
-        draw_world(batch, other, fit_sample(other, experts, batch.aggregator), experts, draw) for other in resampled
-    ]
+    resampled = (batch.resampled(draw) for _ in range(num_bootstrap))
+    return central, [draw_world(other, other.fitted(experts), experts, draw) for other in resampled]
 
 
 def _one_of_each(num: int, draw: Random) -> list[float]:

@@ -32,7 +32,7 @@ from mosaic.quote.quotation import (
     p90_of,
     widened,
 )
-from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, draw_lengths, draw_worlds
+from mosaic.quote.worlds import Batch, PilotQuestion, draw_world, draw_worlds
 from mosaic.runtime.static_plan import execute
 from sim.cluster.session_times import SimulatedSessions
 from tests.commands.command_line import mosaic_status
@@ -44,6 +44,10 @@ SMALL = ("workload=gpqa", "aggregator=none", "profile.store=null")
 def lengths_of(sample: Sequence[int], limit: int) -> Lengths:
     """Fit the lengths behind one sample alone."""
     return fit_lengths({"": (sample, limit)}, {"": ""})[""]
+
+
+def make_batch(questions: Sequence[PilotQuestion], calls: Sequence[Call]) -> Batch:
+    return Batch(questions=tuple(questions), calls=tuple(calls), num_open_questions=len(calls))
 
 
 def make_offer(num_gpus: int, p50_s: float, **changes) -> Offer:
@@ -70,28 +74,32 @@ def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
     requests = {r.key: Request(r.prompt_tokens, r.output_tokens) for r in result.calls}
     sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, job.cluster, site.settings)
     simulator = Simulator(
-        experts={e.name: e for e in job.experts}, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s
+        experts={e.name: e for e in job.experts},
+        sessions=sessions,
+        workers=job.cluster.workers,
+        loads=sessions.load_s,
+        unloads=sessions.unload_s,
     )
     end_s = max(session.end_ts for session in result.sessions)
-    assert simulator.plan_s(planned.plan, requests, job.cluster) == pytest.approx(end_s)
+    assert simulator.plan_s(planned.plan, requests) == pytest.approx(end_s)
     slower = replace(simulator, load_factor=2.0, serve_factor=2.0)
-    assert slower.plan_s(planned.plan, requests, job.cluster) == pytest.approx(2 * end_s)
+    assert slower.plan_s(planned.plan, requests) == pytest.approx(2 * end_s)
 
 
 def test_a_pilot_runs_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
     job, site = simulated_job(["workload=gpqa", "profile.store=null"])
-    pilot = run_quote_pilot(job, 20)
+    pilot, batch = run_quote_pilot(job, 20)
     first = job.graph.first_calls(job.workload)
-    done = {key for key in pilot.pilot.records if key.node == PROPOSE}
-    assert len(done) + len(pilot.batch.calls) == len(first)
+    done = {key for key in pilot.records if key.node == PROPOSE}
+    assert len(done) + len(batch.calls) == len(first)
     assert len(done) == pytest.approx(num_pilot_calls(first, 20), abs=12)
     for call in first:
         if call.key in done:
             true = min(site.world.outcome(call, {}).output_tokens, site.experts[0].max_output_tokens)
-            assert pilot.pilot.records[call.key].output_tokens <= true
-    merged = [key for key in pilot.pilot.records if key.node != PROPOSE]
-    assert len(merged) == len(pilot.sample.merged)
-    assert 0 < pilot.sample.needed_frac < 1
+            assert pilot.records[call.key].output_tokens <= true
+    merged = [key for key in pilot.records if key.node != PROPOSE]
+    assert len(merged) == len(batch.merged)
+    assert 0 < batch.needed_frac < 1
 
 
 @pytest.mark.parametrize(
@@ -189,15 +197,16 @@ def test_balanced_lengths_have_the_samples_mean_where_nothing_is_smoothed(
     num_calls: int, seed: int, offset: float
 ) -> None:
     calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(4 * num_calls)]
-    drawn = draw_lengths({"A": lengths_of((10, 20, 30, 40), 100)}, calls, Random(seed), {"A": offset})
-    assert fmean(drawn.values()) == 25
+    fitted, experts = {"A": lengths_of((10, 20, 30, 40), 100)}, {"A": make_expert("A")}
+    world = draw_world(make_batch((), calls), fitted, experts, Random(seed), {"A": offset})
+    assert fmean(request.output_tokens for request in world.requests.values()) == 25
 
 
 def test_the_longest_calls_of_central_worlds_come_from_all_parts_of_their_step() -> None:
     lengths = lognormal(400, 6, 0.8, 4)
-    sample = PilotSample(questions=tuple(PilotQuestion(output_tokens={"A": (own,)}) for own in lengths))
-    batch = Batch(calls=tuple(Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(100)), num_open_questions=100)
-    central, others = draw_worlds(batch, sample, {"A": make_expert("A")}, num_central=4, num_bootstrap=2)
+    questions = [PilotQuestion(output_tokens={"A": (own,)}) for own in lengths]
+    batch = make_batch(questions, [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(100)])
+    central, others = draw_worlds(batch, {"A": make_expert("A")}, num_central=4, num_bootstrap=2)
     assert (len(central), len(others)) == (4, 2)
     longest = sorted(max(request.output_tokens for request in world.requests.values()) for world in central)
     behind = lengths_of(lengths, make_expert("A").max_output_tokens)
@@ -207,9 +216,9 @@ def test_the_longest_calls_of_central_worlds_come_from_all_parts_of_their_step()
 
 def test_a_resampled_pilot_keeps_an_expert_that_was_not_drawn() -> None:
     questions = [PilotQuestion(output_tokens={"A": (1,)}) for _ in range(50)]
-    sample = PilotSample(questions=(*questions, PilotQuestion(output_tokens={"B": (7,)})))
+    batch = make_batch([*questions, PilotQuestion(output_tokens={"B": (7,)})], ())
     for seed in range(20):
-        assert set(sample.resampled(Random(seed)).by_expert) == {"A", "B"}
+        assert set(batch.resampled(Random(seed)).by_expert) == {"A", "B"}
 
 
 def test_the_rest_of_a_pilot_goes_where_lengths_spread() -> None:
