@@ -25,9 +25,10 @@ class Submit:
 
     call: Call
     to: int | ExpertName
-    """A session, which must have been opened and not closed, or an expert: then whichever of its sessions has room."""
-    priority: int = 0
-    """In the expert's queue the lower goes first, and of equal ones the one submitted first."""
+    """A session, which must have been opened and not closed, or an expert: then whichever of its sessions has room.
+
+    In an expert's queue the one that was submitted first goes first.
+    """
 
 
 @dataclass(frozen=True, slots=True)

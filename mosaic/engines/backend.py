@@ -290,7 +290,7 @@ class EngineBackend:
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
         request = request._replace(queued_ts=max(call.ready_s, self._ts))
-        self._sessions.calls.submit(CallState(call=call, request=request, to=to, rank=(command.priority, number)))
+        self._sessions.calls.submit(CallState(call=call, request=request, to=to, number=number))
 
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.

@@ -16,29 +16,29 @@ from mosaic.runtime.journal import NO_SESSION
 
 
 class CallQueue:
-    """Gives calls whose time has come, of those the lower priority first, and of equal ones the one that came first."""
+    """Gives calls whose time has come, of those the one that came first."""
 
     def __init__(self) -> None:
-        self._future: list[tuple[float, tuple[int, int], CallKey]] = []
-        self._ready: list[tuple[tuple[int, int], CallKey]] = []
-        self._ranks: dict[CallKey, tuple[int, int]] = {}
+        self._future: list[tuple[float, int, CallKey]] = []
+        self._ready: list[tuple[int, CallKey]] = []
+        self._numbers: dict[CallKey, int] = {}
         """Of those that wait; what else is in the heaps has left."""
 
     def __len__(self) -> int:
-        return len(self._ranks)
+        return len(self._numbers)
 
     def in_order(self) -> list[CallKey]:
-        """List the calls in the order of their ranks."""
-        return sorted(self._ranks, key=self._ranks.__getitem__)
+        """List the calls in the order of their numbers."""
+        return sorted(self._numbers, key=self._numbers.__getitem__)
 
-    def add(self, key: CallKey, rank: tuple[int, int], ready_s: float) -> None:
-        """Let a call wait; ``rank`` is its priority and its number."""
-        self._ranks[key] = rank
-        heapq.heappush(self._future, (ready_s, rank, key))
+    def add(self, key: CallKey, number: int, ready_s: float) -> None:
+        """Let a call wait, under its number among all calls."""
+        self._numbers[key] = number
+        heapq.heappush(self._future, (ready_s, number, key))
 
     def discard(self, key: CallKey) -> bool:
         """Take a call out; False: it was not there."""
-        return self._ranks.pop(key, None) is not None
+        return self._numbers.pop(key, None) is not None
 
     def pop(self, now: float) -> CallKey | None:
         """Take the next call out; None: none is ready."""
@@ -46,7 +46,7 @@ class CallQueue:
         if not self._ready:
             return None
         _, key = heapq.heappop(self._ready)
-        del self._ranks[key]
+        del self._numbers[key]
         return key
 
     def next_ready_s(self, now: float) -> float | None:
@@ -57,13 +57,13 @@ class CallQueue:
     def _sort(self, now: float) -> None:
         """Move calls whose time has come, and drop those that have left."""
         while self._future and (self._future[0][0] <= now or self._has_left(self._future[0][2], self._future[0][1])):
-            _, rank, key = heapq.heappop(self._future)
-            heapq.heappush(self._ready, (rank, key))
+            _, number, key = heapq.heappop(self._future)
+            heapq.heappush(self._ready, (number, key))
         while self._ready and self._has_left(self._ready[0][1], self._ready[0][0]):
             heapq.heappop(self._ready)
 
-    def _has_left(self, key: CallKey, rank: tuple[int, int]) -> bool:
-        return self._ranks.get(key) != rank
+    def _has_left(self, key: CallKey, number: int) -> bool:
+        return self._numbers.get(key) != number
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,8 +74,8 @@ class CallState:
     request: Request
     to: int | ExpertName
     """The session or the expert's queue that it was last sent to."""
-    rank: tuple[int, int]
-    """Its priority, and its number among all calls."""
+    number: int
+    """Among all calls."""
     queue: CallQueue | None = None
     """Where it waits; None: a process has it."""
     holder: int | None = None
@@ -265,7 +265,7 @@ class Calls:
 
         They wait for its session; what was sent to an expert's queue may be served by the expert's other servers.
         """
-        held = sorted((self._calls[key] for key in session.held), key=lambda call: call.rank)
+        held = sorted((self._calls[key] for key in session.held), key=lambda call: call.number)
         session.held.clear()
         waiting = [call for call in held if not (call.is_cancelled or call.is_moving)]
         for call in held:
@@ -366,7 +366,7 @@ class Calls:
 
     def _wait(self, call: CallState, queue: CallQueue) -> None:
         call.queue = queue
-        queue.add(call.request.key, call.rank, call.call.ready_s)
+        queue.add(call.request.key, call.number, call.call.ready_s)
 
     def _leave(self, call: CallState) -> None:
         if call.queue is not None:

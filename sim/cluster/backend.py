@@ -90,7 +90,7 @@ class SimBackend:
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
-        env, clock, events, queued, self._reacts = self._env, self._clock, self._events, self._queues.entries, reacts
+        env, clock, events, queued, self._reacts = self._env, self._clock, self._events, self._queues.waiting, reacts
         next_tick_ts = inf if tick_s is None else tick_s
         events.append(Started(0.0))
         while True:
@@ -139,8 +139,8 @@ class SimBackend:
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
         match command:
-            case Submit(call=call, to=to, priority=priority):
-                self._submit(call, to, priority)
+            case Submit(call=call, to=to):
+                self._submit(call, to)
             case Open(session=session):
                 self._open(session)
             case Close(session=number):
@@ -181,7 +181,7 @@ class SimBackend:
         live = self._sessions[session.id] = SimSession(session, model, env.event(), env.event())
         env.process(self._session(live))
 
-    def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
+    def _submit(self, call: Call, to: int | ExpertName) -> None:
         key, now = call.key, self._now
         if key in self._pending or key in self._records:
             raise BackendError(f"Submit: call {key} must be new, it was submitted before")
@@ -199,7 +199,7 @@ class SimBackend:
         elif to != call.expert:
             raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
         else:
-            self._queues.push(pending, priority)
+            self._queues.push(pending)
             for live in self._sessions_of(to):
                 self._clock.touch(live)
 

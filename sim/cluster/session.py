@@ -1,7 +1,6 @@
 """Calls and sessions of the simulated cluster while they last, and the queues of calls that wait for a session."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
 
 import simpy
 
@@ -260,40 +259,36 @@ class SimSession:
 
 
 class Queues:
-    """One queue an expert, by priority and then by arrival."""
+    """One queue an expert, in the order of arrival."""
 
     def __init__(self) -> None:
-        self.entries: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
+        self.waiting: dict[ExpertName, dict[CallKey, PendingCall]] = {}
         """By expert, those that hold calls; one dictionary for good, which the backend looks at."""
-        self._num_pushed = 0
 
     def __len__(self) -> int:
         """Count the experts whose queues hold calls."""
-        return len(self.entries)
+        return len(self.waiting)
 
-    def push(self, pending: PendingCall, priority: int) -> None:
-        """Add a call to its expert's queue; the lower priority goes first."""
-        heappush(self.entries.setdefault(pending.call.expert, []), (priority, self._num_pushed, pending))
-        self._num_pushed += 1
+    def push(self, pending: PendingCall) -> None:
+        """Add a call to its expert's queue."""
+        self.waiting.setdefault(pending.call.expert, {})[pending.call.key] = pending
 
     def hand_out(
         self, expert: ExpertName, sessions: Iterable[SimSession], max_num_seqs: int
     ) -> Iterator[tuple[PendingCall, SimSession]]:
         """Give calls to sessions with room, as the caller adds them: the one with the fewest is first."""
-        entries, sessions = self.entries.get(expert, []), list(sessions)
-        while entries and sessions:
+        sessions = list(sessions)
+        while expert in self.waiting and sessions:
             live = min(sessions, key=lambda live: len(live.calls))
             if len(live.calls) >= max_num_seqs:
                 return
-            pending = heappop(entries)[2]
-            if not entries:
-                del self.entries[expert]
+            pending = next(iter(self.waiting[expert].values()))
+            self.remove(pending)
             yield pending, live
 
     def remove(self, pending: PendingCall) -> None:
         """Take a call out, wherever it stands."""
         expert = pending.call.expert
-        entries = self.entries[expert] = [entry for entry in self.entries[expert] if entry[2] is not pending]
-        heapify(entries)
-        if not entries:
-            del self.entries[expert]
+        del self.waiting[expert][pending.call.key]
+        if not self.waiting[expert]:
+            del self.waiting[expert]

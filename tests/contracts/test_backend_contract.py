@@ -300,10 +300,10 @@ def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
     assert all(by_key[call.key].queued_ts >= by_key[first.key].finished_ts for call in more)
 
 
-def test_sessions_of_an_expert_share_its_queue_by_priority(backend):
+def test_sessions_of_an_expert_share_its_queue(backend):
     calls = A[:12]
     opened = [OPENED, Open(open_ended(1, "A", 1))]
-    submitted = [Submit(call, "A", priority=-number) for number, call in enumerate(calls)]
+    submitted = [Submit(call, "A") for call in calls]
     result = drive_three(backend, Answers({"started": [*submitted, *opened]}))
     assert statuses(result) == {call.key.question: "finished" for call in calls}
     assert sum(session.num_calls for session in result.sessions) == 12

@@ -87,7 +87,7 @@ class Reacting:
             return
         follows = added(self.calls[key])
         if follows is not None:
-            yield Submit(follows, follows.expert, priority=luck(key) % 2)
+            yield Submit(follows, follows.expert)
         other = self.order[luck(key) % len(self.order)]
         if luck(key) % 5 == 0 and other != key:
             yield Cancel(other)

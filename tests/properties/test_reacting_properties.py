@@ -70,7 +70,7 @@ class Drawn:
         elif places and kind == "submit":
             yield Submit(extra, places[other % len(places)])
         elif places and kind == "queue":
-            yield Submit(extra, call.expert, priority=other)
+            yield Submit(extra, call.expert)
         elif places and kind == "after":
             needed = keys[other % len(keys)]
             yield Submit(make_call(f"y{len(self.left)}", expert=call.expert, after=(needed, call.key)), places[0])

@@ -135,8 +135,8 @@ class TestCut:
 
 
 class TestQueue:
-    def test_a_session_takes_what_is_first_by_priority_and_then_by_arrival_while_it_has_room(self):
-        submits = [Submit(call, "A", priority) for call, priority in zip(CALLS, (1, 0, 1, -1), strict=True)]
+    def test_a_session_takes_what_came_first_while_it_has_room(self):
+        submits = [Submit(CALLS[number], "A") for number in (3, 1, 0, 2)]
         result, records = run(
             dict.fromkeys(("A0", "A1", "A2", "A3"), 3), {"started": [opened(0), *submits]}, max_num_seqs=1
         )
