@@ -13,7 +13,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.loss_table import BudgetSetting
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Vote, make_ballot
-from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, Observed, grade_ballot
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
@@ -68,10 +68,9 @@ class Course(NamedTuple):
             tokens, answer = self.read[name, frozenset(SLOTS)]
             without = [self.read[name, frozenset(SLOTS) - {slot}] for slot in SLOTS]
             graded = grade_ballot(make_ballot(question, votes, str.__eq__), answer, str.__eq__)
-            seen = Observed(
-                tuple(self.lengths[key] for key in keys),
-                tokens,
-                tuple(LeftOut(said, said == "A", written) for written, said in without),
+            seen = tuple(
+                Observed(self.lengths[key], tokens, said, said == "A", written)
+                for key, (written, said) in zip(keys, without, strict=True)
             )
             found.append(CalibrationQuestion(**{
                 name: getattr(graded, name) for name in ("ballot", "vote_correct", "aggregator_answer")

@@ -290,7 +290,7 @@ def budgets_at(setting: BudgetSetting, experts: Sequence[Expert], aggregators: S
 
 
 def _require_observed(questions: Sequence[CalibrationQuestion], path: str) -> None:
-    lacking = sum(question.observed is None for question in questions)
+    lacking = sum(not question.observed for question in questions)
     if lacking:
         raise ValueError(
             "pipeline.promise.calibration must hold lengths, and answers of the aggregator without each response, "

@@ -140,10 +140,11 @@ def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballo
     )
     for row, question in enumerate(questions):
         seen = question.observed
-        assert seen is not None, "its lengths are known"
-        table.tokens[row, : len(seen.vote_tokens)] = seen.vote_tokens
-        table.slot_right[row, : len(seen.vote_tokens)] = question.vote_correct
-        reads = [(question.aggregator_correct, seen.aggregator_tokens), *((one[1], one[2]) for one in seen.left_out)]
+        assert seen, "its lengths are known"
+        table.tokens[row, : len(seen)] = [one.output_tokens for one in seen]
+        table.slot_right[row, : len(seen)] = question.vote_correct
+        reads = [(question.aggregator_correct, seen[0].aggregator_tokens)]
+        reads += [(one.left_out_correct, one.left_out_tokens) for one in seen]
         for column, (is_right, tokens) in enumerate(reads):
             ballot = question.ballot.without(column - 1) if column else question.ballot
             answer, confidence = winner(ballot)

@@ -100,7 +100,7 @@ def calibration_patterns(
     """
     for question in questions:
         ballot, seen = question.ballot, question.observed
-        lost = {} if seen is None else _lost_votes(budgets, ballot, seen.vote_tokens)
+        lost = _lost_votes(budgets, ballot, [one.output_tokens for one in seen]) if seen else {}
         votes = tuple(lost.get(place, vote) for place, vote in enumerate(ballot.votes))
         if ballot.comparable:
             yield _pattern(replace(ballot, votes=votes), rule, is_whole=not lost, is_early=is_early)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mosaic.pipelines.loss_table import BudgetSetting, LossTable, loss_table
 from mosaic.pipelines.rules.ballot import decide_at, plurality
-from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, Observed
 from tests.calibration_questions import make_ballot_of, make_question
 
 TOKENS = st.integers(1, 20)
@@ -18,10 +18,8 @@ TOKENS = st.integers(1, 20)
 def known(draw: st.DrawFn) -> CalibrationQuestion:
     votes = draw(st.text("ABC-", min_size=2, max_size=4))
     graded = make_question("q", votes, experts="WXYZ", aggregator=draw(st.sampled_from(["A", "B", None])))
-    left_out = [
-        LeftOut(said, said == "A", draw(TOKENS)) for said in (draw(st.sampled_from(["A", "B", None])) for _ in votes)
-    ]
-    seen = Observed(tuple(draw(TOKENS) for _ in votes), draw(TOKENS), tuple(left_out))
+    said, whole_tokens = [draw(st.sampled_from(["A", "B", None])) for _ in votes], draw(TOKENS)
+    seen = tuple(Observed(draw(TOKENS), whole_tokens, answer, answer == "A", draw(TOKENS)) for answer in said)
     return CalibrationQuestion(
         ballot=graded.ballot, vote_correct=graded.vote_correct, aggregator_answer=graded.aggregator_answer,
         aggregator_correct=graded.aggregator_correct, observed=seen,
@@ -32,7 +30,6 @@ def ways(question: CalibrationQuestion, setting: BudgetSetting) -> list[bool]:
     """List whether a question is right, for each way in which it may come out."""
     threshold, propose, aggregate, hedge = setting
     seen = question.observed
-    assert seen is not None
     votes = "".join(vote.answer or "-" for vote in question.ballot.votes)
 
     def decided(without: Sequence[int]):
@@ -40,14 +37,15 @@ def ways(question: CalibrationQuestion, setting: BudgetSetting) -> list[bool]:
         return decide_at(ballot, plurality(ballot), threshold)
 
     def read(without: int | None) -> bool:
-        right, tokens = question.aggregator_correct, seen.aggregator_tokens
+        right, tokens = question.aggregator_correct, seen[0].aggregator_tokens
         if without is not None:
-            _, right, tokens = seen.left_out[without]
+            right, tokens = seen[without].left_out_correct, seen[without].left_out_tokens
         vote = decided([] if without is None else [without]).answer == "A"
         return vote if aggregate is not None and tokens > aggregate else right
 
-    cut = [i for i, tokens in enumerate(seen.vote_tokens) if propose is not None and tokens > propose]
-    over = [i for i, tokens in enumerate(seen.vote_tokens) if hedge is not None and (tokens > hedge or i in cut)]
+    written = [one.output_tokens for one in seen]
+    cut = [i for i, tokens in enumerate(written) if propose is not None and tokens > propose]
+    over = [i for i, tokens in enumerate(written) if hedge is not None and (tokens > hedge or i in cut)]
     if len(votes) >= 3 and len(over) == 1 and not decided(over).skip:
         in_time = [decided([]).answer == "A"] if not cut and decided([]).skip else []
         return [*in_time, read(over[0])]
@@ -82,7 +80,7 @@ def test_budgets_never_make_a_question_write_more(questions: list[CalibrationQue
 
 def test_what_a_question_writes_one_call_after_the_other() -> None:
     question = make_question("q", "ABB")
-    seen = Observed((5, 9, 30), 7, (LeftOut("A", True, 4),) * 3)
+    seen = tuple(Observed(tokens, 7, "A", True, 4) for tokens in (5, 9, 30))
     question = CalibrationQuestion(
         ballot=question.ballot, vote_correct=question.vote_correct, aggregator_answer="A", aggregator_correct=True,
         observed=seen,

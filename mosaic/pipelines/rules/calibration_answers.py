@@ -14,23 +14,16 @@ from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.rules.ballot import Ballot, plurality
 
 
-class LeftOut(NamedTuple):
-    """What the aggregator answered without the response of one slot."""
-
-    answer: str | None
-    """None: unparsable."""
-    correct: bool
-    output_tokens: int
-
-
 class Observed(NamedTuple):
-    """How long the calls of a question were, and what leaving one response out makes of it."""
+    """How long the call of a vote was, and what the aggregator made of the question without its response."""
 
-    vote_tokens: tuple[int, ...]
-    """In the order of the ballot's votes."""
+    output_tokens: int
     aggregator_tokens: int
-    left_out: tuple[LeftOut, ...]
-    """In the order of the ballot's votes."""
+    """Of the aggregator with all responses."""
+    left_out_answer: str | None
+    """None: unparsable."""
+    left_out_correct: bool
+    left_out_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +36,8 @@ class CalibrationQuestion:
     aggregator_answer: str | None
     """None: unparsable."""
     aggregator_correct: bool
-    observed: Observed | None = None
-    """None: the run did not leave out one response after the other."""
+    observed: tuple[Observed, ...] = ()
+    """In the order of the ballot's votes; empty: the run did not leave out one response after the other."""
 
     def __post_init__(self) -> None:
         label = f"calibration question {self.ballot.question.id}"
@@ -124,12 +117,12 @@ def with_observed(
     """Add lengths, and the aggregator's answers without each of the responses in turn, by slot."""
     gold = graded.ballot.question.answer
     assert gold is not None, "it was graded"
-    observed = Observed(
-        tuple(record.output_tokens for record in votes),
-        aggregator.output_tokens,
-        tuple(LeftOut(record.answer, is_right(record.answer, gold, same), record.output_tokens) for record in left_out),
+    whole_tokens = aggregator.output_tokens
+    observed = (
+        Observed(vote.output_tokens, whole_tokens, out.answer, is_right(out.answer, gold, same), out.output_tokens)
+        for vote, out in zip(votes, left_out, strict=True)
     )
-    return replace(graded, observed=observed)
+    return replace(graded, observed=tuple(observed))
 
 
 def grade_ballots(

@@ -15,7 +15,7 @@ from mosaic.core.checks import require, require_name
 from mosaic.core.workload import Expert, Question, Workload
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot, Vote
-from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, Observed
 from mosaic.pipelines.rules.rule import Promised, Rule
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ METADATA_KEY = b"mosaic.setting"
 ANSWERS, EXPERT = "answers", "expert "
 _MOST_NAMED = 3
 
-_OF_SLOT = ("slot", "expert", "answer", "correct")
-_OF_QUESTION = (
-    "question", "aggregator_answer", "aggregator_correct", "comparable", "gold", "answer_kind", "num_options",
-    "skills", "prompt_tokens",
-)  # fmt: skip
-"""Columns that all rows of a question repeat."""
-_MAY_BE_NULL = frozenset({"answer", "aggregator_answer", "gold", "num_options"})
-_OBSERVED = ("output_tokens", "aggregator_tokens", "left_out_answer", "left_out_correct", "left_out_tokens")
+_OF_QUESTION = {
+    "question": "string", "aggregator_answer": "string", "aggregator_correct": "bool", "comparable": "bool",
+    "gold": "string", "answer_kind": "string", "num_options": "int32", "skills": "list", "prompt_tokens": "int64",
+}  # fmt: skip
+"""Columns that all rows of a question repeat, with their types."""
+_OF_SLOT = {"slot": "int32", "expert": "string", "answer": "string", "correct": "bool"}
+_OBSERVED = dict.fromkeys(Observed._fields, "int64") | {"left_out_answer": "string", "left_out_correct": "bool"}
 """Columns that a table may lack."""
+_MAY_BE_NULL = frozenset({"answer", "aggregator_answer", "gold", "num_options", *_OBSERVED})
 
 
 def encode_calibration_answers(questions: Sequence[CalibrationQuestion], context: CalibrationContext) -> bytes:
@@ -46,9 +46,7 @@ def encode_calibration_answers(questions: Sequence[CalibrationQuestion], context
     import pyarrow.parquet as pq
 
     rows = [row for question in questions for row in _rows(question)]
-    schema = _schema()
-    if any(question.observed is not None for question in questions):
-        schema = pa.schema([*schema, *_observed_schema()])
+    schema = _schema(is_observed=any(question.observed for question in questions))
     sink = pa.BufferOutputStream()
     metadata = {METADATA_KEY: json.dumps(context).encode()}
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)), sink)
@@ -69,26 +67,11 @@ def _rows(graded: CalibrationQuestion) -> list[dict[str, Any]]:
         "prompt_tokens": question.prompt_tokens,
     }
     votes = zip(graded.ballot.votes, graded.vote_correct, strict=True)
-    return [
-        {
-            **shared,
-            "slot": slot,
-            "expert": vote.expert,
-            "answer": vote.answer,
-            "correct": correct,
-            **_seen(graded, slot),
-        }
+    rows = [
+        {**shared, "slot": slot, "expert": vote.expert, "answer": vote.answer, "correct": correct}
         for slot, (vote, correct) in enumerate(votes)
     ]
-
-
-def _seen(graded: CalibrationQuestion, slot: int) -> dict[str, Any]:
-    observed = graded.observed
-    if observed is None:
-        return {}
-    left_out = observed.left_out[slot]
-    values = (observed.vote_tokens[slot], observed.aggregator_tokens, *left_out)
-    return dict(zip(_OBSERVED, values, strict=True))
+    return [row | seen._asdict() for row, seen in zip(rows, graded.observed, strict=True)] if graded.observed else rows
 
 
 def load_calibration_answers(path: str | Path, key: str = "gate.calibration") -> tuple[CalibrationQuestion, ...]:
@@ -124,11 +107,9 @@ def _read_rows(path: str | Path) -> list[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            schema = _schema()
+            schema = _schema(is_observed=all(name in names for name in _OBSERVED))
             missing = [name for name in schema.names if name not in names]
             require(not missing, "columns", f"a superset of {schema.names}, {missing} are missing", names)
-            if all(name in names for name in _OBSERVED):
-                schema = pa.schema([*schema, *_observed_schema()])
             table = file.read(columns=schema.names).select(schema.names).cast(schema)
             rows: list[dict[str, Any]] = table.to_pylist()
             return rows
@@ -139,8 +120,6 @@ def _read_rows(path: str | Path) -> list[dict[str, Any]]:
 def _require_given(row: Mapping[str, Any]) -> None:
     """Check that nothing is null that must be known."""
     for name, value in row.items():
-        if name in _OBSERVED:
-            continue
         rule = "given"
         if name == "aggregator_correct":
             rule = "given (let the run aggregate every question: gate=never)"
@@ -175,39 +154,22 @@ def _question(rows: list[dict[str, Any]]) -> CalibrationQuestion:
     )
 
 
-def _observed(rows: Sequence[Mapping[str, Any]]) -> Observed | None:
-    """Rebuild what was seen beside the answers; None: a call was not seen to its end."""
-    needed = [name for name in _OBSERVED if name != "left_out_answer"]
-    if any(row.get(name) is None for row in rows for name in needed):
-        return None
-    return Observed(
-        tuple(row["output_tokens"] for row in rows),
-        rows[0]["aggregator_tokens"],
-        tuple(LeftOut(row["left_out_answer"], row["left_out_correct"], row["left_out_tokens"]) for row in rows),
-    )
+def _observed(rows: Sequence[Mapping[str, Any]]) -> tuple[Observed, ...]:
+    """Rebuild what was seen beside the answers; nothing where a call was not seen to its end."""
+    seen = [Observed._make(row.get(name) for name in _OBSERVED) for row in rows]
+    is_whole = all(value is not None for one in seen for value in one._replace(left_out_answer=""))
+    return tuple(seen) if is_whole else ()
 
 
-def _observed_schema() -> "pa.Schema":
+def _schema(*, is_observed: bool) -> "pa.Schema":
     import pyarrow as pa
 
-    types = {"left_out_answer": pa.string(), "left_out_correct": pa.bool_()}
-    return pa.schema([pa.field(name, types.get(name, pa.int64())) for name in _OBSERVED])
-
-
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    types = {
-        "slot": pa.int32(),
-        "correct": pa.bool_(),
-        "aggregator_correct": pa.bool_(),
-        "comparable": pa.bool_(),
-        "num_options": pa.int32(),
-        "skills": pa.list_(pa.string()),
-        "prompt_tokens": pa.int64(),
-    }
+    columns = _OF_QUESTION | _OF_SLOT | (_OBSERVED if is_observed else {})
     # NOTE: no column is declared free of nulls: a null is reported with its question, not by the cast.
-    return pa.schema([pa.field(name, types.get(name, pa.string())) for name in (*_OF_QUESTION, *_OF_SLOT)])
+    types = {
+        name: pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind) for name, kind in columns.items()
+    }
+    return pa.schema([*types.items()])
 
 
 def describe_context(
