@@ -45,16 +45,22 @@ def topology_nodes(
     """
     require(len(layers) > 1, "topology.layers", "at least two: aggregator=none runs one alone", layers)
     read = fan_in if isinstance(fan_in, Sequence) else [fan_in] * (len(layers) - 1)
-    seats = [_seats(entry, depth, len(layers), experts) for depth, entry in enumerate(layers)]
+    pool = {expert.name: expert for expert in experts}
+    for depth, entry in enumerate(layers, start=1):
+        label, named = f"topology.layers, layer {depth} of {len(layers)}", [] if isinstance(entry, int) else entry
+        for name in named:
+            require(name in pool, label, f"of the pool {list(pool)}", name)
+        require(isinstance(entry, int) or len(named) > 0, label, "at least one agent", entry)
     seated: list[tuple[Expert, ...]] = []
-    for depth, entry in enumerate(seats):
-        if isinstance(entry, tuple):
-            seated.append(entry)
-        elif depth == len(seats) - 1 and entry == 1:
-            seated.append((_require_aggregator(aggregator),))
-        else:
+    for depth, entry in enumerate(layers):
+        if not isinstance(entry, int):
+            seated.append(tuple(pool[name] for name in entry))
+            continue
+        able: Sequence[Expert] = ()
+        if depth < len(layers) - 1 or entry > 1:
             num_read = (read[depth - 1] or len(seated[depth - 1])) if depth else 0
-            seated.append(in_turn(_able(experts, workload, num_read, min_output_tokens, aggregator), entry))
+            able = _able(experts, workload, num_read, min_output_tokens)
+        seated.append(in_turn(able or (_require_aggregator(aggregator),), entry))
     return layered_nodes(seated, read, min_output_tokens=min_output_tokens)
 
 
@@ -150,35 +156,14 @@ def _require_division(depth: int, width: int, num_below: int, num_agents: int) -
     require(width * num_agents == num_below, "topology.fan_in", rule, width)
 
 
-def _seats(
-    entry: int | Sequence[ExpertName], depth: int, num_layers: int, experts: Sequence[Expert]
-) -> int | tuple[Expert, ...]:
-    """Read an entry of the layers: how many agents, or which."""
-    if isinstance(entry, int):
-        return entry
-    label = f"topology.layers, layer {depth + 1} of {num_layers}"
-    pool = {expert.name: expert for expert in experts}
-    for name in entry:
-        require(name in pool, label, f"of the pool {list(pool)}", name)
-    require(len(entry) > 0, label, "at least one agent", entry)
-    return tuple(pool[name] for name in entry)
+def _able(experts: Sequence[Expert], workload: Workload, num_read: int, room: int) -> Sequence[Expert]:
+    """List the experts that the workload asks and that can read so many responses."""
+    asked, questions = workload.num_calls_by_expert, workload.questions if num_read else ()
 
+    def can_read(expert: Expert) -> bool:
+        return all(fits_context(question, expert, num_read, min_output_tokens=room) for question in questions)
 
-def _able(
-    experts: Sequence[Expert], workload: Workload, num_read: int, room: int, aggregator: Aggregator
-) -> Sequence[Expert]:
-    """List the experts that the workload asks and that can read so many responses; none: the aggregator."""
-    asked = workload.num_calls_by_expert
-    able = [
-        expert
-        for expert in experts
-        if expert.name in asked
-        and (
-            num_read == 0
-            or all(fits_context(question, expert, num_read, min_output_tokens=room) for question in workload.questions)
-        )
-    ]
-    return able or (_require_aggregator(aggregator),)
+    return [expert for expert in experts if expert.name in asked and can_read(expert)]
 
 
 def _require_aggregator(aggregator: Aggregator) -> Expert:
