@@ -15,22 +15,58 @@ Formats, by the file's suffix:
 ``.parquet``
     The columns of a line of ``.jsonl``; others are ignored.
 ``.json``
-    A list of objects, either with the keys of a line above (a missing id is row-1, row-2 and so on), or with the
-    table's columns, as the benchmarks' question files have them; only the latter may have others, which are ignored.
+    A list of objects as in ``.jsonl``, or with the table's columns, as the benchmarks' question files have them; only
+    the latter may have others, which are ignored.
 
 Questions without experts are recruited by the router, if it has skill profiles, or drawn from a list of experts.
 """
 
+import ast
+import csv
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from mosaic.core.chat import count_text_tokens
-from mosaic.core.checks import require, require_count, require_unique
+from mosaic.core.chat import Message, Sampling, count_text_tokens
+from mosaic.core.checks import AtLeast1, Name, check_fields, require, require_count, require_unique
 from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
-from mosaic.workloads.question_files import Row, read_rows
+from mosaic.workloads.chat_rows import LINE_KEYS, is_batch_line, read_batch_line, read_messages
+from mosaic.workloads.json_text import json_lines, json_object, parse_json, read_text
 from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles
+
+RowLengths: TypeAlias = int | tuple[int, ...] | Mapping[ExpertName, int]
+"""Output tokens of a row: the same for all slots, one per slot, or one per expert."""
+
+KEYS = ("id", "question", "experts", "answer", "category", "skills", "prompt_tokens", "output_tokens")
+STAND_INS = ("prompt", "messages")
+"""What may stand for the question."""
+BESIDE = ("experts", "answer", "category", "skills")
+"""What may stand beside a line of OpenAI's batch format."""
+TABLE_COLUMNS = {"answer": "gold_answer", "skills": "keywords", "experts": "solvers"}
+"""Symbolic-MoE's names for ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One question as its file gives it."""
+
+    at: str
+    """File and line, for messages."""
+    id: Name
+    question: Name | None = None
+    experts: tuple[Name, ...] | None = None
+    """None: not recruited yet."""
+    answer: Name | None = None
+    category: Name | None = None
+    skills: tuple[Name, ...] = ()
+    prompt_tokens: AtLeast1 | None = None
+    output_tokens: RowLengths | None = None
+    context: tuple[Message, ...] = ()
+    sampling: Sampling | None = None
 
 
 def file_workload(
@@ -107,7 +143,7 @@ def _make_question(row: Row) -> Question:
         raise ValueError(f"{row.at}: {error}") from error
     return Question(
         id=row.id,
-        prompt_tokens=_question_tokens(row),
+        prompt_tokens=count_text_tokens(row.question or "") if row.prompt_tokens is None else row.prompt_tokens,
         text=row.question,
         answer=answer,
         category=row.category,
@@ -117,10 +153,6 @@ def _make_question(row: Row) -> Question:
         context=row.context,
         sampling=row.sampling,
     )
-
-
-def _question_tokens(row: Row) -> int:
-    return count_text_tokens(row.question or "") if row.prompt_tokens is None else row.prompt_tokens
 
 
 def _recruit(
@@ -199,3 +231,131 @@ def _lengths_of_slots(row: Row, experts: tuple[ExpertName, ...]) -> tuple[int, .
     for expert in experts:
         require(expert in given, field, f"a mapping that has expert {expert!r}", dict(given))
     return tuple(given[expert] for expert in experts)
+
+
+def read_rows(path: str | Path) -> tuple[Row, ...]:
+    """Read all questions of a file.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the line or row, the field, the rule and the value.
+    """
+    readers = {".jsonl": json_lines, ".csv": _csv_entries, ".json": _json_entries, ".parquet": _parquet_entries}
+    suffix = Path(path).suffix.lower()
+    require(suffix in readers, "workload.path", f"a file ending in one of {list(readers)}", str(path))
+    rows = tuple(_row(entry, number, at) for number, (at, entry) in enumerate(readers[suffix](path), start=1))
+    require(len(rows) > 0, f"{path}", "a file with at least one question", "none")
+    return rows
+
+
+def _parquet_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
+
+    try:
+        table = pq.read_table(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"workload.path must be a readable file, got {str(path)!r} ({reason})") from error
+    except ArrowException as error:
+        raise ValueError(f"workload.path must be a parquet file, got {str(path)!r} ({error})") from error
+    for number, entry in enumerate(table.to_pylist(), start=1):
+        yield f"{path}, row {number}", {key: entry[key] for key in entry if key in (*KEYS, *STAND_INS)}
+
+
+def _json_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    entries = parse_json(read_text(path), str(path))
+    if not isinstance(entries, list):
+        raise TypeError(f"{path}: must be a list of questions, got {type(entries).__name__}")
+    for number, value in enumerate(entries, start=1):
+        at = f"{path}, row {number}"
+        yield at, json_object(value, at)
+
+
+def _csv_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
+    try:
+        columns = reader.fieldnames or ()
+        of_table = not set(columns).isdisjoint(TABLE_COLUMNS.values())
+        names = TABLE_COLUMNS if of_table else {}
+        question = "prompt" if "prompt" in columns and "question" not in columns else "question"
+        require(question in columns, f"{path}: columns", "a superset of ['question']", list(columns))
+        texts = [names.get(key, key) for key in ("answer", "category")] + ([] if of_table else ["id"])
+        lists = [names.get(key, key) for key in ("skills", "experts")]
+        for number, record in enumerate(reader, start=1):
+            at = f"{path}, row {number}"
+            if None in record or None in record.values():
+                raise ValueError(f"{at}: must have {len(columns)} columns, like the header")
+            entry: dict[str, Any] = {question: record[question]} | {
+                key: record[key] for key in texts if record.get(key)
+            }
+            yield at, entry | {key: _parse_list(record, key, at) for key in lists if record.get(key)}
+    except csv.Error as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: must be CSV ({error})") from error
+
+
+def _parse_list(record: Mapping[str, str], key: str, at: str) -> object:
+    """Evaluate a Python list literal; nothing but literals is accepted."""
+    try:
+        return ast.literal_eval(record[key].strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{at}: {key} must be a Python list of strings, got {record[key]!r}") from error
+
+
+def _row(entry: Mapping[str, Any], number: int, at: str) -> Row:
+    """Turn an entry into a row: a line of OpenAI's batch format, or an object with our keys or with the table's."""
+    if is_batch_line(entry):
+        request = read_batch_line(entry, at)
+        beside = {key: value for key, value in entry.items() if key not in LINE_KEYS}
+        for key in beside:
+            require(key in BESIDE, f"{at}: key", f"one of {[*LINE_KEYS, *BESIDE]}", key)
+        given = {"custom_id": entry.get("custom_id"), "question": request.question, **beside}
+        row = _checked(given, number, at, {"id": "custom_id"})
+        return replace(row, context=request.context, sampling=request.sampling)
+    columns: Mapping[str, str] = {}
+    if not entry.keys().isdisjoint(TABLE_COLUMNS.values()):
+        columns = TABLE_COLUMNS
+        for key, column in columns.items():
+            require(key not in entry or column not in entry, f"{at}: {key}", f"left out beside {column}", "both")
+        entry = {key: value for key, value in entry.items() if key in (*KEYS, *STAND_INS, *columns.values())}
+    stand_ins = [key for key in ("question", *STAND_INS) if entry.get(key) is not None]
+    require(len(stand_ins) < 2, f"{at}: question", "given once, as question, prompt or messages", stand_ins)
+    question = entry[stand_ins[0]] if stand_ins else None
+    context: tuple[Message, ...] = ()
+    if stand_ins == ["messages"]:
+        question, context = read_messages(question, f"{at}: messages")
+    others = {key: value for key, value in entry.items() if key not in STAND_INS}
+    return replace(_checked(others | {"question": question}, number, at, columns), context=context)
+
+
+def _checked(entry: Mapping[str, Any], number: int, at: str, columns: Mapping[str, str]) -> Row:
+    """Check an entry; ``columns`` says how its file names what has another name here."""
+    named = {key: columns.get(key, key) for key in KEYS}
+    for key in entry:
+        require(key in named.values(), f"{at}: key", f"one of {list(named.values())}", key)
+    # A null is what a data frame writes for an absent value, and an empty text what a table has for one.
+    given = {key: entry[name] for key, name in named.items() if entry.get(name) is not None}
+    given = {key: value for key, value in given.items() if key not in ("answer", "category") or value != ""}
+    require("question" in given or "prompt_tokens" in given, f"{at}: question", "given, or prompt_tokens", None)
+    name = given.setdefault("id", f"row-{number}")
+    if type(name) is int:
+        given["id"] = str(name)
+    row = Row(at=at, **given)
+    check_fields(row, f"{at}: ", columns)
+    require(row.experts != (), f"{at}: {named['experts']}", "a list with at least one name", [])
+    lengths = row.output_tokens
+    return row if lengths is None else replace(row, output_tokens=_lengths(lengths, f"{at}: {named['output_tokens']}"))
+
+
+def _lengths(value: Any, field: str) -> RowLengths:
+    if isinstance(value, dict):
+        counts = {f"{field}.{expert}": tokens for expert, tokens in value.items()}
+    elif isinstance(value, list):
+        counts = {f"{field}[{slot}]": tokens for slot, tokens in enumerate(value)}
+    else:
+        counts = {field: value}
+    for place, tokens in counts.items():
+        require_count(tokens, place, at_least=1)
+    lengths: RowLengths = tuple(value) if isinstance(value, list) else value
+    return lengths
