@@ -81,7 +81,7 @@ class Course(NamedTuple):
         """Run it on the simulator."""
         graph, batch = self.graph, batch_of(self.num_questions, 3)
         planner, questions = make_planner(graph, "ABC", num_workers=self.num_workers), Questions(batch, graph)
-        expected = graph.forecast(batch, {}, {AGGREGATE: 300})
+        expected = graph.expected_calls(batch, {}, {AGGREGATE: 300})
         layers = (
             Layers(questions, planner)
             if self.has_barrier

@@ -4,9 +4,9 @@ The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggreg
 tree of agents, or several layers, are other graphs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from itertools import product
 
 from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
@@ -18,13 +18,6 @@ from mosaic.pipelines.final_answers import Comparisons
 from mosaic.pipelines.node import Agent, Node, When, call_layout
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.pipelines.rules.rule import Never, Rule
-
-
-class Forecast(NamedTuple):
-    """A call that a question is expected to need."""
-
-    call: Call
-    probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +151,12 @@ class CallGraph:
         """Find a node."""
         return next(node for node in self.nodes if node.name == name)
 
-    def forecast(
+    def expected_calls(
         self, workload: Workload, needed_frac: Mapping[NodeName, float], prompt_tokens: Mapping[NodeName, int]
-    ) -> tuple[Forecast, ...]:
-        """List the calls that the batch is expected to need, those of upper nodes with what is known of typical ones.
+    ) -> tuple[tuple[Call, ...], ...]:
+        """List, by layer behind the first, as many calls as the batch is expected to need.
+
+        One is picked whenever the shares of questions that need it add up to the next whole number.
 
         Parameters
         ----------
@@ -170,15 +165,18 @@ class CallGraph:
         needed_frac, prompt_tokens
             By upper node: the share of questions that reach it, and what it reads, as calibration questions show.
         """
-        sure = [Forecast(call, 1.0) for call in self.first_calls(workload)]
-        likely = [
-            Forecast(Call(CallKey(question.id, node.name, slot), expert.name, prompt_tokens[node.name]), frac)
-            for node in self.upper_nodes
-            if (frac := needed_frac.get(node.name, 1.0)) > 0
-            for question in workload.questions
-            for slot, expert in enumerate(node.experts)
-        ]
-        return (*sure, *likely)
+        layers = []
+        for layer in self.layers[1:]:
+            picked, total = [], 0.5
+            for node in layer:
+                frac = needed_frac.get(node.name, 1.0)
+                for question, (slot, expert) in product(workload.questions if frac else (), enumerate(node.experts)):
+                    whole, total = int(total), total + frac
+                    if int(total) > whole:
+                        key = CallKey(question.id, node.name, slot)
+                        picked.append(Call(key, expert.name, prompt_tokens[node.name]))
+            layers.append(tuple(picked))
+        return tuple(layers)
 
 
 def mixture_of_agents(
@@ -203,21 +201,3 @@ def mixture_of_agents(
             )
         )
     return CallGraph(nodes=tuple(nodes), rule=rule, compare=compare)
-
-
-def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:
-    """Pick as many calls of some nodes as are expected: one whenever the probabilities add up to the next whole number.
-
-    Examples
-    --------
-    >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
-    >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
-    ['q1', 'q3']
-    """
-    picked, total = [], 0.5
-    for call, probability in expected:
-        if call.key.node in nodes:
-            whole, total = int(total), total + probability
-            if int(total) > whole:
-                picked.append(call)
-    return tuple(picked)

@@ -11,7 +11,6 @@ from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName
-from mosaic.pipelines.call_graph import Forecast, expected_calls
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.staying import stay
 from mosaic.runtime.layers import OnPlan, ignore_plan, plan_anew
@@ -78,8 +77,8 @@ class PlannedAhead(SubmitWhenReady):
     """
 
     planner: Planner
-    expected: Sequence[Forecast]
-    """The calls that the batch is expected to need."""
+    expected: Sequence[Sequence[Call]]
+    """By layer behind the first, the calls that the batch is expected to need."""
     on_plan: OnPlan = ignore_plan
     first: Planned | None = None
     """The first layer, planned already; None: it is planned at the start."""
@@ -91,7 +90,6 @@ class PlannedAhead(SubmitWhenReady):
     """Sessions that take calls from queues, with their layers."""
 
     def __post_init__(self) -> None:
-        self._layers = [{node.name for node in layer} for layer in self.questions.graph.layers]
         self._num_left = Counter((0, call.expert) for call in self.questions.first_calls)
         """Calls that have come up and have not ended, by layer and expert."""
 
@@ -101,8 +99,8 @@ class PlannedAhead(SubmitWhenReady):
         self.on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
-        for depth, nodes in enumerate(self._layers[1:], start=1):
-            if calls := expected_calls(self.expected, nodes):
+        for depth, calls in enumerate(self.expected, start=1):
+            if calls:
                 number = yield from self._open(depth, calls, number, view)
 
     def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
@@ -133,8 +131,8 @@ class PlannedAhead(SubmitWhenReady):
         made = plan_anew(self.planner, calls, view, made)
         if not self.stays:
             return made
-        above = self._layers[depth + 1] if depth + 1 < len(self._layers) else set()
-        later = Counter(call.expert for call in expected_calls(self.expected, above))
+        above = self.expected[depth] if depth < len(self.expected) else ()
+        later = Counter(call.expert for call in above)
         plan = stay(made.plan, made.problem, resident=self.resident, num_later=later, lost=view.lost)
         self.resident |= {worker: session.expert for session in plan.sessions for worker in session.workers}
         return replace(made, plan=plan)

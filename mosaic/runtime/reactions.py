@@ -85,7 +85,7 @@ def _pipeline(
     given: dict[str, Any] = {"questions": questions, "home": ahead.home, "on_plan": on_plan, "first": first}
     if Reaction.OVERLAP in wanted:
         return Overlap(planner=planner, prospects=prospects, **given)
-    expected = job.graph.forecast(job.workload, begun.rehearsal.needed_frac, begun.rehearsal.prompt_tokens())
+    expected = job.graph.expected_calls(job.workload, begun.rehearsal.needed_frac, begun.rehearsal.prompt_tokens())
     return PlannedAhead(planner=planner, expected=expected, stays=Reaction.FORECAST in wanted, **given)
 
 

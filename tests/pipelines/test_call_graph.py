@@ -382,18 +382,15 @@ def test_layers_first_calls_and_experts_of_a_graph() -> None:
     ]  # fmt: skip
 
 
-def test_a_forecast_has_the_first_calls_for_sure_and_others_with_their_share() -> None:
+def test_of_a_layer_as_many_calls_are_expected_as_questions_need() -> None:
     batch = make_batch((make_question("q0"), 2), (make_question("q1"), 1))
-    forecast = make_tree().forecast(batch, {"merge": 0.75, "final": 0.0}, {"merge": 900})
-    assert [(expected.call, expected.probability) for expected in forecast[:3]] == [(call, 1.0) for call in batch.calls]
-    assert [
-        (str(call.key), call.expert, call.prompt_tokens, probability) for call, probability in forecast[3:]
-    ] == [
-        ("q0/merge/0", "M", 900, 0.75), ("q0/merge/1", "N", 900, 0.75),
-        ("q1/merge/0", "M", 900, 0.75), ("q1/merge/1", "N", 900, 0.75),
+    merges, finals = make_tree().expected_calls(batch, {"merge": 0.75, "final": 0.0}, {"merge": 900})
+    assert [(str(call.key), call.expert, call.prompt_tokens) for call in merges] == [
+        ("q0/merge/0", "M", 900), ("q0/merge/1", "N", 900), ("q1/merge/1", "N", 900),
     ]  # fmt: skip
-    sure = make_tree().forecast(batch, {}, {"merge": 900, "final": 500})
-    assert [(call.key.node, probability) for call, probability in sure[-2:]] == [("final", 1.0)] * 2
+    assert finals == ()
+    merges, finals = make_tree().expected_calls(batch, {}, {"merge": 900, "final": 500})
+    assert [len(merges), *(str(call.key) for call in finals)] == [4, "q0/final/0", "q1/final/0"]
 
 
 FIRST, MERGE = Node(name="a"), Node(name="b", experts=(make_expert("W"),), after=("a",))

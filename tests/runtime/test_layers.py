@@ -15,7 +15,7 @@ from mosaic.core.errors import PlanError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
-from mosaic.pipelines.call_graph import CallGraph, Forecast, expected_calls
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority, Never
@@ -59,7 +59,7 @@ def run_graph(
     says: Mapping[CallKey, str],
     *,
     num_workers: int = 2,
-    expected: tuple[Forecast, ...] | None = None,
+    expected: tuple[tuple[Call, ...], ...] | None = None,
     plans=(),
     stays: bool = False,
 ) -> Run:
@@ -153,7 +153,7 @@ def test_with_a_barrier_each_layer_waits_for_the_one_before(case: Case, num_work
 def test_without_a_barrier_calls_start_when_what_they_read_has_ended(case, num_workers, merged, final, stays) -> None:
     """Whatever was expected: what was not has a session planned when it comes."""
     graph = make_tree(Majority())
-    expected = graph.forecast(case.batch, {"merge": merged, "final": final}, {"merge": 300, "final": 300})
+    expected = graph.expected_calls(case.batch, {"merge": merged, "final": final}, {"merge": 300, "final": 300})
     run = run_graph(graph, case.batch, case.says, num_workers=num_workers, expected=expected, stays=stays)
     assert_just_what_is_needed(run, case)
 
@@ -163,7 +163,7 @@ def test_without_a_barrier_the_next_layer_begins_while_the_first_goes_on() -> No
     batch = batch_of(9, 2)
     calls = tuple(call for call in batch.calls if call.expert == ("A" if call.key.question == "q0" else "B"))
     graph, says = make_moa(Never()), defaultdict(lambda: "A")
-    expected = graph.forecast(batch, {}, {AGGREGATE: 300})
+    expected = graph.expected_calls(batch, {}, {AGGREGATE: 300})
     for options, waits in (({}, True), ({"expected": expected}, False)):
         run = run_graph(graph, replace(batch, calls=calls), says, **options)
         assert sorted(run.calls_of(AGGREGATE)) == sorted(question.id for question in batch.questions)
@@ -214,11 +214,8 @@ def test_the_calls_of_a_node_as_they_are_needed_and_as_they_would_be_without_a_g
     assert [call.key.question for call in run.questions.calls_of(AGGREGATE, skipping=False)] == ["q0", "q1"]
 
 
-@given(st.lists(st.floats(0, 1), max_size=30))
-def test_as_many_calls_are_expected_as_their_probabilities_add_up_to(probabilities) -> None:
-    forecast = [Forecast(make_call(f"q{i}", node=AGGREGATE), p) for i, p in enumerate(probabilities)]
-    forecast += [Forecast(make_call(f"q{i}"), 1.0) for i in range(3)]
-    picked = expected_calls(forecast, {AGGREGATE})
-    assert abs(len(picked) - sum(probabilities)) <= 0.5 + 1e-9
+@given(st.integers(1, 30), st.floats(0, 1))
+def test_as_many_calls_are_expected_as_their_shares_add_up_to(num_questions: int, frac: float) -> None:
+    (picked,) = make_moa(Never()).expected_calls(batch_of(num_questions, 2), {AGGREGATE: frac}, {AGGREGATE: 300})
+    assert abs(len(picked) - frac * num_questions) <= 0.5 + 1e-9
     assert len(set(picked)) == len(picked)
-    assert len(expected_calls(forecast, {"propose"})) == 3

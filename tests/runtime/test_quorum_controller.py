@@ -61,7 +61,7 @@ def courses(draw) -> Course:
 def run(course: Course, *, has_quorum: bool) -> tuple[RunResult, Questions]:
     batch, graph = batch_of(course.num_questions), course.graph
     planner, questions = make_planner(graph, num_workers=course.num_workers), Questions(batch, graph)
-    expected = graph.forecast(batch, {}, dict.fromkeys(("merge", "final", AGGREGATE), 300))
+    expected = graph.expected_calls(batch, {}, dict.fromkeys(("merge", "final", AGGREGATE), 300))
     layers = (
         Layers(questions, planner)
         if course.has_barrier
