@@ -279,11 +279,6 @@ class Call:
             require_number(self.ready_s, f"call {self.key}: ready_s", at_least=0)
 
 
-def need_each_other(calls: Mapping[CallKey, Call]) -> bool:
-    """Return whether a call comes after another of them."""
-    return any(key in calls for call in calls.values() for key in call.after)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("workload {0.name}: ")
 class Workload:

@@ -1,17 +1,12 @@
 """Checks that a plan can be run: it serves each call once, on workers that exist, and no session waits for ever."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 from mosaic.core.cluster import GANG_RULE, Cluster, may_be_gang
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, Session
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, need_each_other
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.problem import Problem
-
-_Waits: TypeAlias = dict[Hashable, list[Hashable]]
-"""What a session's start, a call's end or a session's end comes after."""
 
 
 def check_plan(plan: Plan, problem: Problem) -> None:
@@ -58,10 +53,12 @@ def check_sessions(
                 raise PlanError(f"plan session {session.id}: after must name earlier sessions, got {needed}")
         earlier.add(session.id)
         _check_shard(session, left, served)
-    for key in left:
+    for key, call in left.items():
         if key not in served:
             raise PlanError(f"plan drops call {key}: each call must be served once")
-    _check_order(sessions, left)
+        for read in call.after:
+            if read in left:
+                raise PlanError(f"plan: call {key} comes after {read}, which must have ended before the plan starts")
 
 
 def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster: Cluster) -> None:
@@ -93,29 +90,3 @@ def _check_shard(session: Session, calls: Mapping[CallKey, Call], served: set[Ca
         if key in served:
             raise PlanError(f"{label}: call {key} must be served once, it is served twice")
         served.add(key)
-
-
-def _check_order(sessions: Sequence[Session], calls: Mapping[CallKey, Call]) -> None:
-    """Check that every session can start and end.
-
-    A session waits for the earlier ones of its workers and for those it comes after. That alone cannot lock up, since
-    all of them stand earlier in the plan; calls that need calls of later sessions can.
-    """
-    if not need_each_other(calls):
-        return
-    waits: _Waits = {}
-    last_on: dict[int, int] = {}
-    for session in sessions:
-        before = {*session.after, *(last_on[worker] for worker in session.workers if worker in last_on)}
-        waits[session.id, "start"] = [(number, "end") for number in before]
-        for key in session.shard:
-            waits[key] = [(session.id, "start"), *(needed for needed in calls[key].after if needed in calls)]
-        waits[session.id, "end"] = list(session.shard)
-        last_on |= dict.fromkeys(session.workers, session.id)
-    try:
-        TopologicalSorter(waits).prepare()
-    except CycleError as error:
-        stuck = [str(step) for step in error.args[1] if isinstance(step, CallKey)]
-        raise PlanError(
-            f"plan: calls wait for each other and can never end: {', '.join(dict.fromkeys(stuck))}"
-        ) from None

@@ -1,6 +1,5 @@
 """The run: a backend sends events, controllers answer with commands. There is one run and one clock."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
@@ -10,7 +9,6 @@ from mosaic.core.view import View
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.dependencies import Dependencies
 from mosaic.runtime.journal import Journal
 
 QUOTE = "quote: "
@@ -89,8 +87,6 @@ class _Run:
         self._then = then
         self._is_quote = is_quote
         self._view = View(num_workers)
-        self._dependencies = Dependencies(self._view)
-        self._events: deque[Event] = deque()
         self._log = log
         self._ended_before = frozenset[CallKey]() if log is None else log.ended
         self._earlier, self._view.first_session = _split(() if log is None else log.earlier, num_workers)
@@ -109,10 +105,8 @@ class _Run:
 
     def take(self, event: Event) -> None:
         """Let every controller answer an event, and carry the answers out."""
-        view, events = self._view, self._events
+        view = self._view
         self._answer(event)
-        while events:
-            self._answer(events.popleft())
         if view.running:
             return
         if self._then is not None and view.opened.keys() <= view.ended.keys():
@@ -127,10 +121,7 @@ class _Run:
         view = self._view
         view.observe(event)
         if isinstance(event, Finished):
-            if self._unreported:
-                self._unreported.discard(event.record.key)
-            for command in self._dependencies.release():
-                self._backend.apply(command)
+            self._unreported.discard(event.record.key)
         elif isinstance(event, Started):
             self._resumes_ts = event.resumes_ts
         elif isinstance(event, Lost):
@@ -163,7 +154,7 @@ class _Run:
     def _give(self, commands: Sequence[Command], event: Event | str) -> None:
         if not commands:
             return
-        view, apply = self._view, self._backend.apply
+        view = self._view
         ts, cause = view.ts, event if isinstance(event, str) else cause_of(event)
         if self._is_quote:
             cause = f"{QUOTE}{cause}"
@@ -176,15 +167,7 @@ class _Run:
             if isinstance(command, Submit) and command.call.key in ended:
                 self._unreported.add(command.call.key)
         for command in commands:
-            if isinstance(command, Submit) and not command.call.after:
-                apply(command)
-                continue
-            record = self._dependencies.cancel(command, view.ts)
-            if record is not None:
-                self._events.append(Finished(view.ts, record))
-                continue
-            for admitted in self._dependencies.admit(command):
-                apply(admitted)
+            self._backend.apply(command)
         self._actions += given
 
     def _fold_in(self) -> None:
@@ -210,7 +193,9 @@ class _Run:
                 return session.id not in view.opened and not view.lost.keys() & set(session.workers)
             case Submit(call=call, to=to):
                 is_there = isinstance(to, str) or (to in view.opened and to not in view.closing)
-                return call.key not in view.calls and is_there
+                is_new = call.key not in view.calls
+                # What it reads may be run again: who wants the call submits it when that has ended.
+                return is_new and is_there and not any(key in view.running for key in call.after)
             case Cancel(key=key) | Cut(key=key):
                 return key in view.running
             case Move(key=key, session=number):

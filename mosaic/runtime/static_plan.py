@@ -9,7 +9,7 @@ from mosaic.core.events import Event, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import RunResult
 from mosaic.core.view import View
-from mosaic.core.workload import Call, CallKey, need_each_other
+from mosaic.core.workload import Call, CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import Journal
@@ -59,14 +59,11 @@ def opened(session: Session, first_session: int) -> Session:
 class StaticPlan:
     """Runs a plan from the start."""
 
+    reacts = False
+
     def __init__(self, plan: Plan, calls: Sequence[Call]) -> None:
         self._plan = plan
         self._calls = {call.key: call for call in calls}
-
-    @property
-    def reacts(self) -> bool:
-        """Whether a call waits for another of the plan."""
-        return need_each_other(self._calls)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Give all commands at the start."""

@@ -399,19 +399,6 @@ def test_ticks_come_while_a_run_lasts(backend):
     assert ticks == sorted(ticks)
 
 
-def test_calls_of_one_run_may_need_each_other(backend):
-    """The loop holds a call until what it comes after has ended, wherever that runs."""
-    needed = A[:3]
-    merged = make_call("A0", expert="B", node=AGGREGATE, after=tuple(call.key for call in needed))
-    plan = make_plan(
-        make_session(0, needed), replace(make_session(1, [merged], workers=(1,)), node=AGGREGATE), num_workers=3
-    )
-    result = execute(plan, [*needed, merged], backend)
-    by_key = {record.key: record for record in result.calls}
-    assert by_key[merged.key].queued_ts >= max(by_key[call.key].finished_ts for call in needed) - 1e-9
-    assert all(record.status is CallStatus.FINISHED for record in result.calls)
-
-
 # The second stage: the aggregator's calls need those of an earlier run, and its session spans four workers.
 
 MERGED = [

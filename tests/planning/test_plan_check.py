@@ -71,11 +71,6 @@ def session(number: int, expert: str, *keys: CallKey, workers: tuple[int, ...] =
     return Session(id=number, expert=expert, workers=workers, shard=keys, **changes)  # type: ignore[arg-type]
 
 
-def graph(*, asks: tuple[CallKey, ...] = (), tells: tuple[CallKey, ...] = (ASK,)) -> list:
-    """A call of A, and one of B which needs it."""
-    return [make_call(expert="A", after=asks), make_call(expert="B", node=AGGREGATE, after=tells)]
-
-
 def test_a_key_that_two_calls_have_is_refused() -> None:
     with pytest.raises(PlanError, match="calls: key must be unique, 2 calls have 1 keys"):
         check_sessions([session(0, "A", ASK)], [make_call(), make_call()], EXPERTS, make_cluster(1))
@@ -89,27 +84,9 @@ def test_a_session_over_two_kinds_of_worker_is_refused() -> None:
         check_sessions(gang, [call], EXPERTS, make_mixed_cluster(make_gpu("a"), make_gpu("b")))
 
 
-def test_a_call_may_need_one_of_an_earlier_session_or_of_another_worker() -> None:
-    one, two = make_cluster(1), make_cluster(2)
-    check_sessions([session(0, "A", ASK), session(1, "B", TELL)], graph(), EXPERTS, one)
-    check_sessions([session(0, "B", TELL), session(1, "A", ASK, workers=(1,))], graph(), EXPERTS, two)
-    check_sessions([session(0, "B", TELL)], graph()[1:], EXPERTS, one)  # served before this plan
-
-
-def test_a_call_may_need_one_of_its_own_session() -> None:
-    calls = [make_call(), make_call(node=AGGREGATE, after=(ASK,))]
-    check_sessions([session(0, "A", TELL, ASK)], calls, EXPERTS, make_cluster(1))
-
-
-@pytest.mark.parametrize(
-    ("sessions", "calls"),
-    [
-        ([session(0, "B", TELL), session(1, "A", ASK)], graph()),
-        ([session(0, "B", TELL), session(1, "A", ASK, workers=(1,), after=(0,))], graph()),
-        ([session(0, "A", ASK), session(1, "B", TELL, workers=(1,))], graph(asks=(TELL,))),
-    ],
-    ids=["same worker", "after", "circle"],
-)
-def test_calls_that_wait_for_each_other_are_refused(sessions: list[Session], calls: list) -> None:
-    with pytest.raises(PlanError, match="^plan: calls wait for each other and can never end: .*q0/aggregate/0"):
-        check_sessions(sessions, calls, EXPERTS, make_cluster(2))
+def test_a_call_may_need_one_that_was_served_before_the_plan_and_none_of_the_plan() -> None:
+    told = make_call(expert="B", node=AGGREGATE, after=(ASK,))
+    check_sessions([session(0, "B", TELL)], [told], EXPERTS, make_cluster(1))
+    rule = "^plan: call .*q0/aggregate/0 comes after .*q0/propose/0, which must have ended before the plan starts$"
+    with pytest.raises(PlanError, match=rule):
+        check_sessions([session(0, "A", ASK), session(1, "B", TELL)], [make_call(), told], EXPERTS, make_cluster(1))

@@ -72,8 +72,8 @@ class Drawn:
         elif places and kind == "queue":
             yield Submit(extra, call.expert)
         elif places and kind == "after":
-            needed = keys[other % len(keys)]
-            yield Submit(make_call(f"y{len(self.left)}", expert=call.expert, after=(needed, call.key)), places[0])
+            ended = {key: None for key in (call.key, keys[other % len(keys)]) if key not in view.running}
+            yield Submit(make_call(f"y{len(self.left)}", expert=call.expert, after=tuple(ended)), places[0])
 
 
 def assert_whole(result) -> None:

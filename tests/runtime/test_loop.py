@@ -62,17 +62,6 @@ def test_every_controller_hears_every_event_and_sees_what_those_before_it_did() 
     ]  # fmt: skip
 
 
-def test_a_held_call_that_is_cancelled_ends_at_once_and_what_waits_for_it_goes_on() -> None:
-    later = make_call("A1", after=(A0.key,))
-    last = make_call("A2", after=(later.key,))
-    watcher = Watcher()
-    given = [OPEN[0], *(Submit(call, 0) for call in (A0, later, last)), Cancel(later.key), Close(0)]
-    result = run(Answers({"started": given}), watcher)
-    assert statuses(result) == {"A0": "finished", "A1": "cancelled", "A2": "finished"}
-    assert [record.key.question for record in watcher.records] == ["A1", "A0", "A2"]
-    assert next(record for record in result.calls if record.key == later.key).finished_ts == 0.0
-
-
 def test_records_come_by_session_as_they_were_opened_and_by_their_end() -> None:
     first, second = make_session(7, [A2, A0]), make_session(3, [A3, A1], workers=(1,))
     result = execute(
@@ -160,6 +149,17 @@ def test_what_means_nothing_any_more_is_left_out() -> None:
     result = run(StaticPlan(PLAN, CALLS), log=log)
     assert statuses(result) == {"A0": "finished", "A1": "finished", "A2": "finished"}
     assert (log.written, [action.command for action in result.actions]) == ([], planned())
+
+
+def test_a_call_whose_input_is_run_again_waits_for_who_submits_it_then() -> None:
+    later = make_call("A3", after=(A1.key,))
+    begun = [OPEN[0], Submit(A0, 0), Submit(A1, 0)]
+    past = [Action(5.0, "started", command) for command in [*begun, Submit(later, 0)]]
+    table = {"started": begun, f"finished {A1.key}": [Submit(later, 0)]}
+    result = run(Answers(table), log=MemoryLog(past, ended=frozenset({A0.key})))
+    assert statuses(result) == {"A0": "finished", "A1": "finished", "A3": "finished"}
+    first = next(record.finished_ts for record in result.calls if record.key == A1.key)
+    assert [action.ts for action in result.actions if action.command == Submit(later, 0)] == [first]
 
 
 def test_moves_and_cuts_of_the_interrupted_run_are_done_again() -> None:

@@ -34,8 +34,10 @@ def run(table, *, lengths=(3, 30), merged=MERGED, **settings):
         hardware=PER_TOKEN,
         settings=EngineOptions(**{"order": "mixed", "max_num_batched_tokens": 512, **settings}),
     )
-    submitted = [Submit(FIRST, 1), Submit(SECOND, 1), *([] if merged is None else [Submit(merged, 0)])]
-    result = drive(backend, [Answers({"started": [*OPENED, *submitted]} | table)], num_workers=2)
+    table = {"started": [*OPENED, Submit(FIRST, 1), Submit(SECOND, 1)]} | table
+    if merged is not None:
+        table[f"finished {SECOND.key}"] = [Submit(merged, 0)]
+    result = drive(backend, [Answers(table)], num_workers=2)
     return next((record for record in result.calls if record.key == MERGED.key), None), result.prefills
 
 
