@@ -236,7 +236,7 @@ def _site(
         name=name,
         make=make,
         batch=inputs.workload,
-        calibration=inputs.calibration,
+        others=inputs.calibration,
         cluster=inputs.machines.cluster,
         journal=inputs.journal,
         seed=inputs.seed,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -42,81 +42,48 @@ class Replayed:
     answers_source: str
 
 
+@dataclass(kw_only=True, eq=False)
 class EngineSite:
     """Runs on engines that it starts, or on servers; every measurement has a journal of its own.
 
     Started again over the same journals it goes on where it stopped.
-
-    Parameters
-    ----------
-    name
-        vllm or endpoint.
-    make
-        Makes backends.
-    batch, calibration
-        The batch, and what gives the questions to measure on.
-    cluster
-        The workers.
-    journal
-        Folder of all journals of the run.
-    seed, profile_seed
-        Of the run, and of what is measured.
-    circumstances
-        See ``Site``.
-    num_calibration_questions
-        How many show what a gate leaves; on servers nothing asks for them.
-    replayed
-        None: live, the models decide.
-    expert_by_server
-        See ``Site``.
-    opened
-        Keeps what engines need while a run lasts.
-    options
-        Of engines that the site starts; None: they are others'.
-    problems
-        Says all that keeps the engines from starting, without a run folder. Given whether anything else does: then no
-        engine stays.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        make: BackendMaker,
-        batch: Workload,
-        calibration: Callable[[], Workload],
-        cluster: Cluster,
-        journal: Path,
-        seed: int,
-        profile_seed: int,
-        circumstances: str,
-        num_calibration_questions: int = 0,
-        replayed: Replayed | None = None,
-        expert_by_server: Mapping[int, ExpertName] | None = None,
-        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
-        options: EngineOptions | None = None,
-        problems: Callable[[bool], Sequence[str]],
-    ) -> None:
-        self.name = name
-        self.options = options
-        self.problems = problems
-        self.circumstances = circumstances
-        self.fingerprint = None
-        self.truth = None
-        self._make = make
-        self._batch = batch
-        self._calibration = calibration
-        self._cluster = cluster
-        self._journal = journal
-        self._seed = seed
-        self._profile_seed = profile_seed
-        self._num_calibration_questions = num_calibration_questions
-        self.replayed = replayed
-        self.expert_by_server = expert_by_server
-        self._opened = opened
-        self._run: EngineBackend | None = None
-        self._lost: dict[int, str] = {}
-        """Workers that any measurement, or the run, has given up."""
+    name: str
+    """vllm or endpoint."""
+    make: BackendMaker
+    batch: Workload
+    others: Callable[[], Workload]
+    """Gives the questions to measure on."""
+    cluster: Cluster
+    journal: Path
+    """Folder of all journals of the run."""
+    seed: int
+    """Of the run."""
+    profile_seed: int
+    """Of what is measured."""
+    circumstances: str
+    """See ``Site``."""
+    num_calibration_questions: int = 0
+    """How many show what a gate leaves; on servers nothing asks for them."""
+    replayed: Replayed | None = None
+    """None: live, the models decide."""
+    expert_by_server: Mapping[int, ExpertName] | None = None
+    """See ``Site``."""
+    opened: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Keeps what engines need while a run lasts."""
+    options: EngineOptions | None = None
+    """Of engines that the site starts; None: they are others'."""
+    problems: Callable[[bool], Sequence[str]]
+    """Says all that keeps the engines from starting, without a run folder.
+
+    Given whether anything else does: then no engine stays.
+    """
+    fingerprint: None = field(default=None, init=False)
+    truth: None = field(default=None, init=False)
+    _run: EngineBackend | None = field(default=None, init=False)
+    _lost: dict[int, str] = field(default_factory=dict, init=False)
+    """Workers that any measurement, or the run, has given up."""
 
     @property
     def way(self) -> str:
@@ -131,7 +98,7 @@ class EngineSite:
     @property
     def is_in_use(self) -> bool:
         """Whether another command works there now."""
-        return is_held(self._journal)
+        return is_held(self.journal)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -142,7 +109,7 @@ class EngineSite:
         InUseError
             If another command works there.
         """
-        with hold(self._journal), self._opened():
+        with hold(self.journal), self.opened():
             yield
 
     def backend(
@@ -155,20 +122,20 @@ class EngineSite:
     ) -> Backend:
         """Give the backend of the run."""
         if self.replayed is None:
-            content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self._seed)
+            content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self.seed)
         else:
-            content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
+            content = RunContent(outcomes=self.replayed.run, root_seed=self.seed)
         self._run = self._begun(name, content, is_measured=False)
         return self._run
 
     def _begun(self, name: str, content: RunContent, *, is_measured: bool) -> EngineBackend:
-        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured)
+        backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
         return backend
 
     def has_begun(self, name: str) -> bool:
         """Tell whether a stage or measurement of this name has a journal."""
-        return (self._journal / file_name(name)).is_dir()
+        return (self.journal / file_name(name)).is_dir()
 
     def command_log(self) -> Journal | None:
         """Give the log in the journal of the run, or of the stage that was begun last."""
@@ -178,8 +145,8 @@ class EngineSite:
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the first calibration questions that ask no other experts; of a replay, the batch."""
         if self.replayed is not None:
-            return self._batch
-        return first_questions(self._calibration(), self._num_calibration_questions, experts)
+            return self.batch
+        return first_questions(self.others(), self.num_calibration_questions, experts)
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
         """Draw what is replayed; live, the models have to be asked."""
@@ -188,14 +155,14 @@ class EngineSite:
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
         """List the calibration questions; in a replay prompts are as long as the batch's."""
         if self.replayed is not None:
-            known = {question.id: question for question in self._batch.questions}
-            return [(known[call.key.question], call.prompt_tokens) for call in self._batch.calls]
-        asked = self._calibration()
+            known = {question.id: question for question in self.batch.questions}
+            return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
+        asked = self.others()
         return list(zip(asked.questions, prompt_tokens_by_question(asked), strict=True))
 
     def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend whose responses no batch shares, even with the same questions."""
-        seed = calibration_seed(self._profile_seed)
+        seed = calibration_seed(self.profile_seed)
         if self.replayed is None:
             content = RunContent(
                 prompts=lambda call, inputs: prompts(call, inputs_of(call, earlier, inputs)),
@@ -222,8 +189,8 @@ class EngineSite:
 
         A worker that was lost while something was measured is not tried again.
         """
-        all_places = gangs_of(expert, self._cluster.num_workers)
-        places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
+        all_places = gangs_of(expert, self.cluster.num_workers)
+        places = [place for place in all_places if may_be_gang(self.cluster.select(place))]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """The pipeline with a barrier between the layers of calls."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import PlanError
@@ -23,79 +24,62 @@ def ignore_plan(planned: Planned, first_session: int) -> None:
     """Receive a plan, and do nothing."""
 
 
+@dataclass(eq=False)
 class Layers:
-    """Plans and runs a layer of calls when the one before it has ended: the paper's barrier.
+    """Plans and runs a layer of calls when the one before it has ended: the paper's barrier."""
 
-    Parameters
-    ----------
-    questions
-        The batch on its way.
-    planner
-        Plans each layer.
-    plans
-        Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the
-        calls that have come up, and made anew elsewhere.
-    on_plan
-        Receives each plan before it runs.
-    closes
-        Whether sessions are closed at once; else somebody closes them later.
-    first
-        The first layer, planned already: the saved plans are then of those behind it. It is planned anew where other
-        calls are left.
-    """
+    questions: Questions
+    """The batch on its way."""
+    planner: Planner
+    """Plans each layer."""
+    plans: Sequence[Plan] = ()
+    """Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the calls
+    that have come up, and made anew elsewhere."""
+    on_plan: OnPlan = ignore_plan
+    """Receives each plan before it runs."""
+    first: Planned | None = None
+    """The first layer, planned already: the saved plans are then of those behind it. It is planned anew where other
+    calls are left."""
+    closes: bool = field(default=True, kw_only=True)
+    """Whether sessions are closed at once; else somebody closes them later."""
+    reacts: ClassVar[bool] = False
+    _num_layers: int = field(default=0, init=False)
 
-    reacts = False
-
-    def __init__(
-        self,
-        questions: Questions,
-        planner: Planner,
-        plans: Sequence[Plan] = (),
-        on_plan: OnPlan = ignore_plan,
-        first: Planned | None = None,
-        *,
-        closes: bool = True,
-    ) -> None:
-        self._closes = closes
-        self._questions = questions
-        self._planner = planner
-        self._saved = list(plans)
-        self._on_plan = on_plan
-        self._first = first
-        self._num_layers = 0
+    def __post_init__(self) -> None:
+        self._saved = list(self.plans)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Begin with the first layer, and with the next whenever no call is left."""
         if isinstance(event, Finished):
-            self._questions.note(event.record)
-            if view.running or self._num_layers == len(self._questions.graph.layers):
+            self.questions.note(event.record)
+            if view.running or self._num_layers == len(self.questions.graph.layers):
                 return ()
         elif not isinstance(event, Started):
             return ()
         if self._num_layers == 0:
-            calls = list(self._questions.first_calls)
+            calls = list(self.questions.first_calls)
         else:
-            calls = [call for question in self._questions for call in self._questions.needed(question.id)]
+            calls = [call for question in self.questions for call in self.questions.needed(question.id)]
         calls = [call for call in calls if _is_left(call.key, view)]
         return self._begin(calls, view) if calls else ()
 
     def _begin(self, calls: Sequence[Call], view: View) -> Iterable[Command]:
         planned = self._plan(calls, view)
         self._num_layers += 1
-        self._on_plan(planned, view.next_session())
+        self.on_plan(planned, view.next_session())
         named = {call.key: call for call in calls}
-        return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
+        return plan_commands(planned.plan, named, view.next_session(), closes=self.closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
-        first, self._first = self._first, None
+        first, self.first = self.first, None
         if first is None and self._saved and not view.lost:
             try:
-                return self._planner.plan(calls, saved=self._saved.pop(0), held=loaded_models(view))
+                return self.planner.plan(calls, saved=self._saved.pop(0), held=loaded_models(view))
             except PlanError:
                 if not view.opened:
                     raise
         is_of_these = first is not None and first.problem.calls == tuple(calls)
-        return plan_anew(self._planner, calls, view, first if is_of_these else None)
+        return plan_anew(self.planner, calls, view, first if is_of_these else None)
 
 
 def _is_left(key: CallKey, view: View) -> bool:

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import log
+from typing import ClassVar
 
 from mosaic.core.commands import Command, Move, Open
 from mosaic.core.errors import InfeasibleError
@@ -30,6 +31,7 @@ NEWS_LOG = 0.15
 """A length scale that has changed by less, since it was last looked at, is no news."""
 
 
+@dataclass(eq=False)
 class Revising:
     """Compares observed lengths, those of running calls as far as they are, with what the plan was made for.
 
@@ -37,56 +39,37 @@ class Revising:
     that no engine has begun are planned anew with the lengths as seen. The new plan is taken where it is predicted to
     end earlier by a stated share: a session that serves keeps the calls that the new plan leaves on its place, and
     sessions that lose all their calls are closed by ``Keeping``.
-
-    Parameters
-    ----------
-    planner
-        Made the plan.
-    prospects
-        What is predicted; it stands before this.
-    on_plan
-        Receives each new plan before it runs.
-    num_pilot_sessions
-        The first sessions: their lengths are what the plan was made of.
-    unsure_batches
-        Progress may have been reported a while ago: of the calls that had written nothing, so many times as had written
-        something stay, the first ones. A call that moved after it had begun would write another answer.
-    least_s
-        Seconds from one look to the next; ticks may come more often. A look reads the lengths of all calls.
     """
 
-    reacts = True
-
-    def __init__(
-        self,
-        planner: Planner,
-        prospects: Prospects,
-        on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
-        num_pilot_sessions: int = 0,
-        unsure_batches: float = 0.0,
-        least_s: float = 0.0,
-    ) -> None:
-        self._planner = planner
-        self._prospects = prospects
-        self._on_plan = on_plan
-        self._num_pilot_sessions = num_pilot_sessions
-        self._unsure_batches = unsure_batches
-        self._least_s = least_s
-        self._next_ts = 0.0
-        self._ended: dict[tuple[NodeName, ExpertName], list[int]] = defaultdict(list)
-        self._planned: dict[tuple[NodeName, ExpertName], float] = {}
-        """The scale that the plan now running was made with, or that was looked at last; 1 where there is none."""
+    planner: Planner
+    """Made the plan."""
+    prospects: Prospects
+    """What is predicted; it stands before this."""
+    on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None
+    """Receives each new plan before it runs."""
+    num_pilot_sessions: int = 0
+    """The first sessions: their lengths are what the plan was made of."""
+    unsure_batches: float = 0.0
+    """Progress may have been reported a while ago: of the calls that had written nothing, so many times as had written
+    something stay, the first ones. A call that moved after it had begun would write another answer."""
+    least_s: float = 0.0
+    """Seconds from one look to the next; ticks may come more often. A look reads the lengths of all calls."""
+    reacts: ClassVar[bool] = True
+    _next_ts: float = field(default=0.0, init=False)
+    _ended: dict[tuple[NodeName, ExpertName], list[int]] = field(default_factory=lambda: defaultdict(list), init=False)
+    _planned: dict[tuple[NodeName, ExpertName], float] = field(default_factory=dict, init=False)
+    """The scale that the plan now running was made with, or that was looked at last; 1 where there is none."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Note lengths; look at the plan when time has passed, as it is then known how far running calls are."""
         if isinstance(event, Finished):
             record = event.record
-            if record.status is CallStatus.FINISHED and record.session >= self._num_pilot_sessions:
+            if record.status is CallStatus.FINISHED and record.session >= self.num_pilot_sessions:
                 self._ended[record.key.node, record.expert].append(record.output_tokens)
             return ()
         if not isinstance(event, Tick) or event.ts < self._next_ts:
             return ()
-        self._next_ts = event.ts + self._least_s
+        self._next_ts = event.ts + self.least_s
         if not view.running:
             return ()
         nodes = {call.key.node for call in view.running.values()}
@@ -110,13 +93,13 @@ class Revising:
 
     def _scales(self, node: NodeName, view: View) -> dict[ExpertName, float]:
         running: dict[ExpertName, list[int]] = defaultdict(list)
-        for key, tokens in self._prospects.written.items():
+        for key, tokens in self.prospects.written.items():
             if key in view.running and key.node == node and tokens:
                 running[view.running[key].expert].append(tokens)
-        samples = {entry.expert: entry.output_tokens for entry in self._planner.profiles[node].entries}
+        samples = {entry.expert: entry.output_tokens for entry in self.planner.profiles[node].entries}
         uncounted = {
             view.opened[number].expert
-            for number in view.up - self._prospects.counting
+            for number in view.up - self.prospects.counting
             if number not in view.ended and view.held[number]
         }  # how far their calls are is not known, and those that have ended are the short ones
         return {
@@ -128,12 +111,12 @@ class Revising:
 
     def _outlook(self, node: NodeName, scales: Mapping[ExpertName, float], view: View) -> Outlook:
         """Predict the run by scaled lengths."""
-        profiles = {**self._planner.profiles, node: self._profile(node, scales)}
-        self._prospects.use(profiles)
-        return self._prospects.outlook(view)
+        profiles = {**self.planner.profiles, node: self._profile(node, scales)}
+        self.prospects.use(profiles)
+        return self.prospects.outlook(view)
 
     def _profile(self, node: NodeName, scales: Mapping[ExpertName, float]) -> Profile:
-        return scaled_profile(self._planner.profiles[node], scales)
+        return scaled_profile(self.planner.profiles[node], scales)
 
     def _plan(self, node: NodeName, scales: Mapping[ExpertName, float], now: Outlook, view: View) -> Iterator[Command]:
         """Plan what has not begun, and give it where it pays."""
@@ -143,15 +126,15 @@ class Revising:
         calls = [call for key, call in view.calls.items() if key in free]
         resident = {w: stay.session.expert for stay in now.stays if stay.is_up for w in stay.session.workers}
         planner = replace(
-            self._planner,
-            profiles={**self._planner.profiles, node: self._profile(node, scales)},
-            costs=lambda **given: RunCosts(self._planner.costs(**given), resident=resident),
+            self.planner,
+            profiles={**self.planner.profiles, node: self._profile(node, scales)},
+            costs=lambda **given: RunCosts(self.planner.costs(**given), resident=resident),
         )
         plans = list(self._plans(planner, calls, free, now, view))
         ends_s = [self._end_s(plan, free, now) for plan in plans]
         best = plans[ends_s.index(min(ends_s))] if plans else None
         if best is not None and min(ends_s) < (1 - GAIN_FRAC) * now.end_s:
-            self._on_plan(best, view.lost)
+            self.on_plan(best, view.lost)
             yield from self._commands(best, now, view)
 
     def _plans(
@@ -172,15 +155,15 @@ class Revising:
                 yield planner.plan(calls, {**view.lost, **dict.fromkeys(busiest[:number], "busy")}).plan
 
     def _drain_s(self, calls: Mapping[CallKey, Call], expert: ExpertName, workers: Sequence[int]) -> float:
-        return self._prospects.drain_s(self._prospects.underway(calls, expert), expert, workers)
+        return self.prospects.drain_s(self.prospects.underway(calls, expert), expert, workers)
 
     def _not_begun(self, stay: Stay) -> list[Call]:
         """List the calls of a session that wrote nothing; where an engine does not count, those of one not up yet."""
-        if stay.is_up and stay.session.id not in self._prospects.counting:
+        if stay.is_up and stay.session.id not in self.prospects.counting:
             return []
-        waiting = [call for key, call in stay.calls.items() if not self._prospects.written.get(key, 0)]
+        waiting = [call for key, call in stay.calls.items() if not self.prospects.written.get(key, 0)]
         num_begun = len(stay.calls) - len(waiting)
-        return waiting[round(self._unsure_batches * num_begun) if stay.is_up else 0 :]
+        return waiting[round(self.unsure_batches * num_begun) if stay.is_up else 0 :]
 
     def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: Outlook) -> float:
         """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions come behind it."""
@@ -195,7 +178,7 @@ class Revising:
             free_s |= {worker: max(free_s[worker], end_s) for worker in workers}
         for (expert, workers), session in coming.items():
             if (expert, workers) not in homes:
-                start_s = max(free_s[worker] for worker in workers) + self._prospects.load_s(expert, workers)
+                start_s = max(free_s[worker] for worker in workers) + self.prospects.load_s(expert, workers)
                 end_s = start_s + self._drain_s({key: free[key] for key in session.shard}, expert, workers)
                 free_s |= dict.fromkeys(workers, end_s)
         return max(free_s.values(), default=0.0)

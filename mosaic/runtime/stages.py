@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, groupby
-from typing import Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from mosaic.core.commands import Command, Submit
 from mosaic.core.errors import BackendError, DisturbedSweepError, InfeasibleError
@@ -224,7 +224,7 @@ class FirstStretch(Generic[_T]):
                     self._num_begun, self._submitted, self.events = 0, _submitted(log), []
                     shown = display.enter_context(self._show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
-                    stop = StopWhenFailing("pilot", num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
+                    stop = StopWhenFailing(name="pilot", num_calls=num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
                     result = drive(
                         backend,
                         [self, _spread_anew(job), stop, *shown],
@@ -299,7 +299,10 @@ class FirstStretch(Generic[_T]):
             takes_over = other.may_lose and job.site.way != "simulated"  # simulated workers are not lost
             anew = [_spread_anew(job)] if takes_over else []
             stop = StopWhenFailing(
-                stage.title, len(stage.calls), max_in_a_row=other.max_failures, may_lose=other.may_lose
+                name=stage.title,
+                num_calls=len(stage.calls),
+                max_in_a_row=other.max_failures,
+                may_lose=other.may_lose,
             )
             plan = unpriced_plan(stage.sessions, num_workers=job.cluster.num_workers)
             result = execute(plan, stage.calls, backend, [*anew, Cuts(job.graph.budgets), stop, *shown])
@@ -331,33 +334,25 @@ class Late:
                 yield from self._controller.on(Finished(record.finished_ts or 0.0, record), view)
 
 
+@dataclass(kw_only=True, eq=False)
 class StopWhenFailing:
     """A controller that stops a measurement which can price nothing any more, and says why.
 
     What comes after a call that fails would be sent for nothing. What has finished is in the journal of a real run.
-
-    Parameters
-    ----------
-    name
-        Of the measurement.
-    num_calls
-        That it has.
-    max_in_a_row
-        It stops where so many calls fail in a row. A pilot's single failures are tried again with the batch.
-    may_lose
-        Whether other workers take over what a lost one leaves.
     """
 
-    reacts = False
-
-    def __init__(self, name: str, num_calls: int, *, max_in_a_row: int, may_lose: bool) -> None:
-        self._name = name
-        self._num_calls = num_calls
-        self._max_in_a_row = max_in_a_row
-        self._may_lose = may_lose
-        self._num_finished = 0
-        self._failed: list[CallRecord] = []
-        """Since a call finished."""
+    name: str
+    """Of the measurement."""
+    num_calls: int
+    """That it has."""
+    max_in_a_row: int
+    """It stops where so many calls fail in a row. A pilot's single failures are tried again with the batch."""
+    may_lose: bool
+    """Whether other workers take over what a lost one leaves."""
+    reacts: ClassVar[bool] = False
+    _num_finished: int = field(default=0, init=False)
+    _failed: list[CallRecord] = field(default_factory=list, init=False)
+    """Since a call finished."""
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
         """Count how calls end, and look at each worker that is lost.
@@ -375,19 +370,19 @@ class StopWhenFailing:
                 self._failed.clear()
             else:
                 self._failed.append(event.record)
-            if len(self._failed) == self._max_in_a_row:
+            if len(self._failed) == self.max_in_a_row:
                 first = self._failed[0]
                 why = first.response.error if first.response is not None else None
                 cause = f"call {first.key.question} of {first.expert} {first.status}: {why or 'no reason is known'}"
-                more = "" if self._max_in_a_row == 1 else f", the first of {self._max_in_a_row} in a row"
+                more = "" if self.max_in_a_row == 1 else f", the first of {self.max_in_a_row} in a row"
                 raise BackendError(self._stopped(f"{cause}{more}"))
-        elif isinstance(event, Lost) and not self._may_lose and view.left_by({event.worker}):
+        elif isinstance(event, Lost) and not self.may_lose and view.left_by({event.worker}):
             raise DisturbedSweepError(self._stopped(f"worker {event.worker} is lost: {event.cause}"))
         return ()
 
     def _stopped(self, cause: str) -> str:
-        done = f"{self._num_finished} of {self._num_calls} calls finished before it stopped"
-        return f"{self._name}: {done}: {cause}. {MEASURED_OTHERWISE}"
+        done = f"{self._num_finished} of {self.num_calls} calls finished before it stopped"
+        return f"{self.name}: {done}: {cause}. {MEASURED_OTHERWISE}"
 
 
 def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell: Tell) -> Stages[_T]:

@@ -176,7 +176,7 @@ def test_sizes_may_come_as_a_list() -> None:
 
 
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing(name="pilot", num_calls=9, max_in_a_row=4, may_lose=True), View(1)
     failed = make_failed("q1")._replace(response=Response(error="no such model"))
     for _ in range(3):
         assert stop.on(Finished(1.0, failed), view) == ()
@@ -185,7 +185,7 @@ def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
 
 
 def test_a_pilot_goes_on_past_single_failures() -> None:
-    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing(name="pilot", num_calls=9, max_in_a_row=4, may_lose=True), View(1)
     for number in range(20):
         record = make_record(f"q{number}")
         stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
