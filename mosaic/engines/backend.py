@@ -165,9 +165,9 @@ class EngineBackend:
         self._launcher.begin(log.folder, self._cluster.num_workers, is_new=not state.done_keys)
         self._ts = log.begin()
         self._started = Sessions(
-            self._launcher,
-            log,
-            self._patience,
+            launcher=self._launcher,
+            journal=log,
+            patience=self._patience,
             start_ts=self._ts,
             num_workers=self._cluster.num_workers,
             lost=self.lost,

@@ -154,27 +154,21 @@ class SessionState:
             self.spec = replace(self.spec, has_served=True)
 
 
+@dataclass(eq=False)
 class Calls:
     """Every call that was submitted and has not ended.
 
     A call waits in a session's queue or its expert's, or a session's process has it.
-
-    Parameters
-    ----------
-    sessions
-        All that were opened, by number.
-    now
-        Gives the instant, on the run's clock.
-    end
-        Takes the record of a call that ends here.
     """
 
-    def __init__(
-        self, sessions: Mapping[int, SessionState], now: Callable[[], float], end: Callable[[CallRecord], None]
-    ) -> None:
-        self._sessions = sessions
-        self._now = now
-        self._end = end
+    sessions: Mapping[int, SessionState]
+    """All that were opened, by number."""
+    now: Callable[[], float]
+    """Gives the instant, on the run's clock."""
+    end_call: Callable[[CallRecord], None]
+    """Takes the record of a call that ends here."""
+
+    def __post_init__(self) -> None:
         self._calls: dict[CallKey, CallState] = {}
         self._queues: dict[ExpertName, CallQueue] = defaultdict(CallQueue)
 
@@ -205,8 +199,8 @@ class Calls:
         if call.holder is None:
             self._place(call)
         elif call.is_moving or (call.holder != to and not call.is_cancelled):
-            if isinstance(to, int) and not self._sessions[to].has_ended:
-                self._sessions[to].incoming.add(call.request.key)
+            if isinstance(to, int) and not self.sessions[to].has_ended:
+                self.sessions[to].incoming.add(call.request.key)
             if not call.is_moving:
                 call.is_moving = True
                 self._send_holder(call, Move(call.request.key, NO_SESSION))
@@ -233,7 +227,7 @@ class Calls:
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
         """
         taken: list[Request] = []
-        now = self._now()
+        now = self.now()
         while len(session.held) < room:
             key = session.queue.pop(now)
             if key is None and len(session.held) < shared_room:
@@ -255,7 +249,7 @@ class Calls:
         request, generated = call.request, output.token_ids
         num_read = request.prompt_tokens if output.prompt_tokens is None else output.prompt_tokens
         wasted_tokens = request.wasted_tokens + (num_read + len(generated) - 1 if generated else 0)
-        call.request = request._replace(generated=generated, wasted_tokens=wasted_tokens, queued_ts=self._now())
+        call.request = request._replace(generated=generated, wasted_tokens=wasted_tokens, queued_ts=self.now())
         call.num_moves += 1
         session.held.discard(output.key)
         self._release(call)
@@ -303,8 +297,8 @@ class Calls:
         if call is None:
             return None
         self._leave(call)
-        session, response = self._sessions.get(record.session), record.response
-        holder = None if call.holder is None else self._sessions[call.holder]
+        session, response = self.sessions.get(record.session), record.response
+        holder = None if call.holder is None else self.sessions[call.holder]
         for state in (session, holder):
             if state is not None:
                 state.held.discard(record.key)
@@ -319,11 +313,11 @@ class Calls:
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""
         for record in [self._record(call, status, error) for call in calls]:
-            self._end(record)
+            self.end_call(record)
 
     def _record(self, call: CallState, status: CallStatus, error: str | None) -> CallRecord:
-        request, now = call.request, self._now()
-        session = self._sessions.get(call.to) if isinstance(call.to, int) else None
+        request, now = call.request, self.now()
+        session = self.sessions.get(call.to) if isinstance(call.to, int) else None
         return CallRecord(
             key=request.key,
             expert=call.call.expert,
@@ -354,7 +348,7 @@ class Calls:
             self._place(call)
 
     def _place(self, call: CallState) -> None:
-        session = None if isinstance(call.to, str) else self._sessions[call.to]
+        session = None if isinstance(call.to, str) else self.sessions[call.to]
         if session is None:
             self._wait(call, self._queues[call.call.expert])
         elif session.broken is not None:
@@ -373,10 +367,10 @@ class Calls:
             call.queue.discard(call.request.key)
             call.queue = None
         if isinstance(call.to, int):
-            self._sessions[call.to].incoming.discard(call.request.key)
+            self.sessions[call.to].incoming.discard(call.request.key)
 
     def _send_holder(self, call: CallState, message: Cancel | Cut | Move) -> None:
         assert call.holder is not None, "a process has it"
-        send = self._sessions[call.holder].send
+        send = self.sessions[call.holder].send
         if send is not None:
             send(message)

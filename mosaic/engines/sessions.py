@@ -45,51 +45,34 @@ class WorkerState:
     """A session waits for it or is on it."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Sessions:
     """Runs sessions over worker processes until each has ended or its worker is gone.
 
     A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
     is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
     that dies, fails or hangs takes its session back to waiting, with the calls that it has not ended.
-
-    Parameters
-    ----------
-    launcher, journal, patience
-        See `EngineBackend`.
-    start_ts
-        When the run begins or goes on.
-    num_workers
-        They are numbered from 0.
-    lost
-        Workers that were given up, and why; runs that share it know of each other's.
-    emit
-        Takes events.
-    read
-        Reads the answer of a call that has ended.
     """
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        journal: Journal,
-        patience: Patience,
-        *,
-        start_ts: float,
-        num_workers: int,
-        lost: dict[int, str],
-        emit: Callable[[Event], None],
-        read: Callable[[CallRecord], CallRecord],
-    ) -> None:
-        self._zero_ts = time.monotonic() - start_ts
+    launcher: Launcher
+    journal: Journal
+    patience: Patience
+    start_ts: float
+    """When the run begins or goes on."""
+    num_workers: int
+    """They are numbered from 0."""
+    lost: dict[int, str]
+    """Workers that were given up, and why; runs that share it know of each other's."""
+    emit: Callable[[Event], None]
+    """Takes events."""
+    read: Callable[[CallRecord], CallRecord]
+    """Reads the answer of a call that has ended."""
+
+    def __post_init__(self) -> None:
+        self._zero_ts = time.monotonic() - self.start_ts
         self._states: dict[int, SessionState] = {}
         self.calls = Calls(self._states, self.now, self._end_call)
-        self._launcher = launcher
-        self._journal = journal
-        self._patience = patience
-        self._emit = emit
-        self._read = read
-        self._lost = lost
-        self._workers = [WorkerState(start_ts) for _ in range(num_workers)]
+        self._workers = [WorkerState(self.start_ts) for _ in range(self.num_workers)]
         self._num_failed_loads: Counter[int] = Counter()
         """By worker, since it served a call."""
         self._num_fork_server_deaths: Counter[int] = Counter()
@@ -119,7 +102,7 @@ class Sessions:
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
         """Let a session wait for its workers; on one that is lost it is lost too."""
         state = self._states[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
-        if not self._lost.keys().isdisjoint(session.workers):
+        if not self.lost.keys().isdisjoint(session.workers):
             state.stage = Stage.LOST
             return
         self._open.append(state)
@@ -138,8 +121,8 @@ class Sessions:
         for number, worker in enumerate(self._workers):
             if worker.is_awaited and number not in busy:
                 worker.is_awaited = False
-                if number not in self._lost:
-                    self._emit(Idle(self.now(), number))
+                if number not in self.lost:
+                    self.emit(Idle(self.now(), number))
 
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then receive what happened; ``may_act``: others may still give commands.
@@ -163,14 +146,14 @@ class Sessions:
             self._handle(process, message)
         self._check_workers()
         for process in self._processes.values():
-            if process.is_overdue(self._patience):
-                self._launcher.kill(process.number)
+            if process.is_overdue(self.patience):
+                self.launcher.kill(process.number)
 
     def stop(self) -> None:
         """End all processes at once and wait until they are gone."""
-        deadline = time.monotonic() + self._patience.close_timeout_s
+        deadline = time.monotonic() + self.patience.close_timeout_s
         for number in self._processes:
-            self._launcher.kill(number)
+            self.launcher.kill(number)
         while self._processes and time.monotonic() < deadline:
             with suppress(BackendError):
                 for _ in self._receive(1.0):
@@ -180,10 +163,10 @@ class Sessions:
         """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last."""
         for process in self._processes.values():
             for unsent in process.unsent:
-                self._launcher.send(process.number, unsent)
+                self.launcher.send(process.number, unsent)
             process.unsent.clear()
         time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
-        for number, message in self._launcher.listen(timeout_s):
+        for number, message in self.launcher.listen(timeout_s):
             process = self._processes[number]
             self._received_ts = process.received_ts = time.monotonic()
             if isinstance(message, Failure):
@@ -226,7 +209,7 @@ class Sessions:
         followed = [self._states[needed].end_ts for needed in state.session.after]
         free_ts = max(self._workers[worker].free_ts for worker in workers)
         state.stage, process.session = Stage.RUNNING, state.session.id
-        process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
+        process.one_at_a_time = 0 < state.num_failures == self.patience.max_retries
         process.begin(Phase.SERVING if is_resident else Phase.LOADING)
         state.load_start_ts = max([state.opened_ts, free_ts, *followed])
         process.send(
@@ -239,8 +222,8 @@ class Sessions:
 
     def _open_process(self, state: SessionState) -> WorkerProcess | None:
         """Start a process for a session; None: not now, try again."""
-        number, workers = next(self._launcher.numbers), state.session.workers
-        if not self._launcher.open(number, workers):
+        number, workers = next(self.launcher.numbers), state.session.workers
+        if not self.launcher.open(number, workers):
             return None
         process = WorkerProcess(number=number, spec=state.spec, workers=workers)
         process.send(Load(spec=state.spec, zero_ts=self._zero_ts))
@@ -312,7 +295,7 @@ class Sessions:
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or raise why nothing is served."""
-        if not self._lost:
+        if not self.lost:
             raise BackendError(self._why_stuck())
         is_last_try = all(state.is_closing for state in self._open)
         for state in list(self._open):
@@ -336,16 +319,16 @@ class Sessions:
 
     def _check_workers(self) -> None:
         """Lose workers that have gone, and take up those that have come."""
-        for change in self._launcher.changes():
+        for change in self.launcher.changes():
             if isinstance(change, Gone):
                 self._give_up(change.workers, change.cause)
                 continue
             for worker in change.workers:
-                if self._lost.pop(worker, None) is not None:
+                if self.lost.pop(worker, None) is not None:
                     state = self._workers[worker]  # which sessions may wait for
                     state.free_ts = max(self.now(), state.free_ts)
                     self._num_failed_loads[worker] = self._num_fork_server_deaths[worker] = 0
-                    self._emit(Joined(self.now(), worker))
+                    self.emit(Joined(self.now(), worker))
 
     def _handle(self, process: WorkerProcess, message: FromWorker | Exited) -> None:
         state = self._state_of(process)
@@ -354,22 +337,22 @@ class Sessions:
         elif isinstance(message, Finished):
             self._end_call(message.record)
         elif isinstance(message, Prefilled):
-            self._journal.add(EndedPrefill(message.record))
-            self._emit(message)
+            self.journal.add(EndedPrefill(message.record))
+            self.emit(message)
         elif isinstance(message, Ready):
             process.begin(Phase.SERVING)
             if state is not None:
                 state.send = process.send
-                self._journal.add(OpenedSession.of(state.session, state.load_start_ts, message.ts))
-            self._emit(message)
+                self.journal.add(OpenedSession.of(state.session, state.load_start_ts, message.ts))
+            self.emit(message)
         elif isinstance(message, ClosedSession):
-            self._journal.add(message)
+            self.journal.add(message)
             process.session = None
             process.begin(Phase.IDLE)
             if state is not None:
                 self._end_session(state, message.end_ts, Stage.OVER)
         elif isinstance(message, Progress):
-            self._emit(message)
+            self.emit(message)
         elif isinstance(message, Output) and state is not None:
             self.calls.take_back(state, message)
 
@@ -382,10 +365,10 @@ class Sessions:
             for worker in record.workers:
                 self._num_failed_loads[worker] = 0
             self._num_fork_server_deaths.clear()
-        kept = self._read(kept)
-        self._journal.add_call(record, kept)
+        kept = self.read(kept)
+        self.journal.add_call(record, kept)
         self.note_end(kept)
-        self._emit(Finished(kept.finished_ts or 0.0, kept))
+        self.emit(Finished(kept.finished_ts or 0.0, kept))
 
     def _lose(self, process: WorkerProcess, exited: Exited) -> None:
         """Take back what a process that is gone did not finish."""
@@ -401,15 +384,15 @@ class Sessions:
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)
             return
-        cause = f"{process.cause(exited)}; see {output_of(self._journal.folder, process.workers)}"
+        cause = f"{process.cause(exited)}; see {output_of(self.journal.folder, process.workers)}"
         if exited.fork_server_died or process.is_workers_fault:
             num_failures = self._num_fork_server_deaths if exited.fork_server_died else self._num_failed_loads
             num_failures.update(process.workers)
-            if max(num_failures[worker] for worker in process.workers) > self._patience.max_restarts:
+            if max(num_failures[worker] for worker in process.workers) > self.patience.max_restarts:
                 self._give_up(process.workers, cause)
             return
         state.num_failures += 1
-        if state.num_failures <= self._patience.max_retries:
+        if state.num_failures <= self.patience.max_retries:
             return
         if process.one_at_a_time and process.phase is Phase.SERVING and state.num_isolated < MAX_ISOLATED:
             state.num_isolated += 1
@@ -426,7 +409,7 @@ class Sessions:
         nor one whose refusal no waiting heals. The only call that it had, each time, is why it failed; after some
         such calls in a row it is not the calls.
         """
-        now, patience = self.now(), self._patience.servers
+        now, patience = self.now(), self.patience.servers
         state.ill_ts = now if state.ill_ts is None else state.ill_ts
         is_awaited = (state.spec.has_served or failure.wait_s > 0) and not failure.is_fatal
         if not is_awaited or now + failure.wait_s - state.ill_ts > patience.outage_timeout_s:
@@ -448,13 +431,13 @@ class Sessions:
 
     def _give_up(self, workers: Sequence[int], cause: str) -> None:
         """Lose workers, and all sessions that need any of them."""
-        new = [worker for worker in workers if worker not in self._lost]
-        self._lost |= dict.fromkeys(new, cause)
+        new = [worker for worker in workers if worker not in self.lost]
+        self.lost |= dict.fromkeys(new, cause)
         for state in list(self._open):
-            if not self._lost.keys().isdisjoint(state.session.workers):
+            if not self.lost.keys().isdisjoint(state.session.workers):
                 self._lose_session(state)
         for num_reported, worker in enumerate(new, start=1):
-            self._emit(Lost(self.now(), worker, cause, num_more=len(new) - num_reported))
+            self.emit(Lost(self.now(), worker, cause, num_more=len(new) - num_reported))
 
     def _lose_session(self, state: SessionState) -> None:
         self._end_session(state, state.end_ts, Stage.LOST)
@@ -466,10 +449,10 @@ class Sessions:
         state.send = None
         self._open.remove(state)
         self._free(state.session.workers, end_ts)
-        if (record := self._journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
-            self._emit(Closed(record.end_ts, record))
+        if (record := self.journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
+            self.emit(Closed(record.end_ts, record))
         elif stage is not Stage.LOST:
-            self._emit(Unused(end_ts, state.session.id))
+            self.emit(Unused(end_ts, state.session.id))
 
     def _free(self, workers: Iterable[int], ts: float) -> None:
         for worker in workers:

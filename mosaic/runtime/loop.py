@@ -1,6 +1,7 @@
 """The run: a backend sends events, controllers answer with commands. There is one run and one clock."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.events import Event, Finished, Lost, Prefilled, Started, cause_of
@@ -57,7 +58,7 @@ def drive(
     BackendError
         If the backend cannot carry a command out.
     """
-    run = _Run(backend, controllers, num_workers, log, then, is_quote=is_quote)
+    run = _Run(backend=backend, controllers=controllers, num_workers=num_workers, log=log, then=then, is_quote=is_quote)
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
     events = backend.events(reacts=reacts, tick_s=tick_s)
     try:
@@ -69,27 +70,22 @@ def drive(
     return run.result()
 
 
+@dataclass(kw_only=True, eq=False)
 class _Run:
     """A run under way: what is known of it, and what was done."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        controllers: Sequence[Controller],
-        num_workers: int,
-        log: Journal | None,
-        then: Callable[[View], Sequence[Controller]] | None,
-        *,
-        is_quote: bool,
-    ) -> None:
-        self._backend = backend
-        self._controllers = controllers
-        self._then = then
-        self._is_quote = is_quote
-        self._view = View(num_workers)
-        self._log = log
+    backend: Backend
+    controllers: Sequence[Controller]
+    num_workers: int
+    log: Journal | None
+    then: Callable[[View], Sequence[Controller]] | None
+    is_quote: bool
+
+    def __post_init__(self) -> None:
+        log = self.log
+        self._view = View(self.num_workers)
         self._ended_before = frozenset[CallKey]() if log is None else log.ended
-        self._earlier, self._view.first_session = _split(() if log is None else log.earlier, num_workers)
+        self._earlier, self._view.first_session = _split(() if log is None else log.earlier, self.num_workers)
         self._resumes_ts = 0.0
         """Of the backend's ``Started``."""
         self._unreported: set[CallKey] = set()
@@ -109,9 +105,9 @@ class _Run:
         self._answer(event)
         if view.running:
             return
-        if self._then is not None and view.opened.keys() <= view.ended.keys():
-            then, self._then = self._then, None
-            self._controllers = then(view)
+        if self.then is not None and view.opened.keys() <= view.ended.keys():
+            then, self.then = self.then, None
+            self.controllers = then(view)
             self.take(Started(view.ts, resumes_ts=self._resumes_ts))
             return
         unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
@@ -128,11 +124,11 @@ class _Run:
             self._lost.append(LostWorker(event.ts, event.worker, event.cause))
         elif isinstance(event, Prefilled):
             self._prefills.append(event.record)
-        for controller in self._controllers:
+        for controller in self.controllers:
             commands = controller.on(event, view)
             if commands:
                 self._give(list(commands), event)
-        if self._earlier and not self._unreported and self._then is None and not self._is_quote:
+        if self._earlier and not self._unreported and self.then is None and not self.is_quote:
             self._fold_in()
 
     def result(self) -> RunResult:
@@ -140,7 +136,7 @@ class _Run:
         view = self._view
         sessions = view.closed_sessions()
         end_ts = max((record.end_ts for record in sessions), default=0.0)
-        resumptions = () if self._log is None else self._log.resumptions
+        resumptions = () if self.log is None else self.log.resumptions
         return RunResult(
             calls=tuple(view.calls_by_session()),
             sessions=sessions,
@@ -156,18 +152,18 @@ class _Run:
             return
         view = self._view
         ts, cause = view.ts, event if isinstance(event, str) else cause_of(event)
-        if self._is_quote:
+        if self.is_quote:
             cause = f"{QUOTE}{cause}"
         given = [Action(ts, cause, command) for command in commands]
-        if self._log is not None:
-            self._log.write([action for action in given if action.command not in self._written])
+        if self.log is not None:
+            self.log.write([action for action in given if action.command not in self._written])
         ended = self._ended_before if self._earlier else frozenset()
         for command in commands:
             view.expect(command)
             if isinstance(command, Submit) and command.call.key in ended:
                 self._unreported.add(command.call.key)
         for command in commands:
-            self._backend.apply(command)
+            self.backend.apply(command)
         self._actions += given
 
     def _fold_in(self) -> None:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ MAX_MOVES = 3
 """Of a call once it has written something."""
 
 
+@dataclass(eq=False)
 class Moves:
     """Levels sessions of one expert, and opens another where a free worker can take over enough of its calls.
 
@@ -33,27 +35,19 @@ class Moves:
     has begun go first, and then those that have written least: the other engine has to read what they have. A session
     is opened while its calls go on where they are, and takes them when it is up, if that still pays then. Where an
     engine does not count tokens its calls stay, but for those of sessions that are not up yet.
-
-    Parameters
-    ----------
-    prospects
-        What is predicted.
-    awaited
-        Experts whose calls come while the first layer runs: of each, one session stays.
-    waits_for_join
-        Whether nothing moves before a worker has joined: a run that no worker joins follows its plan. What is opened
-        from then on is closed here, when something else waits for its workers.
     """
 
-    reacts = True
+    prospects: Prospects
+    """What is predicted."""
+    awaited: Collection[ExpertName] = ()
+    """Experts whose calls come while the first layer runs: of each, one session stays."""
+    waits_for_join: bool = field(default=False, kw_only=True)
+    """Whether nothing moves before a worker has joined: a run that no worker joins follows its plan. What is opened
+    from then on is closed here, when something else waits for its workers."""
+    reacts: ClassVar[bool] = True
 
-    def __init__(
-        self, prospects: Prospects, awaited: Collection[ExpertName] = (), *, waits_for_join: bool = False
-    ) -> None:
-        self._prospects = prospects
-        self._awaited = awaited
-        self._is_on = not waits_for_join
-        self._closes = waits_for_join
+    def __post_init__(self) -> None:
+        self._is_on = not self.waits_for_join
         self._opened: list[int] = []
         self._num_moves: Counter[CallKey] = Counter()
         self._moved_enough: set[CallKey] = set()
@@ -67,9 +61,9 @@ class Moves:
             return ()
         commands: list[Command] = []
         if isinstance(event, LOOKED_AT) and view.running:
-            outlook = self._prospects.outlook(view)
+            outlook = self.prospects.outlook(view)
             commands = [*self._level(outlook, view)] or [*self._take_over(outlook, view)]
-        return [*commands, *self._close(view)] if self._closes else commands
+        return [*commands, *self._close(view)] if self.waits_for_join else commands
 
     def _close(self, view: View) -> Iterator[Command]:
         for number in self._opened:
@@ -123,8 +117,8 @@ class Moves:
     def _place(self, expert: ExpertName, free: Sequence[int], outlook: Outlook) -> tuple[float, tuple[int, ...]] | None:
         """Find the free worker where an expert is loaded soonest, and its load in seconds; None: it may go nowhere."""
         there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
-        places = [(self._prospects.load_s(expert, (worker,)), (worker,)) for worker in free if (worker,) not in there]
-        if not places or self._prospects.speed(expert, min(places)[1]) is None:
+        places = [(self.prospects.load_s(expert, (worker,)), (worker,)) for worker in free if (worker,) not in there]
+        if not places or self.prospects.speed(expert, min(places)[1]) is None:
             return None
         return min(places)
 
@@ -134,7 +128,7 @@ class Moves:
             return set()
         homes: dict[ExpertName, list[Session]] = {}
         for number, session in view.opened.items():
-            if session.expert in self._awaited and view.is_open(number):
+            if session.expert in self.awaited and view.is_open(number):
                 homes.setdefault(session.expert, []).append(session)
         return {worker for sessions in homes.values() if len(sessions) == 1 for worker in sessions[0].workers}
 
@@ -142,7 +136,7 @@ class Moves:
         self, source: Stay, there: Stay, outlook: Outlook, behind_there_s: float, least_s: float
     ) -> list[CallKey]:
         """Find the calls of a session that would best be served in another; none: no number earns enough."""
-        drain_s, behind_s = self._prospects.drain_s, outlook.behind_s(source)
+        drain_s, behind_s = self.prospects.drain_s, outlook.behind_s(source)
         before_s = max(self._done_s(source, outlook), behind_there_s + there.ready_s + there.serve_s)
         head_start_s = max(0.0, there.ready_s - source.ready_s)
         movable, session = self._movable(source), there.session
@@ -173,11 +167,11 @@ class Moves:
         stays = np.ones(len(source.calls), dtype=bool)
         stays[going] = False
         session, staying = source.session, source.underway.part(stays)
-        return source.ready_s + self._prospects.drain_s(staying, session.expert, session.workers)
+        return source.ready_s + self.prospects.drain_s(staying, session.expert, session.workers)
 
     def _movable(self, source: Stay) -> Indexes:
         """List calls that may go by their index in the session, those first that cost least to move."""
-        if source.is_up and source.session.id not in self._prospects.counting:
+        if source.is_up and source.session.id not in self.prospects.counting:
             return np.empty(0, dtype=np.int64)
         written = source.underway.written
         order = written.argsort(kind="stable")
@@ -188,13 +182,13 @@ class Moves:
 
     def _reading_s(self, calls: Underway, there: Session) -> float:
         """Price what another engine has to read again."""
-        speed = self._prospects.speed(there.expert, there.workers)
+        speed = self.prospects.speed(there.expert, there.workers)
         again = (calls.prompt_tokens + calls.written)[calls.written > 0]
         return 0.0 if speed is None else speed.read_s * float(again.sum())
 
     def _give(self, keys: Sequence[CallKey], number: int) -> Iterator[Command]:
         for key in keys:
-            if self._prospects.written.get(key, 0):
+            if self.prospects.written.get(key, 0):
                 self._num_moves[key] += 1
                 if self._num_moves[key] == MAX_MOVES:
                     self._moved_enough.add(key)

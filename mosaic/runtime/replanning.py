@@ -1,6 +1,8 @@
 """Plans anew, on the other workers and at once, what a lost worker leaves."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, InfeasibleError
@@ -11,26 +13,15 @@ from mosaic.core.workload import Call
 from mosaic.runtime.static_plan import plan_commands
 
 
+@dataclass(eq=False)
 class Replanning:
-    """Answers the loss of workers with a new plan for the calls that their sessions had not ended.
+    """Answers the loss of workers with a new plan for the calls that their sessions had not ended."""
 
-    Parameters
-    ----------
-    plan
-        Plans calls without the workers that are lost.
-    on_plan
-        Receives each new plan, with what was lost so far, before it runs.
-    """
-
-    reacts = True
-
-    def __init__(
-        self,
-        plan: Callable[[Sequence[Call], Mapping[int, str]], Plan],
-        on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
-    ) -> None:
-        self._plan = plan
-        self._on_plan = on_plan
+    plan: Callable[[Sequence[Call], Mapping[int, str]], Plan]
+    """Plans calls without the workers that are lost."""
+    on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None
+    """Receives each new plan, with what was lost so far, before it runs."""
+    reacts: ClassVar[bool] = True
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Answer the loss of a worker.
@@ -55,13 +46,13 @@ class Replanning:
         for node in dict.fromkeys(call.key.node for call in left):  # nodes are placed each in its way
             calls = [call for call in left if call.key.node == node]
             try:
-                plan = self._plan(calls, view.lost)
+                plan = self.plan(calls, view.lost)
             except InfeasibleError as error:
                 raise BackendError(
                     f"{len(left)} calls are left that no plan serves without the workers that are lost "
                     f"({causes}): {error}"
                 ) from error
-            self._on_plan(plan, view.lost)
+            self.on_plan(plan, view.lost)
             yield from plan_commands(plan, {call.key: call for call in calls}, number)
             number += 1 + max(session.id for session in plan.sessions)
 

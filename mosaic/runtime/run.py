@@ -10,7 +10,7 @@ from mosaic.core.events import Event
 from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.view import View
-from mosaic.core.workload import ExpertName, NodeName
+from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile
@@ -24,7 +24,6 @@ from mosaic.runtime.preparing import Begun, Step, measure_and_plan, measure_prof
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
-from mosaic.runtime.site import prompts_of
 from mosaic.runtime.stages import FirstStretch, Late, backend_of, pilot_of
 
 
@@ -106,11 +105,11 @@ def run(
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a plan breaks the problem, or the site cannot run it.
     """
+    rest = _Stretch(job, controllers, on_replan)
     if job.site.expert_by_server is not None:
-        return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
+        return rest.outcome(_run_alone(rest, None, show, tick_s, step), step)
     job.graph.rule.load()
     first = FirstStretch(job, measure_and_plan(job, step, tell), show, tell)
-    rest = _Stretch(job, controllers, on_replan)
     if first.measure():
 
         def go_on(display: ExitStack, view: View) -> Sequence[Controller]:
@@ -123,14 +122,18 @@ def run(
             result = first.run("pilot" if job.quoted is None else "quote", go_on, tick_s=tick_s)
         return rest.outcome(result, step)
     begun = first.outcome
+    tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
+    return rest.outcome(_run_alone(rest, begun, show, tick_s, step), step)
+
+
+def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float | None, step: Step) -> RunResult:
+    """Run what no stage of the batch's calls comes before; ``begun`` is None on servers."""
     with step("execute"), show("calls", rest.expected) as shown:
         made = rest.begin(begun, shown)
-        backend = backend_of(rest.job)
+        job, backend = rest.job, backend_of(rest.job)
         log = job.site.command_log()
-        tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
         result = drive(backend, made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
-        result = replace(result, lower_bound_s=job.site.lower_bound_s(backend))
-    return rest.outcome(result, step)
+        return replace(result, lower_bound_s=job.site.lower_bound_s(backend))
 
 
 class _Stretch:
@@ -143,21 +146,30 @@ class _Stretch:
         self._others = others
         self._on_replan = on_replan
         self._planned: list[Planned] = []
+        self._plans: list[Plan] = []
+        """Theirs; on servers one, which says what runs where."""
         self._replans: list[tuple[Plan, Mapping[int, str]]] = []
         self._timed: list[Timed] = []
-        self.expected = Expected(num_calls=len(job.graph.first_calls(job.workload)))
+        unit = "worker" if job.site.expert_by_server is None else "server"
+        self.expected = Expected(num_calls=len(job.graph.first_calls(job.workload)), unit=unit)
 
     def begin(
-        self, begun: Begun, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
+        self, begun: Begun | None, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
     ) -> Sequence[Controller]:
         """Make the controllers; ``events`` and ``view`` are those of a pilot before."""
-        self._begun = begun
-        job = self.job = replace(self.job, graph=in_order_of_length(self.job.graph, begun.planner.profiles))
+        job, self._begun = self.job, begun
+        if begun is not None:
+            job = self.job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
         self._questions = Questions(job.workload, job.graph)
-        for record in begun.pilot.records.values():
-            self._questions.note(record)
-        others = [Late(one, begun.pilot) if view is not None else one for one in (*self._others, *shown)]
-        made = make_controllers(job, begun, self._questions, self._note_plan, self._note_replan, others)
+        others = [*self._others, *shown]
+        if begun is None:
+            self._plans.append(plan_of_servers(self._questions, job.site.expert_by_server or {}))
+            made = make_controllers_on_servers(job, self._questions, self._plans[0], others)
+        else:
+            for record in begun.pilot.records.values():
+                self._questions.note(record)
+            others = [Late(one, begun.pilot) for one in others] if view is not None else others
+            made = make_controllers(job, begun, self._questions, self._note_plan, self._note_replan, others)
         for prospects in (one for one in made if isinstance(one, Prospects)):
             self.expected.left_s = prospects.left_s
             if view is not None:
@@ -168,49 +180,26 @@ class _Stretch:
 
     def outcome(self, result: RunResult, step: Step) -> Outcome:
         """Put together what came of the run."""
-        job, begun, planned = self.job, self._begun, tuple(self._planned)
-        num_pilot_sessions = begun.pilot.num_sessions
+        job, begun = self.job, self._begun
+        num_pilot_sessions = 0 if begun is None else begun.pilot.num_sessions
         result = replace(result, first_nodes=job.graph.first_nodes, num_pilot_sessions=num_pilot_sessions)
         outcome = Outcome(
-            planned=planned,
-            plans=tuple(made.plan for made in planned),
+            planned=tuple(self._planned),
+            plans=tuple(self._plans),
             result=result,
             replans=tuple(self._replans),
             reacting_s=add_in_order(one.total_s for one in self._timed) if self._timed else None,
         )
-        return _with_answers(job, begun.planner, outcome, self._questions, step)
+        return _with_answers(job, None if begun is None else begun.planner, outcome, self._questions, step)
 
     def _note_plan(self, made: Planned, first_session: int) -> None:
         self._planned.append(made)
+        self._plans.append(made.plan)
         self.expected.add(made.plan, first_session)
 
     def _note_replan(self, new: Plan, lost: Mapping[int, str]) -> None:
         self._replans.append((new, dict(lost)))
         self._on_replan(new, lost)
-
-
-def _run_on_servers(
-    job: Job,
-    expert_by_server: Mapping[int, ExpertName],
-    others: Sequence[Controller],
-    show: Show,
-    tick_s: float | None,
-    step: Step,
-) -> Outcome:
-    """Send the batch's calls, and nothing else, from the start."""
-    known = {question.id: question for question in job.workload.questions}
-    questions = Questions(job.workload, job.graph)
-    plan = plan_of_servers(questions, expert_by_server)
-    expected = Expected(num_calls=len(questions.first_calls), unit="server")
-    with step("execute"), show("calls", expected) as shown:
-        backend = job.site.backend(known, prompts_of(job.graph, known))
-        timed = [Timed(one) for one in make_controllers_on_servers(job, questions, plan, [*others, *shown])]
-        log = job.site.command_log()
-        result = drive(backend, timed, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
-    result = replace(result, first_nodes=job.graph.first_nodes)
-    reacting_s = add_in_order(one.total_s for one in timed)
-    outcome = Outcome(planned=(), plans=(plan,), result=result, reacting_s=reacting_s)
-    return _with_answers(job, None, outcome, questions, step)
 
 
 def _require_workers(job: Job) -> None:

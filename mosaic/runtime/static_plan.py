@@ -12,7 +12,6 @@ from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal import Journal
 from mosaic.runtime.loop import drive
 
 
@@ -70,15 +69,6 @@ class StaticPlan:
         return plan_commands(self._plan, self._calls) if isinstance(event, Started) else ()
 
 
-def execute(
-    plan: Plan,
-    calls: Sequence[Call],
-    backend: Backend,
-    controllers: Sequence[Controller] = (),
-    *,
-    log: Journal | None = None,
-    tick_s: float | None = None,
-) -> RunResult:
+def execute(plan: Plan, calls: Sequence[Call], backend: Backend, controllers: Sequence[Controller] = ()) -> RunResult:
     """Run a plan over its calls, and whatever else controllers want."""
-    made = (StaticPlan(plan, calls), *controllers)
-    return drive(backend, made, num_workers=plan.num_workers, log=log, tick_s=tick_s)
+    return drive(backend, (StaticPlan(plan, calls), *controllers), num_workers=plan.num_workers)

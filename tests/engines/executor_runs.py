@@ -22,7 +22,8 @@ from mosaic.engines.requests import RunContent
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import EndedCall, JournalState, read_entries, read_journal
-from mosaic.runtime.static_plan import execute
+from mosaic.runtime.loop import drive
+from mosaic.runtime.static_plan import StaticPlan
 from tests.controllers import Reactor, Watcher
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
 from tests.factories import make_cluster, make_session
@@ -87,8 +88,8 @@ class Runs:
     def execute(self, plan: Plan, calls: Sequence[Call], *controllers: Controller, tick_s=None) -> RunResult:
         backend = self.backend()
         self.watcher = Watcher(reacts=False)
-        everybody = (self.watcher, *controllers)
-        self.result = execute(plan, calls, backend, everybody, log=backend.log, tick_s=tick_s)
+        everybody = (StaticPlan(plan, calls), self.watcher, *controllers)
+        self.result = drive(backend, everybody, num_workers=plan.num_workers, log=backend.log, tick_s=tick_s)
         return self.result
 
     @property

@@ -125,8 +125,10 @@ def test_a_controller_that_receives_everything_and_does_nothing_changes_nothing(
     """Sessions are drained in one jump where no controller reacts, and stepped through where one might."""
     make, plan, calls = run
     watcher = Watcher()
-    heard, alone = execute(plan, calls, make(), [watcher], tick_s=tick_s), execute(plan, calls, make())
-    assert execute(plan, calls, make(), [Watcher(reacts=False)], tick_s=tick_s) == alone
+    num_workers, planned = plan.num_workers, StaticPlan(plan, calls)
+    heard = drive(make(), [planned, watcher], num_workers=num_workers, tick_s=tick_s)
+    alone = execute(plan, calls, make())
+    assert drive(make(), [planned, Watcher(reacts=False)], num_workers=num_workers, tick_s=tick_s) == alone
     if tick_s is None:
         assert heard == alone
     else:  # Sums of seconds with stops between them are equal up to rounding.

@@ -81,7 +81,7 @@ def test_calls_of_lost_workers_that_nobody_places_anew_are_missing() -> None:
 def test_a_result_says_which_workers_were_lost_and_when_the_run_went_on() -> None:
     plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)), make_session(2, [A2], workers=(1,)))
     log = MemoryLog(resumptions=[Resumption(0.5, None), Resumption(100.0, 7.0)])
-    result = execute(plan, CALLS[:3], Scripted(losses={1: (1, "unplugged")}), log=log)
+    result = drive(Scripted(losses={1: (1, "unplugged")}), [StaticPlan(plan, CALLS[:3])], num_workers=2, log=log)
     assert result.lost_workers == (LostWorker(1.0, 1, "unplugged"),)
     assert result.resumptions == (Resumption(0.5, None),), "when it was started for the last time all was done"
     undisturbed = execute(plan, CALLS[:3], Scripted())
