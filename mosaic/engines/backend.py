@@ -4,7 +4,7 @@ import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -28,53 +28,38 @@ WAIT_S = 1.0
 """The watchdog looks this often."""
 
 
+@dataclass(kw_only=True, eq=False)
 class EngineBackend:
     """Executes one run on real engines.
 
     Results are on the disk before they are reported, and commands before they take effect. A run that was
     interrupted goes on when it is run again with the same journal: calls that are there are not run again but reported
     again, in order of time, and the run's clock goes on where it stopped. Calls that failed are tried again.
-
-    Parameters
-    ----------
-    name
-        In summaries.
-    experts, cluster
-        Who answers, and the workers.
-    journal
-        A folder for one run; it is made if need be, and holds the workers' output too.
-    content
-        Requests and answers of calls.
-    engines, launcher
-        How to load experts, and where.
-    patience
-        Time limits and retries.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        experts: Sequence[Expert],
-        cluster: Cluster,
-        journal: Path,
-        content: RunContent,
-        engines: Engines,
-        launcher: Launcher,
-        patience: Patience | None = None,
-    ) -> None:
-        require_unique((expert.name for expert in experts), f"{name} backend: expert name")
+    name: str
+    """In summaries."""
+    experts: InitVar[Sequence[Expert]]
+    """Who answers."""
+    cluster: Cluster
+    journal: InitVar[Path]
+    """A folder for one run; it is made if need be, and holds the workers' output too."""
+    content: RunContent
+    """Requests and answers of calls."""
+    engines: Engines
+    """How to load experts."""
+    launcher: Launcher
+    """Where."""
+    patience: Patience | None = None
+    """Time limits and retries."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """Workers that are given up, and why; runs that share it try none of them again."""
+
+    def __post_init__(self, experts: Sequence[Expert], journal: Path) -> None:
+        require_unique((expert.name for expert in experts), f"{self.name} backend: expert name")
         self.log = Journal(journal)
         """Of all that happens in the run, and of its commands."""
-        self.lost: dict[int, str] = {}
-        """Workers that are given up, and why; runs that share it try none of them again."""
-        self._name = name
         self._experts = {expert.name: expert for expert in experts}
-        self._cluster = cluster
-        self._content = content
-        self._engines = engines
-        self._launcher = launcher
-        self._patience = patience or Patience()
         self._started: Sessions | None = None
         self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
@@ -90,10 +75,6 @@ class EngineBackend:
         """The latest instant that was reported."""
         self._event_ts = 0.0
         """The instant of the last event."""
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def apply(self, command: Command) -> None:
         """Carry a command out; one that comes too late has no effect.
@@ -162,14 +143,14 @@ class EngineBackend:
         self._num_damaged = state.num_damaged
         for record in state.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
-        self._launcher.begin(log.folder, self._cluster.num_workers, is_new=not state.done_keys)
+        self.launcher.begin(log.folder, self.cluster.num_workers, is_new=not state.done_keys)
         self._ts = log.begin()
         self._started = Sessions(
-            launcher=self._launcher,
+            launcher=self.launcher,
             journal=log,
-            patience=self._patience,
+            patience=self.patience or Patience(),
             start_ts=self._ts,
-            num_workers=self._cluster.num_workers,
+            num_workers=self.cluster.num_workers,
             lost=self.lost,
             emit=self._events.append,
             read=self._read,
@@ -177,7 +158,7 @@ class EngineBackend:
 
     def _losses(self) -> list[Lost]:
         """List the workers that the run begins without."""
-        for change in self._launcher.changes():
+        for change in self.launcher.changes():
             for worker in change.workers:
                 if isinstance(change, Gone):
                     self.lost.setdefault(worker, change.cause)
@@ -249,12 +230,12 @@ class EngineBackend:
             self._session(needed, f"{label}: after")
         expert = self._expert(session.expert, f"session {session.id}")
         try:
-            workers = self._cluster.select(session.workers)
+            workers = self.cluster.select(session.workers)
         except ValueError as error:
             raise BackendError(f"{label}: {error}") from error
         if not may_be_gang(workers):
             raise BackendError(f"{label}: workers must be {GANG_RULE}, got {[worker.place for worker in workers]}")
-        spec = self._engines.spec(replace(expert, tp_degree=len(workers)), workers)
+        spec = self.engines.spec(replace(expert, tp_degree=len(workers)), workers)
         self._sessions.open(session, spec, self._ts)
 
     def _submit(self, command: Submit) -> None:
@@ -278,8 +259,8 @@ class EngineBackend:
             raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
         is_new = call.key not in self._outcomes
         inputs = inputs_of(call, self._records)
-        outcome = self._outcomes[call.key] = self._content.outcome(call, inputs, expert.kv_budget_tokens)
-        request = self._content.request(call, served, inputs, outcome)
+        outcome = self._outcomes[call.key] = self.content.outcome(call, inputs, expert.kv_budget_tokens)
+        request = self.content.request(call, served, inputs, outcome)
         number = next(self._numbers)
         record = self._done(call.key, request.fingerprint, to)
         if record is not None:
@@ -312,12 +293,12 @@ class EngineBackend:
         if state.send is None or state.is_closing or call.key in self._outcomes:
             return
         inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
-        request = self._content.prefill(call, self._served_expert(self._experts[call.expert]), inputs)
+        request = self.content.prefill(call, self._served_expert(self._experts[call.expert]), inputs)
         if request is not None:
             state.send([request])
 
     def _read(self, record: CallRecord) -> CallRecord:
-        read = self._records[record.key] = self._content.read(
+        read = self._records[record.key] = self.content.read(
             record, self._served[record.expert], self._outcomes[record.key]
         )
         return read
@@ -329,7 +310,7 @@ class EngineBackend:
 
     def _served_expert(self, expert: Expert) -> ServedExpert:
         if expert.name not in self._served:
-            self._served[expert.name] = self._engines.served(expert)
+            self._served[expert.name] = self.engines.served(expert)
         return self._served[expert.name]
 
     def _session(self, number: int, label: str, *, is_open: bool = False) -> SessionState:

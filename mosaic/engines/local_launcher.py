@@ -51,35 +51,27 @@ class ForkedProcess:
     exited: Exited | None = None
 
 
+@dataclass(eq=False)
 class LocalLauncher:
     """Launches on this machine, for several runs one after the other, so that engines are imported once.
 
     The fork server is started when it is first needed, and again when it died. It runs in a session of its own, so
     that Ctrl-C in a terminal reaches the driver alone. It ends by itself when the driver is gone, and its workers with
     it.
-
-    Parameters
-    ----------
-    settings, engine_module
-        Of the engines: what their module needs, and its name.
-    device
-        What workers are: each process gets the cores of its workers, and on GPUs these too. None: neither, since
-        the engines are elsewhere.
-    interrupt
-        What arrives there ends a wait for messages.
     """
 
-    def __init__(
-        self,
-        settings: Any,
-        engine_module: str = VLLM_ENGINE,
-        device: Device | None = Device.GPU,
-        interrupt: Connection | None = None,
-    ) -> None:
-        self._settings = settings
-        self._engine_module = engine_module
-        self._device = device
-        self._interrupt = interrupt
+    settings: Any
+    """Of the engines: what their module needs."""
+    engine_module: str = VLLM_ENGINE
+    device: Device | None = Device.GPU
+    """What workers are: each process gets the cores of its workers, and on GPUs these too.
+
+    None: neither, since the engines are elsewhere.
+    """
+    interrupt: Connection | None = None
+    """What arrives there ends a wait for messages."""
+
+    def __post_init__(self) -> None:
         self._folder = Path()
         self._num_workers = 0
         self._server: subprocess.Popen[bytes] | None = None
@@ -125,10 +117,10 @@ class LocalLauncher:
         self.start(self._folder / FORK_SERVER_LOG)
         cores: set[int] = set()
         gpus: tuple[str, ...] = ()
-        if self._device is not None:
+        if self.device is not None:
             dealt = cores_of_workers(self._num_workers)
             cores = {core for worker in workers for core in dealt[worker]}
-        if self._device is Device.GPU:
+        if self.device is Device.GPU:
             gpus = tuple(gpus_of_workers(self._num_workers)[worker] for worker in workers)
         log = output_of(self._folder, workers)
         forked = self._forked[process] = ForkedProcess(None)
@@ -147,12 +139,12 @@ class LocalLauncher:
     def listen(self, timeout_s: float) -> Iterator[tuple[int, FromWorker | Exited]]:
         control = self._control
         by_link = {forked.link: number for number, forked in self._forked.items() if forked.link is not None}
-        others = [link for link in (control, self._interrupt) if link is not None]
+        others = [link for link in (control, self.interrupt) if link is not None]
         if any(forked.link is None and forked.exited is not None for forked in self._forked.values()):
             timeout_s = 0.0
         for ready in wait([*by_link, *others], timeout=timeout_s):
-            if ready is self._interrupt:
-                self._interrupt.recv_bytes()
+            if ready is self.interrupt:
+                self.interrupt.recv_bytes()
             elif ready is control:
                 self._receive_of_server(control)
             elif isinstance(ready, Connection):
@@ -179,7 +171,7 @@ class LocalLauncher:
         ours, theirs = socket.socketpair()
         with ours, theirs, log.open("ab") as output:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "mosaic.engines.fork_server", str(theirs.fileno()), self._engine_module],
+                [sys.executable, "-m", "mosaic.engines.fork_server", str(theirs.fileno()), self.engine_module],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -189,7 +181,7 @@ class LocalLauncher:
             )
             self._control = Connection(ours.detach())
         try:
-            self._control.send(self._settings)
+            self._control.send(self.settings)
             cause: str | None = self._control.recv()
             if cause is not None:
                 raise BackendError(f"the engine cannot be imported: {cause}; {import_advice(cause)}; see {log}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mosaic.core.checks import Positive, checked, require
@@ -62,25 +62,18 @@ class Node(NamedTuple):
     """That it has room for."""
 
 
+@dataclass(eq=False)
 class RayCluster:
-    """The nodes of a cluster, as `RemoteLauncher` uses them.
+    """The nodes of a cluster, as `RemoteLauncher` uses them."""
 
-    Parameters
-    ----------
-    address
-        ``auto``: the cluster that this machine is part of; ``HOST:PORT`` of its head, or ``ray://HOST`` from elsewhere.
-    room
-        What each worker takes of its node; the rest is others'.
-    make_setup
-        Gives what agents need to know; None: none is started.
-    """
-
-    def __init__(self, address: str, room: Room, make_setup: Callable[[], AgentSetup] | None = None) -> None:
-        self._address = address
-        self._room = room
-        self._make_setup = make_setup
-        self._setup: AgentSetup | None = None
-        self._is_left = False
+    address: str
+    """``auto``: the cluster of this machine; ``HOST:PORT`` of its head, or ``ray://HOST`` from elsewhere."""
+    room: Room
+    """What each worker takes of its node; the rest is others'."""
+    make_setup: Callable[[], AgentSetup] | None = None
+    """Gives what agents need to know; None: none is started."""
+    _setup: AgentSetup | None = field(default=None, init=False)
+    _is_left: bool = field(default=False, init=False)
 
     def connect(self) -> None:
         """Connect, and describe the run for agents.
@@ -90,9 +83,9 @@ class RayCluster:
         BackendError
             Saying what is missing.
         """
-        connect(self._address)
+        connect(self.address)
         self._is_left = False
-        self._setup = None if self._make_setup is None else self._make_setup()
+        self._setup = None if self.make_setup is None else self.make_setup()
 
     def find(self) -> Sequence[Node]:
         """List the nodes that are up and have room for a worker, in the order of their names.
@@ -115,7 +108,7 @@ class RayCluster:
             Node(
                 node["NodeID"],
                 f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, Ray node {node['NodeID'][:8]})",
-                self._room.num_workers(node["Resources"]),
+                self.room.num_workers(node["Resources"]),
             )
             for node in alive
             if is_outside or _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
@@ -135,7 +128,7 @@ class RayCluster:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle, agent = self._room.bundle(num_workers), RayAgent()
+        bundle, agent = self.room.bundle(num_workers), RayAgent()
         try:
             agent.group = placement_group([bundle], "STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": node.id}])
             if not agent.group.wait(PLACE_S):

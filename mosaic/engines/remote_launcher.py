@@ -81,28 +81,23 @@ class Machine:
         return report
 
 
+@dataclass(eq=False)
 class RemoteLauncher:
     """Launches on the nodes of a cluster, for several runs one after the other, while it is kept.
 
     A worker process that goes on after its node was given up for lost can do no harm: what it sends is not received,
     and only what the driver receives is in the journal.
-
-    Parameters
-    ----------
-    cluster
-        Where nodes come from; its methods are called by several threads.
-    group_sizes
-        Workers of each host; a node serves those of one, or of several.
-    log
-        Takes why a node that joined cannot serve, which is tried again after a while, and that none is left.
     """
 
-    def __init__(
-        self, cluster: RayCluster, group_sizes: Sequence[int], log: Callable[[str], None] = lambda line: None
-    ) -> None:
-        self._cluster = cluster
-        self._log = log
-        self._groups = groups_of(group_sizes)
+    cluster: RayCluster
+    """Where nodes come from; its methods are called by several threads."""
+    group_sizes: Sequence[int]
+    """Workers of each host; a node serves those of one, or of several."""
+    log: Callable[[str], None] = lambda line: None
+    """Takes why a node that joined cannot serve, which is tried again after a while, and that none is left."""
+
+    def __post_init__(self) -> None:
+        self._groups = groups_of(self.group_sizes)
         self._machines: dict[str, Machine] = {}
         """By node."""
         self._starting: dict[Future[Machine], tuple[Node, tuple[int, ...]]] = {}
@@ -142,13 +137,13 @@ class RemoteLauncher:
             If a node cannot serve, with all that is missing on all of them, or none is left.
         """
         try:
-            self._cluster.connect()
+            self.cluster.connect()
             self._start_all()
             yield
         finally:
             self._ending += [in_thread(partial(_end_started, starting)) for starting in self._starting]
             self._ending += [in_thread(machine.agent.end) for machine in self._machines.values()]
-            self._cluster.disconnect([*self._ending, *([self._looking] if self._looking else [])])
+            self.cluster.disconnect([*self._ending, *([self._looking] if self._looking else [])])
             self._starting, self._machines, self._looking, self._ending = {}, {}, None, []
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
@@ -189,14 +184,14 @@ class RemoteLauncher:
         else:
             time.sleep(wait_s)  # until a node joins
         for node, cause in self._take_started():
-            self._log(f"{node.name} {cause}")
+            self.log(f"{node.name} {cause}")
         for machine in list(self._machines.values()):
             if not machine.report.done() and time.monotonic() < machine.due_ts:
                 continue
             try:
                 report = machine.receive()
             except Exception as error:  # each source of nodes has errors of its own
-                yield from self._lose(machine, self._cluster.cause_of_loss(machine.node, error))
+                yield from self._lose(machine, self.cluster.cause_of_loss(machine.node, error))
             else:
                 if any(isinstance(one, Exited) and one.fork_server_died for _, one in report.received):
                     machine.restart_s = RESTART_S
@@ -213,11 +208,11 @@ class RemoteLauncher:
 
     def _start_all(self) -> None:
         """Start an agent on each node that is needed; those that are lost before it is up are absent."""
-        for node in self._cluster.find():
+        for node in self.cluster.find():
             self._begin_start(node)
         wait(self._starting)
         if refused := self._take_started():
-            up = {node.id for node in self._cluster.find()} if self._machines else set()
+            up = {node.id for node in self.cluster.find()} if self._machines else set()
             problems = [f"{node.name} {cause}" for node, cause in refused if not self._machines or node.id in up]
             if problems:
                 raise BackendError("machines cannot serve: " + "; ".join(problems))
@@ -228,7 +223,7 @@ class RemoteLauncher:
             self._starting[in_thread(lambda: self._start(node, workers))] = node, workers
 
     def _start(self, node: Node, workers: tuple[int, ...]) -> Machine:
-        agent = self._cluster.start(node, len(workers))
+        agent = self.cluster.start(node, len(workers))
         try:
             machine = Machine(node=node, agent=agent, workers=workers)
             for _ in range(NUM_CLOCK_READINGS):
@@ -250,7 +245,7 @@ class RemoteLauncher:
                 continue
             self._refused[node.id] = time.monotonic() + TRY_AGAIN_S
             known = isinstance(error, BackendError)
-            refused.append((node, str(error) if known else self._cluster.cause_of_loss(node, Exception(error))))
+            refused.append((node, str(error) if known else self.cluster.cause_of_loss(node, Exception(error))))
         return refused
 
     def _look(self) -> None:
@@ -265,7 +260,7 @@ class RemoteLauncher:
                 if node.id not in known and time.monotonic() > self._refused.get(node.id, 0.0):
                     self._begin_start(node)
         if self._looking is None and self.absent and time.monotonic() > self._next_look_ts:
-            self._looking = in_thread(self._cluster.find)
+            self._looking = in_thread(self.cluster.find)
 
     def _lose(self, machine: Machine, cause: str) -> Iterator[tuple[int, Exited]]:
         """Give a node up, and all that ran there."""
@@ -283,7 +278,7 @@ class RemoteLauncher:
             self._changes.append(Gone(tuple(workers), cause))
         elif self._missed is None:
             self._missed_until_ts = time.monotonic() + COME_BACK_S
-            self._log(f"no machine is left ({cause}): waiting {COME_BACK_S:g} s for one")
+            self.log(f"no machine is left ({cause}): waiting {COME_BACK_S:g} s for one")
             self._missed = Gone(tuple(workers), cause)
         else:
             self._missed = Gone(tuple({*self._missed.workers, *workers}), self._missed.cause)

@@ -3,6 +3,7 @@
 import select
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from mosaic.core.commands import Cancel, Close, Cut, Move
@@ -19,67 +20,61 @@ CUT = "cut"
 """The finish reason of a call that was cut."""
 
 
+@dataclass(eq=False)
 class SessionService:
     """Serves the requests that it is sent, until its session is closed and the last of them has ended."""
 
-    def __init__(
-        self,
-        serve: Serve,
-        load: Load,
-        engine: Engine,
-        send: Callable[[FromWorker], None],
-        link: Connection,
-    ) -> None:
-        self._serve = serve
-        self._session = serve.session
-        self._engine = engine
-        self._send = send
-        self._link = link
-        self._is_remote = load.spec.is_remote
-        self._zero_ts = load.zero_ts
+    serve: Serve
+    load: Load
+    engine: Engine
+    send: Callable[[FromWorker], None]
+    link: Connection
+
+    def __post_init__(self) -> None:
+        self._session = self.serve.session
         self._running: dict[CallKey, Request] = {}
         self._limits: dict[CallKey, int] = {}
         self._beginnings: dict[CallKey, tuple[Request, float]] = {}
         """Prefills under way, with when they came."""
         self._inbox = select.poll()  # the link's own poll costs a tenth of a millisecond, at every step
-        self._inbox.register(link, select.POLLIN)
+        self._inbox.register(self.link, select.POLLIN)
         self._start_ts = 0.0
         self._is_closing = False
         self._shown_ts = 0.0
 
     def run(self) -> None:
         """Serve all requests, then close the session."""
-        serve, load_start_ts = self._serve, self._serve.load_start_ts
+        serve, load_start_ts = self.serve, self.serve.load_start_ts
         spent_cpu_s = time.process_time() if serve.is_resident else 0.0
         self._start_ts = load_start_ts if serve.is_resident else max(self._now(), load_start_ts)
-        self._send(Ready(self._start_ts, self._session.id))
+        self.send(Ready(self._start_ts, self._session.id))
         while self._running or not self._is_closing:
             self._listen()
             if self._running or self._beginnings:
-                for output in self._engine.step():
+                for output in self.engine.step():
                     self._finish(output)
             if self._limits:
                 self._cut()
             self._show_life()
         self._drop_beginnings(list(self._beginnings))
-        cpu_s = None if self._is_remote else time.process_time() - spent_cpu_s
-        self._send(ClosedSession(session=self._session.id, end_ts=self._now(), cpu_s=cpu_s))
+        cpu_s = None if self.load.spec.is_remote else time.process_time() - spent_cpu_s
+        self.send(ClosedSession(session=self._session.id, end_ts=self._now(), cpu_s=cpu_s))
 
     def _now(self) -> float:
-        return time.monotonic() - self._zero_ts
+        return time.monotonic() - self.load.zero_ts
 
     def _on_run(self, ts: float | None) -> float | None:
         """Turn an instant of the machine's clock into one of the run's."""
-        return None if ts is None else ts - self._zero_ts
+        return None if ts is None else ts - self.load.zero_ts
 
     def _listen(self) -> None:
         """Take messages; where nothing runs, wait for them."""
         idle_s = 0.0 if self._running or self._beginnings else HEARTBEAT_S
         while not self._is_closing and self._inbox.poll(1000 * idle_s):
-            self._handle(self._link.recv())
+            self._handle(self.link.recv())
             idle_s = 0.0
         while self._is_closing and self._running and self._inbox.poll(0):
-            self._handle(self._link.recv())
+            self._handle(self.link.recv())
 
     def _handle(self, message: ToWorker) -> None:
         match message:
@@ -99,7 +94,7 @@ class SessionService:
         if isinstance(command, Cut):
             self._limits[command.key] = command.tokens
         elif isinstance(command, Move):
-            self._send(self._drop(command.key))
+            self.send(self._drop(command.key))
         else:
             self._end(request, CallStatus.CANCELLED, self._drop(command.key), Response())
 
@@ -110,7 +105,7 @@ class SessionService:
         if limit is not None:
             self._limits[key] = limit
         try:
-            self._engine.submit(_limited(request))
+            self.engine.submit(_limited(request))
         except ValueError as error:
             self._limits.pop(key, None)
             if not request.is_beginning:  # the call itself says why, when it comes
@@ -142,7 +137,7 @@ class SessionService:
 
     def _cut(self) -> None:
         """Stop calls that have written as much as they may; those of an engine that does not count go on."""
-        written = self._engine.progress()
+        written = self.engine.progress()
         for key, limit in list(self._limits.items()):
             if written.get(key, 0) >= limit:
                 request, output = self._running[key], self._drop(key)
@@ -152,17 +147,17 @@ class SessionService:
     def _drop(self, key: CallKey) -> Output:
         self._limits.pop(key, None)
         del self._running[key]
-        return self._engine.abort(key)
+        return self.engine.abort(key)
 
     def _drop_beginnings(self, keys: Sequence[CallKey]) -> None:
         """Stop prefills; how far those were that had been started is not known, so they count as whole."""
         for key in keys:
-            output = self._engine.abort(key)
+            output = self.engine.abort(key)
             self._end_beginning(output, 0 if output.scheduled_ts is None else output.prompt_tokens or 0)
 
     def _end_beginning(self, output: Output, computed_tokens: int) -> None:
         request, queued_ts = self._beginnings.pop(output.key)
-        finished_ts = self._now() if output.last_token_ts is None else output.last_token_ts - self._zero_ts
+        finished_ts = self._now() if output.last_token_ts is None else output.last_token_ts - self.load.zero_ts
         record = PrefillRecord(
             key=output.key,
             expert=self._session.expert,
@@ -173,10 +168,10 @@ class SessionService:
             queued_ts=queued_ts,
             finished_ts=finished_ts,
         )
-        self._send(Prefilled(finished_ts, record))
+        self.send(Prefilled(finished_ts, record))
 
     def _end(self, request: Request, status: CallStatus, output: Output, response: Response) -> None:
-        finished_ts = self._now() if output.last_token_ts is None else output.last_token_ts - self._zero_ts
+        finished_ts = self._now() if output.last_token_ts is None else output.last_token_ts - self.load.zero_ts
         is_cancelled = status is CallStatus.CANCELLED
         record = CallRecord(
             key=request.key,
@@ -198,14 +193,14 @@ class SessionService:
             response=response._replace(fingerprint=request.fingerprint),
             confidence=output.confidence,
         )
-        self._send(Finished(finished_ts, record))
+        self.send(Finished(finished_ts, record))
 
     def _show_life(self) -> None:
         now = time.monotonic()
         if now - self._shown_ts >= HEARTBEAT_S:
             self._shown_ts = now
-            tokens = {key: count for key, count in self._engine.progress().items() if key in self._running}
-            self._send(Progress(self._now(), self._session.id, tokens))
+            tokens = {key: count for key, count in self.engine.progress().items() if key in self._running}
+            self.send(Progress(self._now(), self._session.id, tokens))
 
 
 def _limited(request: Request) -> Request:
