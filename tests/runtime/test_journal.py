@@ -275,7 +275,7 @@ def test_an_interrupted_session_has_one_record_from_its_first_load_to_its_last_e
 KEY = CallKey("q1", PROPOSE, 1)
 COMMANDS = [
     Open(Session(id=1, expert="A", workers=(0, 1), shard=(KEY,), after=(0,))),
-    Submit(Call(KEY, "A", 10, 1.0, (KEY, CallKey("\u00e9/ q", "node", 0))), "A", 3),
+    Submit(Call(KEY, "A", 10, 1.0, (KEY, CallKey("\u00e9/ q", "node", 0))), "A"),
     Submit(Call(KEY, "A", 10), 4),
     Cancel(KEY),
     Cut(KEY, 7),
