@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 
 from mosaic.commands.run import run_resolved
 from mosaic.config.compose import CONF, plain
+from mosaic.config.launch import Point
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
@@ -138,7 +139,7 @@ class Walk:
         self._num_runs += 1
         folder = self.folder / (place or f"results/runs/{self._num_runs}")
         config["profile"]["store"] = str(self._store)
-        run_resolved(config, folder)
+        run_resolved(Point(config, folder))
         assert (folder / "summary.json").exists()
 
     def _change(self, diff: str) -> None:

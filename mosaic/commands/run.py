@@ -7,24 +7,17 @@ Prints one screen and leaves a run folder (experiments/README.md: "The run folde
 with the same configuration is not run again.
 """
 
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import env_override
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
-from mosaic.config.compose import CONF, as_recorded, plain
+from mosaic.config.compose import as_recorded
 from mosaic.config.errors import (
     BAD_INPUT,
     BAD_INPUT_STATUS,
@@ -35,12 +28,11 @@ from mosaic.config.errors import (
     say,
 )
 from mosaic.config.job import RunSpec, build_job
-from mosaic.config.launch import also_chosen, check_sweep, compose_single
+from mosaic.config.launch import Point, launch_of
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, check_start, has_failed_calls, is_blank
-from mosaic.core.checks import require
 from mosaic.core.commands import encode_action
-from mosaic.core.safe_text import from_file_name, printable
+from mosaic.core.safe_text import printable
 from mosaic.figures.replay import report_replay
 from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain
@@ -62,39 +54,51 @@ def timed(wall_s_by_step: dict[str, float], name: str) -> Iterator[None]:
     wall_s_by_step[name] = round(time.perf_counter() - start, 6)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(config: DictConfig) -> None:
-    """Run one point of the configuration."""
-    run: Any = HydraConfig.get()
-    folder, overrides = Path(run.runtime.output_dir), tuple(run.overrides.task)
-    if run.mode is not RunMode.MULTIRUN:
-        with exit_with_message():
-            run_point(config, folder, overrides=overrides, also_chosen=also_chosen(run))
-        return
-    point = from_file_name(os.path.relpath(folder, run.sweep.dir))
-    try:
-        check_sweep(config, run)
-        again = f"hydra.sweep.dir={run.sweep.dir}"
-        run_point(config, folder, point=point, overrides=overrides, again=again)
-    except Failed:
-        raise
-    except BAD_INPUT as error:
-        say(printable(f"error: {point}: {explain_error(error)}"))
-        raise Failed(BAD_INPUT_STATUS) from error
-
-
 def run_command() -> None:
     """Run what the command line asks for; bad input ends with status 2 and a message, calls without a result with 3."""
-    # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
-    with env_override({"HYDRA_FULL_ERROR": "1"}), exit_with_message():
-        rerun = [argument for argument in sys.argv[1:] if argument.startswith("--e")]  # Hydra takes abbreviations too
-        require(not rerun, "--experimental-rerun", "left out: it runs whatever code its file names", rerun)
-        config = compose_single(sys.argv[1:])
-        main() if config is None else main(config)
+    with exit_with_message():
+        launch = launch_of(sys.argv[1:])
+        if launch.sweep_dir is None:
+            for point in launch.points:
+                run_point(point)
+            return
+        run_sweep(launch.points, launch.sweep_dir, launch.side_by_side)
 
 
-def run_point(config: DictConfig, folder: Path, **point: Any) -> None:
-    """Run a configuration as `run_resolved` does; a folder without a file is not left behind.
+def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str, Any] | None) -> None:
+    """Run all points, whichever of them fail.
+
+    Raises
+    ------
+    Exception
+        That with which the first of the failed points has failed.
+    """
+    from joblib import Parallel, delayed
+
+    tries = (delayed(try_point)(point, f"hydra.sweep.dir={sweep_dir}") for point in points)
+    ended = Parallel(**({"n_jobs": 1} if side_by_side is None else side_by_side))(tries)
+    failed = next((error for error in ended if error is not None), None)
+    if failed is not None:
+        raise failed
+    print(f"compare: mosaic compare {sweep_dir}")
+
+
+def try_point(point: Point, again: str) -> Exception | None:
+    """Run a point of a sweep; gives the error that it failed with, and says what is wrong with its input."""
+    try:
+        run_point(point, again)
+    except Failed as failed:
+        return failed
+    except BAD_INPUT as error:
+        say(printable(f"error: {point.name}: {explain_error(error)}"))
+        return Failed(BAD_INPUT_STATUS)
+    except Exception as mistake:
+        return mistake
+    return None
+
+
+def run_point(point: Point, again: str | None = None) -> None:
+    """Run a point as `run_resolved` does; a folder without a file is not left behind.
 
     Raises
     ------
@@ -102,42 +106,29 @@ def run_point(config: DictConfig, folder: Path, **point: Any) -> None:
         If calls have no result.
     """
     spare_garbage_collector()
+    point.folder.mkdir(parents=True, exist_ok=True)
     try:
-        num_failed = run_resolved(plain(config), folder, **point)
+        num_failed = run_resolved(point, again)
     finally:
-        with suppress(OSError):  # it is not empty, or never was made
-            folder.rmdir()
+        with suppress(OSError):  # it is not empty
+            point.folder.rmdir()
     if num_failed:
         raise Failed(FAILED_CALLS_STATUS)
 
 
-def run_resolved(
-    config: dict[str, Any],
-    folder: Path,
-    *,
-    point: str | None = None,
-    overrides: Sequence[str] = (),
-    again: str | None = None,
-    also_chosen: str = "",
-) -> int:
-    """Run a resolved configuration into a folder, unless that is done already; gives the calls that have no result.
+def run_resolved(point: Point, again: str | None = None) -> int:
+    """Run a point into its folder, unless that is done already; gives the calls that have no result.
+
+    A point of a sweep prints a line, a single run a screen.
 
     Parameters
     ----------
-    config
-        What to run.
-    folder
-        Where the run's files go.
     point
-        Its name in a sweep, which prints a line a point; None: a single run, which prints a screen.
-    overrides
-        What the user asked for.
+        What to run.
     again
         The override that sends the same command to the same folder; None: the folder as a single run's.
-    also_chosen
-        Groups that files of other groups have chosen.
     """
-    stamped = as_recorded(config)
+    folder, stamped = point.folder, as_recorded(point.config)
     tries_again = is_blank(folder) or has_failed_calls(folder)
     if not tries_again and completed_with(folder, stamped):
         print(f"already complete with this configuration: {folder}")
@@ -145,16 +136,16 @@ def run_resolved(
     wall_s_by_step: dict[str, float] = {}
     step = partial(timed, wall_s_by_step)
     with step("setup"):
-        spec = build_job(config, folder / JOURNAL, overrides)
+        spec = build_job(point.config, folder / JOURNAL, point.overrides)
     job = spec.job
     is_real = spec.runs and job.site.way != "simulated"
     goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
-    if also_chosen and point is None:
-        print(f"also chosen by the files of these groups: {also_chosen}\n")
+    if point.also_chosen:
+        print(f"also chosen by the files of these groups: {point.also_chosen}\n")
     check_start(job, [folder])
     with job.site.open():
         if not spec.runs:
-            explain_only(spec, folder, stamped, wall_s_by_step, point)
+            explain_only(spec, folder, stamped, wall_s_by_step, point.name)
             return 0
         if is_real:
             begin(folder, stamped)
@@ -169,7 +160,7 @@ def run_resolved(
             )
         if tries_again:
             (folder / SUMMARY).unlink(missing_ok=True)
-        return finish(spec, stamped, folder, outcome, wall_s_by_step, point)
+        return finish(spec, stamped, folder, outcome, wall_s_by_step, point.name)
 
 
 def finish(

@@ -1,91 +1,154 @@
-"""How a command line starts runs through Hydra: a plain run, a sweep, and what is said before and after one."""
+"""What a command line asks for: a run, or the points of a sweep, composed by Hydra."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra import main as hydra_main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.experimental.callback import Callback
+from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from mosaic.config.compose import CONF, SharingLoader, default_choices
-from mosaic.config.errors import BAD_INPUT, exit_with_message
-from mosaic.core.checks import require_name
+from mosaic.config.compose import CONF, Composer, default_choices, parsed, plain
+from mosaic.core.checks import require, require_name
+from mosaic.core.safe_text import from_file_name
 
-NO_LOGGING = {"version": 1, "root": {"level": "ERROR"}, "disable_existing_loggers": True}
-"""What Hydra's choice ``disabled`` holds."""
+SHOWN = ("help", "hydra_help", "cfg", "info", "shell_completion")
+"""Flags by which Hydra shows something, and nothing runs."""
+UNREAD = {
+    "config_path": "left out: --config-dir names a folder of your own",
+    "config_name": "left out: --config-dir names a folder of your own",
+    "experimental_rerun": "left out: it runs whatever code its file names",
+}
+"""Flags of Hydra that are refused, with the rule."""
+IGNORED: Mapping[str, Any] = {
+    "output_subdir": None, "verbose": False, "callbacks": {}, "job.chdir": False, "job.env_set": {},
+    "sweeper._target_": f"{BasicSweeper.__module__}.{BasicSweeper.__name__}", "sweeper.max_batch_size": None,
+    "job_logging.root.level": "ERROR", "hydra_logging.root.level": "ERROR",
+}  # fmt: skip
+"""Settings of Hydra that no run reads, with their values in conf/config.yaml."""
 
 
-class Launch(Callback):
-    """Checks the names of folders, lets the points of a sweep share compositions, and says how they are compared.
+class Point(NamedTuple):
+    """A run that a command line asks for."""
 
-    conf/config.yaml hooks it into Hydra.
+    config: dict[str, Any]
+    """Resolved."""
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    """What the user sets."""
+    name: str | None = None
+    """Among the points of a sweep."""
+    also_chosen: str = ""
+    """Groups that were chosen by another group's file, and neither by the command line nor by default."""
+
+
+class Launch(NamedTuple):
+    """What a command line asks for."""
+
+    points: list[Point]
+    sweep_dir: str | None = None
+    """The folder of a sweep, as it was named; None: a single run."""
+    side_by_side: dict[str, Any] | None = None
+    """What joblib is told of a sweep's processes; None: points run in turn."""
+
+
+def launch_of(arguments: Sequence[str]) -> Launch:
+    """Compose what a command line asks for: all points, before the first one runs.
+
+    Raises
+    ------
+    ValueError, TypeError, HydraException
+        Naming the key, the rule and the value.
     """
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        _require_folder(config, "run")
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _require_folder(config, "sweep")
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        hydra.config_loader = SharingLoader(hydra.config_loader)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        print(f"compare: mosaic compare {config.hydra.sweep.dir}")
-
-
-def _require_folder(config: DictConfig, mode: str) -> None:
-    """Refuse an empty name of a folder, which Hydra takes for the folder where the command was given."""
-    # NOTE: it cannot be resolved before a job has started: it holds the names of choices.
-    named: Any = OmegaConf.to_container(config.hydra[mode], resolve=False)
-    with exit_with_message():
-        require_name(named["dir"], f"hydra.{mode}.dir")
+    given = get_args_parser().parse_args([*arguments])
+    for name, rule in UNREAD.items():
+        require(getattr(given, name) is None, f"--{name.replace('_', '-')}", rule, getattr(given, name))
+    if any(getattr(given, name) for name in SHOWN):
+        _show()
+        return Launch([])
+    with initialize_config_dir(str(CONF), job_name="run", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = parsed(_overrides(given))
+        is_swept = given.multirun or any(override.is_sweep_override() for override in overrides)
+        config = loader.load_configuration(
+            "config", _overrides(given), RunMode.MULTIRUN if is_swept else RunMode.RUN, validate_sweep_overrides=False
+        )
+        is_sweep = given.multirun or config.hydra.mode is RunMode.MULTIRUN
+        mode = RunMode.MULTIRUN if is_sweep else RunMode.RUN
+        ConfigLoaderImpl.validate_sweep_overrides_legal(overrides, mode, from_shell=True)
+        _check_settings(config.hydra, "sweep" if is_sweep else "run")
+        return _sweep(Composer(loader, config), config) if is_sweep else Launch([_single(config)])
 
 
-def compose_single(arguments: Sequence[str]) -> DictConfig | None:
-    """Compose the single run that a command line asks for, and make its folder, as Hydra would.
+def _overrides(given: Namespace) -> list[str]:
+    if given.config_dir is None:
+        return [*given.overrides]
+    require(Path(given.config_dir).is_dir(), "--config-dir", "a folder", given.config_dir)
+    return [f"hydra.searchpath=['file://{os.path.abspath(given.config_dir)}']", *given.overrides]
 
-    Hydra's own command composes twice: first to see whether this is a sweep. None where more is wanted (a flag, a
-    sweep, a setting of Hydra's beside the folder), or where composing fails: that is left to Hydra's command, with its
-    messages.
-    """
-    if any(argument.startswith("-") for argument in arguments):
-        return None
-    try:
-        with initialize_config_dir(str(CONF), job_name="run", version_base="1.3"):
-            config = compose("config", [*arguments], return_hydra_config=True)
-    except BAD_INPUT:
-        return None
-    if not _is_plain(config.hydra):
-        return None
-    _require_folder(config, "run")
+
+def _show() -> None:
+    """Let Hydra show its help or a configuration."""
+    # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
+    with env_override({"HYDRA_FULL_ERROR": "1"}):
+        hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(lambda config: None)()
+
+
+def _check_settings(hydra: DictConfig, mode: str) -> None:
+    """Refuse settings of Hydra that would be ignored, and an empty name of a folder: it would be the current one."""
+    for key, value in IGNORED.items():
+        require(OmegaConf.select(hydra, key) == value, f"hydra.{key}", f"{value}", OmegaConf.select(hydra, key))
+    # NOTE: it cannot be resolved yet: it holds the names of choices.
+    named: Any = OmegaConf.to_container(hydra[mode], resolve=False)
+    require_name(named["dir"], f"hydra.{mode}.dir")
+
+
+def _single(config: DictConfig) -> Point:
     HydraConfig.instance().set_config(config)
-    folder = Path(os.path.abspath(config.hydra.run.dir))
-    with read_write(config.hydra), open_dict(config):
-        config.hydra.runtime.output_dir = str(folder)
+    hydra = config.hydra
+    folder, overrides = Path(os.path.abspath(hydra.run.dir)), tuple(hydra.overrides.task)
+    return Point(plain(config), folder, overrides, also_chosen=_also_chosen(hydra))
+
+
+def _sweep(composer: Composer, master: DictConfig) -> Launch:
+    hydra = master.hydra
+    HydraConfig.instance().set_config(master)
+    whole, launcher = str(hydra.sweep.dir), hydra.runtime.choices["hydra/launcher"]
+    require(launcher in ("basic", "joblib"), "hydra/launcher", "basic or joblib", launcher)
+    swept = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    points = []
+    for number, overrides in enumerate(points_of(parsed([*swept, *hydra.overrides.task]))):
+        config = composer.compose(overrides)
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.job.num, config.hydra.job.id = number, f"run_{number}"
         HydraConfig.instance().set_config(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        del config["hydra"]
-    return config
+        below = str(config.hydra.sweep.subdir)
+        folder = Path(os.path.abspath(Path(whole, below)))
+        if not folder.resolve().is_relative_to(Path(whole).resolve()):
+            raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {below!r}")
+        point = Point(plain(config), folder, tuple(overrides), from_file_name(os.path.relpath(folder, whole)))
+        name = point.config["backend"]["name"]
+        is_real = name in ("vllm", "endpoint")  # points on real engines would time each other
+        require(not is_real or launcher == "basic", "hydra/launcher", f"basic with backend={name}", launcher)
+        points.append(point)
+    return Launch(points, whole, None if launcher == "basic" else _joblib_settings(hydra.launcher))
 
 
-def _is_plain(hydra: Any) -> bool:
-    """Tell whether Hydra would do no more than make the folder and run: files may hold its settings too."""
-    more = (hydra.output_subdir, hydra.job.chdir, hydra.job.env_set, hydra.verbose, hydra.callbacks.keys() - {"launch"})
-    return (
-        hydra.mode is not RunMode.MULTIRUN
-        and all(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-        and not any(more)
-        and hydra.job_logging == hydra.hydra_logging == NO_LOGGING
-    )
+def _joblib_settings(launcher: DictConfig) -> dict[str, Any]:
+    """Read what joblib is told; Hydra keeps whole numbers as text where a word may stand too."""
+    settings: Any = OmegaConf.to_container(launcher, resolve=True)
+    words = {key: value for key, value in settings.items() if key not in ("_target_", "backend")}
+    return {key: int(value) if str(value).isdecimal() else value for key, value in words.items()}
 
 
 def points_of(overrides: Sequence[Override]) -> list[list[str]]:
@@ -94,28 +157,9 @@ def points_of(overrides: Sequence[Override]) -> list[list[str]]:
     return points
 
 
-def check_sweep(config: DictConfig, run: DictConfig) -> None:
-    """Check that points lie in the sweep's folder, and on real engines run in turn: they would time each other.
-
-    Raises
-    ------
-    ValueError
-        If they do not.
-    """
-    folder, whole = Path(run.runtime.output_dir).resolve(), Path(run.sweep.dir).resolve()
-    if not folder.is_relative_to(whole):
-        with suppress(OSError):  # Hydra has made it
-            folder.rmdir()
-        raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {run.sweep.subdir!r}")
-    name, launcher = config.get("backend", {}).get("name"), run.runtime.choices["hydra/launcher"]
-    if name in ("vllm", "endpoint") and launcher != "basic":
-        raise ValueError(f"hydra/launcher must be basic with backend={name}, got {launcher!r}")
-
-
-def also_chosen(run: DictConfig) -> str:
-    """Name the groups that were chosen by another group's file, and neither by the command line nor by default."""
-    choices = dict(run.runtime.choices)
-    given = {override.lstrip("+").partition("=")[0] for override in run.overrides.task}
+def _also_chosen(hydra: DictConfig) -> str:
+    choices = dict(hydra.runtime.choices)
+    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
     return ", ".join(
         f"{group}={choices[group]}"
         for group, default in default_choices(choices).items()

@@ -18,6 +18,7 @@ from mosaic.commands.run import run_command, run_resolved
 from mosaic.config.compose import compose_config
 from mosaic.config.errors import FAILED_CALLS_STATUS, Failed, exit_with_message
 from mosaic.config.job import RunSpec, build_job
+from mosaic.config.launch import Point
 from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
 from mosaic.runtime.run import measure
 
@@ -69,13 +70,13 @@ def prepare(*overrides: str) -> RunSpec:
 
 
 def run_point(*overrides: str) -> Outcome:
-    """Run a point in this process, without Hydra's command around it; hydra.run.dir=FOLDER is among the overrides."""
+    """Run a point in this process, without the command line around it; hydra.run.dir=FOLDER is among the overrides."""
     (folder,) = (override.partition("=")[2] for override in overrides if override.startswith("hydra.run.dir="))
     asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
 
     def run() -> None:
         with exit_with_message():
-            num_failed = run_resolved(keeping(compose_config(asked)), Path(folder), overrides=asked)
+            num_failed = run_resolved(Point(keeping(compose_config(asked)), Path(folder), tuple(asked)))
             if num_failed:
                 raise Failed(FAILED_CALLS_STATUS)
 

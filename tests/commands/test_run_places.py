@@ -70,40 +70,6 @@ def test_a_points_folder_is_one_folder_and_tells_the_point(point: str) -> None:
     assert from_file_name(file_name(point)) == point
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [(["hydra.run.dir="], "hydra.run.dir"), (["-m", "seed=0,1", "hydra.sweep.dir="], "hydra.sweep.dir")],
-)
-def test_an_empty_name_of_a_folder_is_refused(
-    overrides: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    outcome = run_here(*overrides, *SMALL, *QUICK)
-    assert (outcome.status, outcome.err) == (2, f"error: {key} must be a non-empty string, got ''\n")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_point_outside_of_the_sweeps_folder_is_refused(tmp_path: Path) -> None:
-    outcome = run_here(
-        "-m", *SMALL, *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=../${seed}"
-    )
-    assert outcome.status == 2
-    assert "hydra.sweep.subdir must name a folder in hydra.sweep.dir, got '../0'" in outcome.err
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
-
-
-@pytest.mark.slow
-def test_points_on_real_engines_run_in_turn(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
-    outcome = run_here(
-        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "workload=file", f"workload.path={path}", "pool=demo",
-        "cluster=local", "backend=vllm", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}",
-    )  # fmt: skip
-    assert outcome.status == 2
-    assert "hydra/launcher must be basic with backend=vllm, got 'joblib'" in outcome.err
-
-
 @pytest.mark.slow
 def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
