@@ -12,13 +12,12 @@ from mosaic.config.instantiation import TARGET, call, import_callable, make
 from mosaic.config.machines import Machines
 from mosaic.config.sections import (
     AggregatorSection,
-    ExitSection,
-    NoAggregatorSection,
     NodeSection,
     PipelineSection,
     Sections,
     TopologySection,
     by_number,
+    require_keys,
     section,
 )
 from mosaic.core.checks import require, require_count, require_unique
@@ -130,7 +129,7 @@ def _layers(
         nodes = _named_nodes(settings.nodes, experts)
         return Pipeline(CallGraph(nodes=nodes, rule=_gate(given), compare=comparisons()))
     if name == "none":
-        section(given.aggregator, NoAggregatorSection, "aggregator")
+        require_keys(given.aggregator, "aggregator", ["name"])
         return Pipeline(mixture_of_agents(None, rule=Never(), compare=comparisons()))
     aggregator = section(given.aggregator, AggregatorSection, "aggregator")
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
@@ -215,7 +214,8 @@ def _gate(given: Sections) -> Rule:
 
 def _exit(given: Sections, experts: Sequence[Expert], embed_by: Callable[[Expert], Embed] | None) -> Rule | None:
     if TARGET not in given.exit:
-        name = section(given.exit, ExitSection, "exit").name
+        name = require_keys(given.exit, "exit", ["name"]).get("name")
+        require(name in ("auto", "never"), "exit.name", "one of ['auto', 'never']", name)
         is_agreement = name == "auto" and given.topology.layers is not None
         return Majority(name="agreement", scope=Scope.NODE, order=Order.SLOT) if is_agreement else None
     settings, pool = dict(given.exit), {expert.name: expert for expert in experts}

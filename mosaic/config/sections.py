@@ -111,20 +111,6 @@ class TopologySection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExitSection:
-    """An early exit without settings."""
-
-    name: Literal["auto", "never"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoAggregatorSection:
-    """The experts' stage alone."""
-
-    name: Literal["none"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorSection:
     """Who merges answers, and how it may be placed."""
 
@@ -159,29 +145,13 @@ class MixedClusterSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswersSection:
-    """Parameters of simulated answers, each with its source."""
-
-    mean_ability: Any
-    discrimination: Any
-    distractor_std: Any
-    length_loading: Any
-    aggregator_gain: Any
-    deference: Any
-    aggregator_length_loading: Any
-    ability_by_expert: Group
-    visible_tokens: Any
-    kv_loss_frac: Group | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldSection:
     """What only a simulation knows."""
 
     output_tokens: Any = None
     length_scale: Any = None
     merged_tokens: Group | None = None
-    answers: AnswersSection | None = None
+    answers: Group | None = None
     question_seed: AtLeast0 = 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import Machines
-from mosaic.config.sections import AnswersSection, Group, WorldSection, by_number, keys_of, require_keys, section
+from mosaic.config.sections import Group, WorldSection, by_number, keys_of, require_group, require_keys, section
 from mosaic.core.checks import require, require_count
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
@@ -77,14 +77,9 @@ def simulated(config: Mapping[str, Any]) -> Backend:
     return Backend(name="sim", site=partial(sim_site, options=options, use=use), options=options)
 
 
-@dataclass(frozen=True, slots=True)
-class NoOptions:
-    """Of a backend that starts nothing."""
-
-
 def explained(config: Mapping[str, Any]) -> Backend:
     """Build ``backend=none``: the profile of a plan that is only explained is the simulator's."""
-    section(config, NoOptions, "backend")
+    require_keys(config, "backend", ())
     return Backend(name="none", site=partial(sim_site, options=EngineOptions()), runs=False)
 
 
@@ -146,17 +141,21 @@ def simulated_world(given: WorldSection) -> SimulatedWorld:
     )
 
 
-def _answer_model(given: AnswersSection) -> tuple[AnswerModel, int]:
+def _answer_model(given: Group) -> tuple[AnswerModel, int]:
     """Build the answer model and the visible tokens; every parameter declares its source."""
     keys = [each.name for each in fields(AnswerModel) if each.default is MISSING and each.default_factory is MISSING]
-    values = {key: declared_parameter(getattr(given, key), f"world.answers.{key}") for key in keys}
+    needed = [*keys, "ability_by_expert", "visible_tokens"]
+    require_keys(given, "world.answers", [*needed, "kv_loss_frac"])
+    for key in needed:
+        require(key in given, f"world.answers.{key}", "given", None)
+    values = {key: declared_parameter(given[key], f"world.answers.{key}") for key in keys}
     abilities = {
         name: declared_parameter(entry, f"world.answers.ability_by_expert.{name}")[0]
-        for name, entry in given.ability_by_expert.items()
+        for name, entry in require_group(given["ability_by_expert"], "world.answers.ability_by_expert").items()
     }
-    visible, _ = declared_parameter(given.visible_tokens, "world.answers.visible_tokens")
+    visible, _ = declared_parameter(given["visible_tokens"], "world.answers.visible_tokens")
     require_count(visible, "world.answers.visible_tokens.value", at_least=1)
-    kv_losses = _kv_losses(given.kv_loss_frac or {})
+    kv_losses = _kv_losses(require_group(given.get("kv_loss_frac") or {}, "world.answers.kv_loss_frac"))
     try:
         model = AnswerModel(
             **{key: value for key, (value, _) in values.items()},
