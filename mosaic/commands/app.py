@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -17,24 +17,7 @@ IN_MODULES = ("compare", "quote", "batch", "audit")
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Settings of a command that reads its arguments itself."""
 
-
-class Commands(TyperGroup):
-    """Finds commands in modules of their names."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        # What is here is listed, and suggested for a name with a slip; get_command makes it.
-        self.commands.update(dict.fromkeys(IN_MODULES))  # type: ignore[arg-type]
-
-    def get_command(self, ctx: typer.Context, cmd_name: str):  # type: ignore[no-untyped-def,override]
-        if cmd_name not in IN_MODULES:
-            return super().get_command(ctx, cmd_name)
-        single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(getattr(import_module(f"mosaic.commands.{cmd_name}"), cmd_name))
-        return get_command(single)
-
-
-app = typer.Typer(name="mosaic", cls=Commands, add_completion=False)
+app = typer.Typer(name="mosaic", add_completion=False)
 
 
 def tell_version(is_asked: bool) -> None:
@@ -61,10 +44,20 @@ def run(context: typer.Context) -> None:
     run_command()
 
 
+def command_of(word: str) -> TyperGroup:
+    """Make the command from the module that a word names; where it names none, from all: for help, and for a slip."""
+    modules = [word] if word in IN_MODULES else [] if word in ("run", "--version") else IN_MODULES
+    for name in modules:
+        app.command(name)(getattr(import_module(f"mosaic.commands.{name}"), name))
+    made = get_command(app)
+    assert isinstance(made, TyperGroup)
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for, and end with its status; a bad option is bad input as any other."""
     words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
-    command = get_command(app)
+    command = command_of(words[0])
     # NOTE: `command.main` would end an interrupt without a word.
     with exit_with_message():
         try:
