@@ -103,18 +103,6 @@ def batch(
         checkpoints=checkpoints,
         overrides=tuple(overrides or ()),
     )
-    return run_batch(request, work, out, price, metrics_port, metrics_host)
-
-
-def run_batch(
-    request: BatchRequest,
-    work: Path | None,
-    out: Path | None,
-    price: float | None,
-    metrics_port: int | None,
-    metrics_host: str,
-) -> int:
-    """Run a batch to its end, or what is left of it; gives the exit status."""
     spare_garbage_collector()
     work, files = work or work_folder(request.path), paths_of(request.path, out)
     folders = (work, files.out.parent)
@@ -148,7 +136,7 @@ def run_batch(
             say(f"metrics: http://{metrics_host}:{port}/metrics")
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price)
-            ended = finish(files, stream.file, stream.questions)
+            ended = finish(files, stream)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
         files.partial.unlink(missing_ok=True)
     seconds, num_workers = time.monotonic() - start, prepared.job.cluster.num_workers
@@ -184,11 +172,11 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
 
     def questions() -> Row:
         spent = "" if price_per_hour is None else f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}"
-        return Row("questions", spent, stream.num_ended, len(stream.questions))
+        return Row("questions", spent, len(stream.lines), len(stream.questions))
 
     def show(title: str, expected: Expected) -> AbstractContextManager[tuple[Controller, ...]]:
         status = RunStatus(title, expected)
-        metrics.follow(status, lambda: stream.num_ended)
+        metrics.follow(status, lambda: len(stream.lines))
         return show_run(status, more=questions)
 
     return mosaic.run(

@@ -2,16 +2,14 @@
 
 A batch claims its output name before any work, by making the partial file there, which two commands cannot both do. So
 no batch writes over results that are not its own. While it runs, ``NAME.partial.jsonl`` gets a line for each finished
-question. A run that goes on keeps the lines that are there; a question that is answered anew gets another line, and the
-last one counts. In the end ``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, in the order of the
-input, and the run's summary keeps their digests: what has a response stands in the first, what has an error in the
-second, and a question that was not aggregated in both.
+question; a run that goes on writes them anew, from its journal. In the end ``NAME.out.jsonl`` and
+``NAME.errors.jsonl`` are put in place whole, in the order of the input, and the run's summary keeps their digests: what
+has a response stands in the first, what has an error in the second, and a question that was not aggregated in both.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -21,7 +19,7 @@ import msgspec
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import RunFolderError
-from mosaic.core.events import Event, Finished, Started
+from mosaic.core.events import Event, Finished
 from mosaic.core.json_file import read_json
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Workload
@@ -286,97 +284,79 @@ class _Line(NamedTuple):
     """The aggregator has read the end alone of some responses."""
 
 
-class PartialFile:
-    """The lines of finished questions, in the order in which they came; one process writes it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.lines: dict[str, _Line] = {}
-        """By question."""
-        try:
-            self._file: BinaryIO = path.open("a+b")
-        except OSError as error:
-            raise _cannot(path, error) from error
-        self._end = 0
-        self._file.seek(0)
-        for text in self._file:
-            if not text.endswith(b"\n"):
-                break
-            with suppress(ValueError, KeyError, TypeError):
-                self._note(json.loads(text), len(text))
-            self._end += len(text)
-        self._file.truncate(self._end)
-
-    def _note(self, line: Mapping[str, Any], num_bytes: int) -> None:
-        response, error = line["response"], line["error"]
-        is_cut = response is not None and bool(response["body"]["mosaic"]["cut_responses"])
-        self.lines[line["custom_id"]] = _Line(self._end, num_bytes, response is not None, error is not None, is_cut)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Put a question's line there, unless it is.
-
-        Raises
-        ------
-        RunFolderError
-            If it cannot be written.
-        """
-        text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-        if self.read(line["custom_id"]) == text:
-            return
-        try:
-            self._file.write(text)
-            self._file.flush()
-        except OSError as error:
-            raise _cannot(self._path, error) from error
-        self._note(line, len(text))
-        self._end += len(text)
-
-    def read(self, question: str) -> bytes:
-        """Give a question's last line; empty: it has none."""
-        line = self.lines.get(question)
-        return b"" if line is None else os.pread(self._file.fileno(), line.num_bytes, line.start)
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class AnswerStream:
-    """A controller that writes each question's line as soon as its last call has ended, and gives no commands."""
+    """A controller that writes each question's line as soon as its last call has ended, and gives no commands.
+
+    A run that goes on receives again what had ended, and so writes the lines anew.
+
+    Parameters
+    ----------
+    workload, graph
+        Of the batch.
+    path
+        The file of lines, in the order in which they come; the run holds the lock of its folder.
+    created
+        Seconds since 1970 when the batch began.
+
+    Raises
+    ------
+    RunFolderError
+        If the file cannot be written.
+    """
 
     reacts = False
 
     def __init__(self, workload: Workload, graph: CallGraph, path: Path, created: int) -> None:
         self._created = created
         self._path = path
-        self._file: PartialFile | None = None
         self._questions = Questions(workload, graph)
         self.questions = [question.id for question in self._questions]
         """Those that have calls, in the order of the input."""
-        self.num_ended = 0
-
-    @property
-    def file(self) -> PartialFile:
-        """The lines so far."""
-        assert self._file is not None, "the run has begun"
-        return self._file
-
-    def close(self) -> None:
-        """Close the file, if the run has begun."""
-        if self._file is not None:
-            self._file.close()
+        self.lines: dict[str, _Line] = {}
+        """By question that is over."""
+        self._end = 0
+        try:
+            self._file: BinaryIO = path.open("w+b")
+        except OSError as error:
+            raise _cannot(path, error) from error
 
     def on(self, event: Event, view: object) -> tuple[Command, ...]:
-        """Take note of a call that has ended; the file is opened by the run that holds the journal alone."""
-        if isinstance(event, Started):
-            self._file = PartialFile(self._path)
-        elif isinstance(event, Finished):
+        """Take note of a call that has ended.
+
+        Raises
+        ------
+        RunFolderError
+            If a line cannot be written.
+        """
+        if isinstance(event, Finished):
             self._questions.note(event.record)
             state = self._questions.state_of(event.record.key.question)
             if state.is_over:
-                self.file.add(line_of(state, self._created))
-                self.num_ended += 1
+                self.add(line_of(state, self._created))
                 self._questions.forget(state.question.id)
         return ()
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Write a question's line; of several the last one counts."""
+        text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise _cannot(self._path, error) from error
+        response, has_error = line["response"], line["error"] is not None
+        is_cut = response is not None and bool(response["body"]["mosaic"]["cut_responses"])
+        self.lines[line["custom_id"]] = _Line(self._end, len(text), response is not None, has_error, is_cut)
+        self._end += len(text)
+
+    def read(self, question: str) -> bytes:
+        """Give a question's line."""
+        line = self.lines[question]
+        return os.pread(self._file.fileno(), line.num_bytes, line.start)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 # The final files.
@@ -399,7 +379,7 @@ class Ended(NamedTuple):
         return self.num_not_aggregated + self.num_errors
 
 
-def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) -> Ended:
+def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
     """Put the final files in place, in the order of the questions; the partial one stays until all else is written.
 
     Raises
@@ -407,14 +387,14 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
     RunFolderError
         If a question has no line, or a file cannot be written.
     """
-    missing = [question for question in questions if question not in partial.lines]
+    missing = [question for question in stream.questions if question not in stream.lines]
     if missing:
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
-    lines = {question: partial.lines[question] for question in questions}
+    lines = {question: stream.lines[question] for question in stream.questions}
     in_out = [question for question, line in lines.items() if line.has_response]
     in_errors = [question for question, line in lines.items() if line.has_error]
     for path, names in ((paths.errors, in_errors), (paths.out, in_out)):
-        write_file(path.parent, path.name, map(partial.read, names))
+        write_file(path.parent, path.name, map(stream.read, names))
     num_errors = len(lines) - len(in_out)
     num_not_aggregated = len(in_errors) - num_errors
     num_cut = sum(line.is_cut for line in lines.values())

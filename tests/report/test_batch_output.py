@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.errors import RunFolderError
+from mosaic.core.workload import Question, Workload
 from mosaic.report import run_folder
 from mosaic.report.batch_output import (
     BEGUN,
+    AnswerStream,
     BatchPaths,
-    PartialFile,
     check_outputs,
     finish,
     paths_of,
     read_start,
     start_batch,
 )
+from tests.factories import make_call
+from tests.runtime.jobs import ALONE
 
 
 def test_the_first_start_claims_its_files_and_the_next_finds_them(tmp_path: Path) -> None:
@@ -77,28 +80,27 @@ def test_a_damaged_start_names_its_file(text: str, tmp_path: Path) -> None:
 READ = {"body": {"mosaic": {"cut_responses": ["Ada"]}}}
 
 
-def test_the_partial_file_keeps_whole_lines_and_takes_the_last_of_a_question(tmp_path: Path) -> None:
+def test_lines_stand_as_they_come_and_in_the_end_in_the_order_of_the_input(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     one, other, two = (
-        json.dumps({"custom_id": name, "response": value, "error": error}).encode() + b"\n"
+        {"custom_id": name, "response": value, "error": error}
         for name, value, error in (("a", None, 1), ("a", READ, 1), ("b", READ, None))
     )
-    path.write_bytes(one + two[:9])
-    partial = PartialFile(path)
-    assert (len(partial.lines), path.read_bytes()) == (1, one), "a torn line is cut off"
-    partial.add(json.loads(one))
-    assert path.read_bytes() == one, "what stands there is not written twice"
-    partial.add(json.loads(two))
-    partial.add(json.loads(other))
-    assert path.read_bytes() == one + two + other
-    partial.close()
-    again = PartialFile(path)
-    assert [again.read(name) for name in "abc"] == [other, two, b""]
+    path.write_bytes(b"of an earlier start")
+    calls = (make_call("b"), make_call("a"))
+    questions = tuple(Question(id=call.key.question, prompt_tokens=100) for call in calls)
+    stream = AnswerStream(Workload(name="two", questions=questions, calls=calls), ALONE, path, 5)
     files = BatchPaths(tmp_path / "o.jsonl", tmp_path / "e.jsonl", path)
-    assert finish(files, again, ["b", "a"]) == (1, 1, 0, 2)
-    again.close()
-    assert files.out.read_bytes() == two + other
-    assert files.errors.read_bytes() == other, "it could not be aggregated"
+    stream.add(one)
+    with pytest.raises(RunFolderError, match="1 questions have not ended, 'b' among them"):
+        finish(files, stream)
+    stream.add(two)
+    stream.add(other)
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [one, two, other]
+    assert finish(files, stream) == (1, 1, 0, 2)
+    stream.close()
+    assert [json.loads(line) for line in files.out.read_bytes().splitlines()] == [two, other]
+    assert [json.loads(line) for line in files.errors.read_bytes().splitlines()] == [other], "it is not aggregated"
 
 
 def test_a_batch_s_files_stand_beside_it(tmp_path: Path) -> None:
