@@ -103,6 +103,18 @@ def batch(
         checkpoints=checkpoints,
         overrides=tuple(overrides or ()),
     )
+    return run_batch(request, work, out, price, metrics_port, metrics_host)
+
+
+def run_batch(
+    request: BatchRequest,
+    work: Path | None,
+    out: Path | None,
+    price: float | None,
+    metrics_port: int | None,
+    metrics_host: str,
+) -> int:
+    """Run a batch to its end, or what is left of it; gives the exit status."""
     spare_garbage_collector()
     work, files = work or work_folder(request.path), paths_of(request.path, out)
     folders = (work, files.out.parent)

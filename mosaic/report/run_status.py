@@ -81,8 +81,6 @@ class RunStatus:
         self._heard = (0.0, clock())
         self._resumes_ts = 0.0
         self._is_resuming = False
-        self._untold: list[int] = []
-        """Sessions whose start is logged once all that was done before has been received again."""
         self._num_opened = 0
         self._ended: Counter[int] = Counter()
         self._running: dict[int, Mapping[CallKey, int]] = {}
@@ -128,7 +126,7 @@ class RunStatus:
             lines += self._start_sessions(event.ts)
         match event:
             case Finished(record=record):
-                self._count(record, is_old=0.0 < self._resumes_ts >= event.ts)
+                self._count(record)
             case Progress(session=number, tokens=tokens):
                 self._running[number] = tokens
             case Ready(ts=ts, session=number) if number in self._progress:
@@ -143,10 +141,10 @@ class RunStatus:
         self._predict()
         return lines
 
-    def _count(self, record: CallRecord, *, is_old: bool) -> None:
+    def _count(self, record: CallRecord) -> None:
         number = record.session
         self._ended[number] += 1
-        if is_old:
+        if self._is_resuming:
             return
         if number in self._progress:
             self._progress[number].num_served += 1
@@ -236,8 +234,6 @@ class RunStatus:
                 follows = before is not None and (before.expert, before.workers) == here
                 is_news = not follows and not self._is_resuming
                 self._progress[number] = _SessionProgress(load_ts=max(ts, self._resumes_ts), is_news=is_news)
-                if self._is_resuming:
-                    self._untold.append(number)
                 lines += [self._describe_start(session)] if is_news else []
         self._current = {**self._current, **first}
         self._num_opened = len(view.opened)
@@ -247,11 +243,10 @@ class RunStatus:
         """Say where a run goes on that was interrupted: what had ended, and which sessions load now."""
         self._is_resuming = False
         lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
-        for number in self._untold:
+        for number, progress in self._progress.items():
             if number not in self._view.ended and self._is_needed(number):
-                self._progress[number].is_news = True
+                progress.is_news = True
                 lines.append(self._describe_start(self._view.opened[number]))
-        self._untold = []
         return lines
 
     def _is_needed(self, number: int) -> bool:
