@@ -88,9 +88,11 @@ def test_vllm_torch_and_ray_are_imported_inside_functions() -> None:
     assert eager == []
 
 
-@pytest.mark.parametrize("module", ["mosaic", "sim.cluster.backend"])
-def test_imports_stay_light(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in {LAZY} if name in sys.modules])"
+@pytest.mark.parametrize(
+    "modules", ["mosaic", "sim.cluster.backend", "mosaic.planning.program.schedulers, mosaic.planning.explain"]
+)
+def test_imports_stay_light(modules: str) -> None:
+    code = f"import sys, {modules}; print([name for name in {LAZY} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.answers.extraction import comparison, extract_answer, is_correct, without_thinking
+from mosaic.answers.extraction import extract_answer, without_thinking
 from mosaic.answers.math_equality import same_value
 from mosaic.answers.response_text import boxes
 from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Question
@@ -129,23 +129,6 @@ def test_letters_count_only_where_they_answer(text: str, letter: str | None) -> 
 )  # fmt: skip
 def test_expressions_are_taken_from_where_they_are_announced(text: str, expression: str | None) -> None:
     assert extract_answer(text, MATH) == expression
-
-
-def test_the_kind_decides_the_comparison() -> None:
-    same_letter = comparison(AnswerKind.CHOICE)
-    assert same_letter is not None
-    assert same_letter("A", "A")
-    assert not same_letter("A", "B")
-    assert comparison(AnswerKind.TEXT) is None
-
-
-def test_correct_is_what_equals_gold() -> None:
-    same = comparison(AnswerKind.CHOICE)
-    assert is_correct("B", choice(gold="B"), same) is True
-    assert is_correct("C", choice(gold="B"), same) is False
-    assert is_correct(None, choice(gold="B"), same) is False
-    assert is_correct("B", choice(), same) is None
-    assert is_correct("B", make_question(AnswerKind.TEXT, gold="B"), None) is None
 
 
 PIECES = st.sampled_from([

@@ -22,7 +22,8 @@ class Case(NamedTuple):
     """A file, and what is said of it; none: it is answered, with so many lines."""
 
     name: str
-    content: bytes
+    content: bytes | None
+    """None: it is not there."""
     said: str | None = None
     file: str = "questions.jsonl"
     options: tuple[str, ...] = ()
@@ -31,6 +32,12 @@ class Case(NamedTuple):
 
 def lines(*entries: object, end: str = "\n") -> bytes:
     return "".join((entry if isinstance(entry, str) else json.dumps(entry)) + end for entry in entries).encode()
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), stream)
+    return stream.getvalue().to_pybytes()
 
 
 BATCH = [batch_line(number) for number in range(4)]
@@ -52,11 +59,14 @@ CASES = [
     Case("json_list", json.dumps(PLAIN).encode(), file="questions.json"),
     Case("other_letters", lines(*(batch_line(number, f"\u00bfQu\u00e9? {TEXT}") for number in range(4)))),
     Case("one_question", lines(BATCH[0]), num_lines=1),
+    Case("parquet", parquet(PLAIN), file="questions.parquet"),
     Case("not_json", b"What is this?\n", "line 1: must be JSON, got 'What is this?'"),
     Case("too_long", lines(batch_line(0, "x " * 9000 + TEXT)), "prompt_tokens must be below context_tokens=4096"),
     Case("no_parquet", b"PAR0", "must be a parquet file", file="q.parquet"),
     Case("unknown_model", lines(*BATCH), "checkpoint Nobody: no such folder", options=("--models", "Nobody")),
     Case("model_twice", lines(*BATCH), "--models: last part of a name must be unique", options=("--models", "a/X,b/X")),
+    Case("no_file", None, "FILE must be a file with questions, got"),
+    Case("out_is_a_file", lines(*BATCH), "cannot be written", options=("--out", "questions.jsonl")),
     Case("unknown_key", lines(*BATCH), "gates must be a key", options=("gates=never",)),
     Case("unknown_choice", lines(*BATCH), "gate must be one of", options=("gate=maybe",)),
     Case("simulated", lines(*BATCH), "backend.name must be vllm or endpoint in a batch", options=("backend=sim",)),
@@ -65,7 +75,7 @@ CASES = [
 ]  # fmt: skip
 
 
-FAST = ("openai_batch", "csv")
+FAST = ("openai_batch", "csv", "parquet")
 """Of the files that are answered; each takes some seconds."""
 
 
@@ -76,9 +86,13 @@ FAST = ("openai_batch", "csv")
         for case in CASES
     ],
 )
-def test_a_file_is_answered_or_refused_in_a_line(case: Case, models: list[str], tmp_path: Path) -> None:
+def test_a_file_is_answered_or_refused_in_a_line(
+    case: Case, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / case.file
-    path.write_bytes(case.content)
+    if case.content is not None:
+        path.write_bytes(case.content)
+    monkeypatch.chdir(tmp_path)
     if case.name == "simulated":
         models = [option for option in models if not option.startswith(("backend.", "profile.max"))]
     outcome = run_mosaic("batch", path, *models, *case.options)
@@ -90,18 +104,8 @@ def test_a_file_is_answered_or_refused_in_a_line(case: Case, models: list[str], 
     assert case.said in outcome.err
     assert outcome.err.count("\n") == 1, "one line"
     assert outcome.err.startswith("error: ")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [case.file], "nothing is left behind"
-
-
-def test_parquet_is_answered(models: list[str], tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(PLAIN), tmp_path / "q.parquet")
-    assert run_mosaic("batch", tmp_path / "q.parquet", *models).status == 0
-
-
-def test_a_file_that_is_not_there(models: list[str], tmp_path: Path) -> None:
-    outcome = run_mosaic("batch", tmp_path / "nothing.jsonl", *models)
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "FILE must be a file with questions, got" in outcome.err
+    left = [] if case.content is None else [case.file]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == left, "nothing is left behind"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -113,14 +117,6 @@ def test_a_folder_that_cannot_be_written(models: list[str], tmp_path: Path) -> N
     tmp_path.chmod(0o700)
     assert outcome.status == 2
     assert "cannot be written (Permission denied); --out names another folder" in outcome.err
-
-
-def test_an_output_folder_that_is_a_file(models: list[str], tmp_path: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    path.write_bytes(lines(*BATCH))
-    outcome = run_mosaic("batch", path, *models, "--out", path)
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "cannot be written" in outcome.err
 
 
 def test_a_port_that_is_taken(models: list[str], tmp_path: Path) -> None:

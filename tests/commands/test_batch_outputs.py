@@ -1,11 +1,9 @@
 """Outputs belong to their run: what is damaged is written again, and what is another's is refused."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from mosaic.report.run_folder import read_summary
 from mosaic.runtime.journal import RUN, read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
@@ -89,9 +87,3 @@ def test_a_damaged_file_of_the_folder_is_written_again_or_named(
             file.unlink(missing_ok=True)
         else:
             file.write_bytes(before)
-
-
-def test_the_summary_has_the_digests_of_both_outputs(done: Path) -> None:
-    outputs = read_summary(done.with_suffix(".mosaic"))["outputs"]
-    assert sorted(outputs) == ["questions.errors.jsonl", "questions.out.jsonl"]
-    assert len(json.dumps(outputs)) > 2 * 64

@@ -175,16 +175,6 @@ def test_every_scheduler_and_every_published_workload_run(scheduler: str, worklo
     assert summary["expert_makespan_s"] >= summary["expert_lower_bound_s"] > 0
 
 
-def test_policies_meet_in_the_same_world_and_seeds_differ(tmp_path: Path) -> None:
-    def lengths(name: str, *overrides: str) -> dict[tuple[str, int], tuple[str, int]]:
-        rows = read_calls(run_small(tmp_path / name, *overrides))
-        return {(row["question"], row["slot"]): (row["expert"], row["output_tokens"]) for row in rows}
-
-    ilp = lengths("ilp", "scheduler=ilp")
-    assert lengths("fifo", "scheduler=fifo", "scheduler.window_questions=2") == ilp
-    assert lengths("other", "scheduler=ilp", "seed=1") != ilp
-
-
 def sweep(folder: Path, *overrides: str) -> Outcome:
     return run_here("-m", *SMALL, *QUICK, *overrides, f"hydra.sweep.dir={folder}", SUBDIR)
 

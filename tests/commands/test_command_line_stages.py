@@ -270,16 +270,6 @@ def test_a_broken_promise_has_a_line_of_its_own(calibration: Path, tmp_path: Pat
     assert f"  BROKEN    the promise of at most 5 pp: this batch lost {lost}" in outcome.out.splitlines()
 
 
-def test_a_promise_does_not_hold_for_another_benchmark(calibration: Path, tmp_path: Path) -> None:
-    file = calibration / "calibration_answers.parquet"
-    overrides = ("gate=calibrated", f"gate.calibration={file}", "gate.accepted_loss_frac=0.02")
-    outcome = run_point("workload=medmcqa", *QUICK, *overrides, f"hydra.run.dir={tmp_path / 'run'}")
-    assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err.startswith(f"error: gate.calibration must hold answers of what runs here, got {file}: workload")
-    assert "workload is 'gpqa' there and 'medmcqa' here" in outcome.err
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_calibrated_gate_with_too_few_questions_skips_nothing_and_says_so(calibration: Path, tmp_path: Path) -> None:
     table = pq.read_table(calibration / "calibration_answers.parquet")
     file = tmp_path / "few.parquet"

@@ -78,29 +78,28 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path, tmp_path: Path) -> None:
-    path = write_questions(tmp_path / "quoted")
-    assert run_mosaic("quote", path, *models, *PILOT, "--workers", "1", "--kind", "a100_80gb").status == 0
-    before = times_finished(path)
-    done = run_mosaic("batch", path, *models, "--workers", "3")
-    assert done.status == 0, done.err
-    assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
-    assert set(times_finished(path).values()) == {1}
-    assert bodies_of(path) == bodies_of(alone)
-
-
-@pytest.mark.slow
-def test_answers_of_a_larger_machine_count_and_other_calls_price_the_smaller_one(
-    models: list[str], alone: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("quoted_on", "run_on", "said"),
+    [
+        pytest.param("1", "3", [], id="a quote from a smaller machine"),
+        pytest.param(
+            "2",
+            "1",
+            ["the quote does not price the batch: profile of ", "pilot: "],
+            id="sessions on workers that are not there price nothing, and their answers count",
+        ),
+    ],
+)
+def test_a_quote_may_come_from_another_machine(
+    quoted_on: str, run_on: str, said: list[str], models: list[str], alone: Path, tmp_path: Path
 ) -> None:
     path = write_questions(tmp_path / "quoted")
-    assert run_mosaic("quote", path, *models, *PILOT, "--workers", "2", "--kind", "a100_80gb").status == 0
+    assert run_mosaic("quote", path, *models, *PILOT, "--workers", quoted_on, "--kind", "a100_80gb").status == 0
     before = times_finished(path)
-    done = run_mosaic("batch", path, *models, "--workers", "1")
+    done = run_mosaic("batch", path, *models, "--workers", run_on)
     assert done.status == 0, done.err
-    assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
-    assert "the quote does not price the batch: profile of " in done.err
-    assert "pilot: " in done.err, "its sessions ran on workers that are not there"
+    for message in (f"quote: {len(before):,} calls of the batch were asked before", *said):
+        assert message in done.err
     assert set(times_finished(path).values()) == {1}
     assert bodies_of(path) == bodies_of(alone)
 

@@ -1,5 +1,6 @@
 """Where a command writes, what it ends with, and what it says was chosen for the user."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import mosaic
 from mosaic.core.results import CallStatus
 from mosaic.core.safe_text import file_name, from_file_name
+from mosaic.runtime.garbage import FULL_EVERY, spare_garbage_collector
 from mosaic.runtime.job import Outcome as RunOutcome
 from tests.commands.command_line import QUICK, SMALL, run_here, run_point, run_process
 from tests.commands.test_command_line import sweep
@@ -79,3 +81,34 @@ def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) ->
     asked = run_here(*local, "aggregator=none", "hardware=cpu_core", f"hydra.run.dir={tmp_path / 'asked'}")
     assert "also chosen" not in asked.out
     assert asked.out.startswith("ilp on file")
+
+
+class Knot:
+    """Refers to itself."""
+
+    num_left = 0
+
+    def __init__(self) -> None:
+        self.itself = self
+        Knot.num_left += 1
+
+    def __del__(self) -> None:
+        Knot.num_left -= 1
+
+
+def test_a_runs_cycles_are_gone_when_the_next_begins_and_what_outlived_it_some_runs_later() -> None:
+    before = gc.get_threshold()
+    try:
+        spare_garbage_collector()
+        config = Knot()
+        spare_garbage_collector()
+        kept = [Knot() for _ in range(1000)]
+        del kept, config
+        assert Knot.num_left == 1001, "no collection in a run so short"
+        for _ in range(FULL_EVERY):
+            spare_garbage_collector()
+            assert Knot.num_left <= 1
+        assert Knot.num_left == 0
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

@@ -16,15 +16,13 @@ from omegaconf import OmegaConf
 
 from mosaic.core.workload import Expert, Family, Workload
 from sim.world.lengths import length_distributions
+from tests.factories import SLOTS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NUM_WORKERS = 4
 
-SLOTS = {
-    "mmlu_pro": {"LlamaR1": 1070, "QwenR1": 1428, "Gemma": 1632, "Exaone": 547, "GLM": 667, "Qwen": 956},
-    "medmcqa": {"LlamaR1": 620, "QwenR1": 144, "Gemma": 4195, "Exaone": 625, "GLM": 1283, "Qwen": 5682},
-    "gpqa": {"LlamaR1": 429, "QwenR1": 158, "Gemma": 4, "Exaone": 3},
-}
+MMLU_PRO_ORDER = ["Gemma", "QwenR1", "Qwen", "LlamaR1", "Exaone", "GLM"]
+"""As published; where the order is unknown the most popular comes first."""
 NUM_QUESTIONS = {"mmlu_pro": 2100, "medmcqa": 4183, "gpqa": 198}
 NUM_OPTIONS = {"mmlu_pro": {10: 1711}, "medmcqa": {4: 4183}, "gpqa": {4: 198}}
 """How many questions have the most usual number of options."""
@@ -112,21 +110,18 @@ def test_a_pool_is_changed_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", list(SLOTS))
-def test_published_workloads_hold_the_published_slots(name: str) -> None:
+def test_published_workloads_hold_the_published_slots_options_and_aggregators(name: str) -> None:
     config = compose_group(f"workload={name}")
     workload = make_workload(config)
     assert workload.name == name
     assert len(workload.questions) == NUM_QUESTIONS[name]
     assert workload.num_calls_by_expert == SLOTS[name]
-    assert list(workload.num_calls_by_expert) == config["first_seen"]
-
-
-@pytest.mark.parametrize("name", list(SLOTS))
-def test_published_workloads_are_multiple_choice_with_the_published_aggregator(name: str) -> None:
-    config = compose_group(f"workload={name}")
-    assert config["aggregator"] == AGGREGATORS[name]
-    counts = Counter(question.num_options for question in make_workload(config).questions)
+    order = list(workload.num_calls_by_expert)
+    by_popularity = sorted(order, key=SLOTS[name].__getitem__, reverse=True)
+    assert order == config["first_seen"] == (MMLU_PRO_ORDER if name == "mmlu_pro" else by_popularity)
+    counts = Counter(question.num_options for question in workload.questions)
     assert dict(counts.most_common(1)) == NUM_OPTIONS[name]
+    assert config["aggregator"] == AGGREGATORS[name]
     clip_tokens = compose_group(f"world={name}")["merged_tokens"][AGGREGATORS[name]]["clip_tokens"]["value"]
     assert clip_tokens == make_pool("hybrid")[AGGREGATORS[name]].max_output_tokens
 
@@ -190,17 +185,6 @@ def test_every_answer_parameter_says_where_it_comes_from(path: Path) -> None:
         assert {key: entry["value"] for key, entry in config.items()} == {key: carried[key]["value"] for key in config}
     else:
         assert config["mean_ability"]["source"] == "fitted", "so skip shares are shown as fitted"
-
-
-def test_mmlu_pro_names_its_experts_in_the_published_order() -> None:
-    workload = make_workload(compose_group("workload=mmlu_pro"))
-    assert list(workload.num_calls_by_expert) == ["Gemma", "QwenR1", "Qwen", "LlamaR1", "Exaone", "GLM"]
-
-
-@pytest.mark.parametrize("name", ["medmcqa", "gpqa"])
-def test_where_the_order_is_unknown_the_most_popular_comes_first(name: str) -> None:
-    counts = list(make_workload(compose_group(f"workload={name}")).num_calls_by_expert.values())
-    assert counts == sorted(counts, reverse=True)
 
 
 @pytest.mark.parametrize("name", [*SLOTS, "file"])

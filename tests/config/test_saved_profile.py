@@ -1,26 +1,33 @@
-"""A batch is planned from the folder of another run: what its records price, and what is refused."""
+"""A batch is planned from the folder of another run: what its records price; and from mean lengths that are off."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log2, sqrt
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 import mosaic
 from mosaic.config.compose import as_recorded, compose_config
-from mosaic.config.job import build_job
+from mosaic.config.job import build_job, simulated_job
 from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import PROPOSE
+from mosaic.planning.profiles import Profile
 from mosaic.report.run_folder import write_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.run import measure
-from tests.commands.command_line import write_profiles
+from sim.site import SimSite
+from sim.world.lengths import ClippedLognormal
+from sim.world.world import mistaken_lengths
+from tests.commands.command_line import QUICK, SMALL, write_profiles
 
-SMALL = ("workload=gpqa", "costs=affine")
+GPQA = ("workload=gpqa", "costs=affine")
 
 
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
-    return mosaic.run(build_job(compose_config([*SMALL])).job)
+    return mosaic.run(build_job(compose_config([*GPQA])).job)
 
 
 def write(
@@ -33,7 +40,7 @@ def write(
 ) -> Path:
     write_run(
         folder,
-        config=compose_config([*SMALL, *overrides]),
+        config=compose_config([*GPQA, *overrides]),
         plans=outcome.plans,
         result=result or outcome.result,
         summary={"num_workers": 4, "resumptions": []} | summary,
@@ -46,7 +53,7 @@ def write(
 def test_another_batch_is_planned_from_a_run_folder_and_takes_what_was_predicted(tmp_path, outcome) -> None:
     folder = write(tmp_path / "run", outcome)
     given = [f"profile.path={folder}", f"profile.aggregator_path={folder}"]
-    job = build_job(compose_config([*SMALL, "seed=1", *given])).job
+    job = build_job(compose_config([*GPQA, "seed=1", *given])).job
     assert job.profile is not None
     called = {call.expert for call in job.workload.calls}
     assert {entry.expert for entry in job.profile.entries} == called
@@ -60,7 +67,7 @@ def test_another_batch_is_planned_from_a_run_folder_and_takes_what_was_predicted
 def test_loads_are_medians_in_the_first_layer_and_the_longest_behind_it(tmp_path, outcome) -> None:
     folder = write(tmp_path / "run", outcome)
     given = [f"profile.path={folder}", f"profile.aggregator_path={folder}"]
-    job = build_job(compose_config([*SMALL, *given])).job
+    job = build_job(compose_config([*GPQA, *given])).job
     assert job.profile is not None
     assert job.upper_profile is not None
     loads = [one.load_s for one in outcome.result.sessions if (one.expert, one.node) == ("LlamaR1", "propose")]
@@ -75,7 +82,7 @@ def test_a_session_in_which_the_run_had_stopped_prices_nothing(tmp_path, outcome
     sessions = [one for one in outcome.result.sessions if (one.expert, one.node) == ("LlamaR1", "propose")]
     session = max(sessions, key=lambda one: one.end_ts)
     stopped = write(tmp_path / "run", outcome, resumptions=[{"ts": session.end_ts - 0.001, "pause_s": 1.0}])
-    job = build_job(compose_config([*SMALL, f"profile.path={stopped}"])).job
+    job = build_job(compose_config([*GPQA, f"profile.path={stopped}"])).job
     assert job.profile is not None
     entry = next(entry for entry in job.profile.entries if entry.expert == "LlamaR1")
     took_s = [point.session_s for point in entry.points]
@@ -90,7 +97,7 @@ def test_a_session_prices_its_calls_and_not_how_long_it_stayed_open(tmp_path, ou
     ]
     open_longer = write(tmp_path / "longer", outcome, replace(outcome.result, sessions=tuple(open_for_longer)))
     profiles = [
-        build_job(compose_config([*SMALL, f"profile.path={path}"])).job.profile for path in (folder, open_longer)
+        build_job(compose_config([*GPQA, f"profile.path={path}"])).job.profile for path in (folder, open_longer)
     ]
     assert profiles[0] is not None
     assert profiles[1] is not None
@@ -101,7 +108,7 @@ def test_a_session_with_a_call_that_was_tried_again_or_moved_prices_nothing(tmp_
     session = min((one for one in outcome.result.sessions if one.expert == "LlamaR1"), key=lambda one: one.end_ts)
     calls = [one._replace(attempt=int(one.session == session.session)) for one in outcome.result.calls]
     folder = write(tmp_path / "run", outcome, replace(outcome.result, calls=tuple(calls)))
-    job = build_job(compose_config([*SMALL, f"profile.path={folder}"])).job
+    job = build_job(compose_config([*GPQA, f"profile.path={folder}"])).job
     assert job.profile is not None
     points = {entry.expert: len(entry.points) for entry in job.profile.entries}
     num_sessions = sum((one.expert, one.node) == ("LlamaR1", "propose") for one in outcome.result.sessions)
@@ -110,7 +117,7 @@ def test_a_session_with_a_call_that_was_tried_again_or_moved_prices_nothing(tmp_
 
 def test_a_run_folder_that_is_made_anew_is_another_configuration(tmp_path, outcome) -> None:
     folder = write(tmp_path / "run", outcome)
-    config = compose_config([*SMALL, f"profile.path={folder}"])
+    config = compose_config([*GPQA, f"profile.path={folder}"])
     before = as_recorded(config)["profile"]["path_sha256"]
     (folder / "calls.parquet").write_bytes((folder / "calls.parquet").read_bytes() + b" ")
     assert as_recorded(config)["profile"]["path_sha256"] != before
@@ -118,7 +125,7 @@ def test_a_run_folder_that_is_made_anew_is_another_configuration(tmp_path, outco
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(ValueError, match=r"profile\.") as refused:
-        build_job(compose_config([*SMALL, *overrides]))
+        build_job(compose_config([*GPQA, *overrides]))
     return str(refused.value)
 
 
@@ -155,3 +162,46 @@ def test_what_files_of_profiles_give_is_not_measured_again(tmp_path) -> None:
     assert job.upper_profile is not None
     assert [(entry.expert, entry.tp_degree) for entry in job.upper_profile.entries] == [("QwenR1", 4), ("QwenR1", 1)]
     assert set(measure(job).values()) == {job.profile, job.upper_profile}
+
+
+def make_site(*overrides: str) -> SimSite:
+    return simulated_job(["aggregator=none", *overrides])[1]
+
+
+def small_profile(*overrides: str) -> Profile:
+    return measure(simulated_job(["aggregator=none", *SMALL, *QUICK, *overrides])[0])[PROPOSE]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_length_error_moves_predicted_means_within_its_factor_and_leaves_the_world(seed: int) -> None:
+    right, wrong = (make_site(f"seed={seed}", f"profile.length_error={error}") for error in (1.0, 2.0))
+    assert wrong.world == right.world, "the true lengths stay"
+    true = right.world.lengths
+    factors = [wrong.calibration_world.lengths[name].mean / true[name].mean for name in sorted(true)]
+    assert all(0.5 <= factor <= 2 for factor in factors)
+    assert len({round(factor, 6) for factor in factors}) == len(factors), "each expert has its own"
+    assert min(factors) < 0.9 or max(factors) > 1.1
+
+
+def test_a_length_error_reaches_what_the_scheduler_is_told() -> None:
+    right, wrong = (small_profile(f"profile.length_error={error}") for error in (1.0, 2.0))
+    ratio = sum(wrong.entries[0].output_tokens) / sum(right.entries[0].output_tokens)
+    assert ratio != pytest.approx(1.0, rel=0.01)
+    assert 0.45 <= ratio <= 2.2
+    assert "mean lengths off by up to x2" in wrong.source
+    assert "off by" not in right.source
+
+
+def test_the_error_of_an_expert_is_log_uniform() -> None:
+    lengths = {f"E{i}": ClippedLognormal(mean=500, sigma=0.8, clip_tokens=4096) for i in range(400)}
+    logs = [log2(entry.mean / 500) for entry in mistaken_lengths(lengths, 2.0, seed=0).values()]
+    assert abs(fmean(logs)) < 4 / sqrt(12 * 100), "uniform between -1 and 1: standard error 2 / sqrt(12 x 400)"
+    assert sum(value**2 for value in logs) / 400 == pytest.approx(1 / 3, abs=0.06)
+    half = [log2(entry.mean / 500) for entry in mistaken_lengths(lengths, sqrt(2.0), seed=0).values()]
+    assert half == pytest.approx([value / 2 for value in logs]), "the same direction at every error"
+
+
+def test_a_length_error_that_leaves_the_limits_is_refused() -> None:
+    lengths = {"A": ClippedLognormal(mean=4000, sigma=0.8, clip_tokens=4096)}
+    with pytest.raises(ValueError, match="profile.length_error=50, expert A: mean must be below clip_tokens=4096, got"):
+        mistaken_lengths(lengths, 50, seed=0)

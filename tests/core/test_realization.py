@@ -54,12 +54,6 @@ def test_every_part_of_the_identity_counts(key: CallKey, seed: int) -> None:
     assert all(a != b for a, b in pairwise(sorted(variants)))
 
 
-def test_draws_are_the_same_on_every_machine_and_release() -> None:
-    # Pinned: a run is reproduced byte by byte only while these stay.
-    drawn = uniform(0, "length", CallKey("q1", PROPOSE, 0))
-    assert drawn == 0.5065203607582595
-
-
 # Two numbers a call, and the numbers that a question's calls share
 
 

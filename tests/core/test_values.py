@@ -20,7 +20,6 @@ from tests.factories import (
     make_mixed_cluster,
     make_problem,
     make_shape,
-    make_workload,
 )
 
 
@@ -127,11 +126,6 @@ def test_experts_come_in_the_order_in_which_calls_name_them() -> None:
     assert list(workload.num_calls_by_expert.items()) == [("B", 3), ("A", 1), ("C", 1)]
     assert isinstance(workload.calls, tuple)
     assert isinstance(workload.questions, tuple)
-
-
-@given(st.dictionaries(st.sampled_from("ABCD"), st.integers(1, 9), min_size=1))
-def test_call_counts_add_up(num_calls: dict[str, int]) -> None:
-    assert make_workload(num_calls).num_calls_by_expert == num_calls
 
 
 @pytest.mark.parametrize(

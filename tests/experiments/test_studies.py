@@ -26,7 +26,8 @@ COMMITTED |= dict.fromkeys(preset_names(), "ablations")
 NOT_AGAIN = (("calibration", "fits"), ("past_paper", "runs"))
 """Tables whose rows take a minute each, or the questions of +experiment=budget_lessons.
 
-What the fit finds is tested where its parts are (test_round_robin.py), budgets in tests/config/test_budget_option.py.
+What the fit finds is tested where its parts are (test_round_robin.py), budgets in
+tests/config/test_reaction_options.py.
 """
 FAST = ("ablate_tau", "answers")
 """Studies whose rows take a second or two."""

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question, Workload
 from mosaic.pipelines.aggregation import (
     CUT_MARKER,
+    FORM,
     MIN_RESPONSE_TOKENS,
     Response,
     as_counted,
@@ -18,8 +19,9 @@ from mosaic.pipelines.aggregation import (
     shares,
 )
 from mosaic.pipelines.node import Node, node_calls
+from mosaic.pipelines.prompts import check_texts, expert_prompt
 from tests import run_records
-from tests.factories import make_expert
+from tests.factories import make_call, make_expert
 
 QUESTION = Question(id="q", prompt_tokens=10, text="q" * 40)
 INF = make_expert("Agg", context_tokens=10**6)
@@ -214,12 +216,6 @@ def test_shares_are_fair_and_use_what_there_is(tokens, budget):
     assert sum(tokens) <= budget if not cut else budget - sum(given_) < len(cut)  # one more for each would be too much
 
 
-@given(st.permutations([3, 10, 10, 50, 200]), st.integers(0, 300))
-def test_shares_do_not_depend_on_the_order(tokens, budget):
-    alone = dict(zip([3, 10, 10, 50, 200], shares([3, 10, 10, 50, 200], budget), strict=True))
-    assert shares(tokens, budget) == tuple(alone[length] for length in tokens)
-
-
 def test_budget_below_zero_is_refused():
     with pytest.raises(ValueError, match="budget must be at least 0, got -1"):
         shares([1], -1)
@@ -256,3 +252,22 @@ def test_counts_change_nothing_where_estimates_suffice_and_never_keep_out_what_f
     huge = as_counted(QUESTION, [record._replace(prompt_tokens=10**6)], narrow, text_rate=1)
     assert fits_context(huge, narrow, 1)
     assert call_of(huge, [record], narrow).prompt_tokens <= prompt_limit(narrow)
+
+
+CHOICE = Question(id="q0", prompt_tokens=9, text="A or B?", answer_kind=AnswerKind.CHOICE, num_options=2)
+FREE = Question(id="q1", prompt_tokens=9, text="Why?")
+
+
+def test_an_expert_reads_the_question_and_how_to_state_an_answer_that_is_extracted():
+    assert expert_prompt(CHOICE) == f"{CHOICE.text}\n\n{FORM[AnswerKind.CHOICE]}"
+    assert expert_prompt(FREE) == FREE.text
+
+
+def test_a_question_without_a_text_cannot_be_asked():
+    silent = Question(id="q7", prompt_tokens=9)
+    workload = Workload(name="mute", questions=(CHOICE, silent), calls=(make_call("q7"),))
+    with pytest.raises(ValueError, match=r"workload mute: question q7 must have a text .*, got None: backend.mode"):
+        check_texts(workload)
+    with pytest.raises(ValueError, match="question q7: text must be there"):
+        expert_prompt(silent)
+    check_texts(Workload(name="fine", questions=(CHOICE,), calls=(make_call("q0"),)))

@@ -97,6 +97,7 @@ def test_other_columns_are_ignored(tmp_path: Path) -> None:
         ("BBA", "A", False, 1),
         ("BBA", "C", False, 0),
         ("--A", None, True, -1),
+        ("---", "A", False, 1),
     ],
 )
 def test_the_loss_is_the_aggregators_correctness_minus_the_gates(
@@ -104,14 +105,8 @@ def test_the_loss_is_the_aggregators_correctness_minus_the_gates(
 ) -> None:
     question = make_question(votes=votes, aggregator=aggregator)
     assert question.majority_correct is majority_correct
+    assert question.vote_correct == tuple(vote == "A" for vote in votes), "no answer is wrong"
     assert question.loss_if_skipped("A" if majority_correct else "B") == loss
-
-
-def test_no_answer_is_wrong() -> None:
-    question = make_question(votes="---", aggregator="A")
-    assert not question.majority_correct
-    assert question.vote_correct == (False, False, False)
-    assert question.loss_if_skipped(None) == 1
 
 
 def change_row(number: int, **changes: object) -> list[dict[str, object]]:

@@ -1,14 +1,18 @@
 """Which calls a question needs, what they read, and what it answers in the end."""
 
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.config.instantiation import make
 from mosaic.core.results import CallStatus, Inputs, Response
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Call, CallKey
-from mosaic.pipelines import aggregation
+from mosaic.pipelines import Rule, aggregation
 from mosaic.pipelines.aggregation import lay_out
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
@@ -19,6 +23,7 @@ from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import FAILED, answered, ended, make_batch, make_moa, make_question, make_tree
 from tests.factories import make_expert
+from tests.readme_blocks import ROOT, blocks_of
 
 MATH, TEXT = AnswerKind.MATH, AnswerKind.TEXT
 MIXED = (
@@ -87,22 +92,6 @@ def test_a_gates_decisions_by_hand() -> None:
     assert {call.expert for call in calls} == {"W"}
     for call in calls:
         assert call.after == tuple(CallKey(call.key.question, PROPOSE, slot) for slot in range(3))
-
-
-@pytest.mark.parametrize(
-    ("gate", "skipped"), [(Never(), 0), (Majority(tau=1), 1), (Majority(), 4), (Majority(tau=0.3), 6)]
-)
-def test_all_but_the_skipped_questions_have_a_call(gate, skipped: int) -> None:
-    assert len(needed(make_moa(gate), *MIXED)) == 7 - skipped
-    assert len(needed(make_moa(gate).without_rule(), *MIXED)) == 7
-
-
-def test_nothing_is_needed_and_nothing_answered_before_all_inputs_have_ended() -> None:
-    question, first, done = MIXED[1]
-    for key in done:
-        rest = {other: record for other, record in done.items() if other != key}
-        state = walk(make_moa(), question, first, rest)
-        assert (state.submit, state.answer) == ((), None)
 
 
 def test_a_call_that_failed_or_is_not_there_has_no_answer_whatever_its_record_says() -> None:
@@ -196,16 +185,6 @@ def final_of(asked, said: str | None = None, graph: CallGraph | None = None) -> 
     answer = walk(graph, question, first, done).answer
     assert answer is not None
     return answer
-
-
-def test_experts_who_answer_different_powers_do_not_agree_and_neither_is_right() -> None:
-    graph, asked = make_moa(Majority(tau=1)), answered(make_question("q", MATH, answer="2**13"), ["2**10", "2**11"])
-    (call,) = walk(graph, *asked).submit
-    assert call.key.node == AGGREGATE
-    answer = walk(graph, *asked[:2], after(asked[2], call, "2^{10}")).answer
-    assert answer is not None
-    assert (answer.source, answer.correct) == (AnswerSource.AGGREGATOR, False)
-    assert accuracy_frac([answer]) == 0
 
 
 def test_final_answers_by_hand() -> None:
@@ -418,3 +397,18 @@ def test_bad_graphs_are_refused(make, message: str) -> None:
 
 def graph_of(*nodes: Node) -> CallGraph:
     return CallGraph(nodes=nodes, compare=comparisons())
+
+
+def test_the_readmes_class_and_yaml_file_are_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, config = (block.text for block in blocks_of(ROOT / "mosaic" / "pipelines" / "rules" / "README.md"))
+    settings = yaml.safe_load(config)
+    module = ModuleType(settings["_target_"].rpartition(".")[0])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, module.__dict__)
+    rule: Rule = make(settings, "gate")
+    question, first, done = answered(make_question("q"), ["A", "B", "A"])
+    assert walk(make_moa(rule), question, first, {}).answer is None
+    assert walk(make_moa(rule), question, first, dict(list(done.items())[::2])).cancel == (first[1].key,)
+    answer = walk(make_moa(rule), question, first, done).answer
+    assert answer is not None
+    assert (answer.answer, rule.promise(), rule.name) == ("A", None, "all_but_one")

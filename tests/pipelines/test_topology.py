@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import CallKey
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.node import Node
@@ -101,29 +100,6 @@ def test_every_agent_speaks_once_as_soon_as_those_it_reads_have_and_the_last_lay
     assert len(done) == sum(shape[0])
     assert step.answer is not None
     assert (step.answer.answer, step.answer.source, step.answer.correct) == ("B", AnswerSource.AGGREGATOR, True)
-
-
-def test_a_trees_successor_waits_for_its_own_precursors_only() -> None:
-    graph = graph_of(layered_nodes(*TREE))
-    question = make_question("q")
-    first = graph.first_calls(make_batch((question, 3)))
-    own = {call.key: ended(call, "A") for call in first if call.key.node == "layer_1_2"}
-    (call,) = walk(graph, question, first, own).submit
-    assert (call.key, call.after) == (CallKey("q", "layer_2_2", 0), tuple(own))
-    alone = walk(graph, question, first, {key: own[key] for key in list(own)[1:]})
-    assert alone.submit == ()
-
-
-def test_a_successors_prompt_grows_with_what_its_precursors_wrote() -> None:
-    graph = graph_of(layered_nodes(*TREE))
-    question = make_question("q")
-    first = graph.first_calls(make_batch((question, 3)))
-
-    def prompt_tokens(output_tokens: int) -> int:
-        said = {call.key: ended(call, "A", output_tokens=output_tokens) for call in first}
-        return walk(graph, question, first, said).submit[0].prompt_tokens
-
-    assert prompt_tokens(200) - prompt_tokens(100) == 3 * 100
 
 
 @pytest.mark.parametrize(

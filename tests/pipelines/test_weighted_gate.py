@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.pipelines.rules.ballot import Ballot, Decision, plurality
+from mosaic.pipelines.rules.ballot import Ballot, Decision
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
 from tests.calibration_questions import SETTING, make_ballot_of, make_question
@@ -39,12 +39,6 @@ def test_posterior_by_hand() -> None:
     assert probability == pytest.approx(0.14 / (0.14 + 0.04 + 2 * 0.02))
 
 
-def test_one_reliable_expert_outweighs_two_weak_ones() -> None:
-    ballot = make_ballot_of("ABB")
-    assert posterior(ballot, reliabilities(X=0.9, Y=0.4, Z=0.4)).answer == "A"
-    assert plurality(ballot).answer == "B"
-
-
 @given(
     votes=st.text(alphabet="ABCD-", min_size=1, max_size=5),
     rates=st.tuples(RATES, RATES),
@@ -61,14 +55,6 @@ def test_posterior_is_bayes(votes: str, rates: tuple[float, float], num_options:
     else:
         assert probability == pytest.approx(expected[answer], rel=1e-9)
         assert expected[answer] == pytest.approx(max(expected[vote] for vote in votes if vote != "-"))
-
-
-@given(votes=st.text(alphabet="ABCD", min_size=1, max_size=3), rates=st.tuples(RATES, RATES, RATES))
-def test_unparsable_votes_carry_no_information(votes: str, rates: tuple[float, float, float]) -> None:
-    known = Reliabilities(overall=dict(zip("XYZ", rates, strict=True)), by_skill={})
-    assert posterior(make_ballot_of(votes, experts="XYZ"), known) == posterior(
-        make_ballot_of(f"{votes}--", experts=f"{'XYZ'[: len(votes)]}XY"), known
-    )
 
 
 def test_questions_without_options_have_a_declared_number() -> None:

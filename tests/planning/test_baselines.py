@@ -4,7 +4,7 @@ import pytest
 
 from mosaic.core.plan import Plan
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin, windows
-from mosaic.planning.scheduler import predict_times, split_calls, split_evenly
+from mosaic.planning.scheduler import predict_times, split_calls
 from tests.factories import (
     make_call,
     make_calls,
@@ -92,15 +92,6 @@ def test_fifo_sends_a_session_to_the_worker_free_first() -> None:
     assert plan.predicted_makespan_s == 24.0
 
 
-def test_fifo_small_windows_cost_more_loads() -> None:
-    problem = make_problem({"A": 8, "B": 8, "C": 8})
-    loads = [
-        sum(times.load_s > 0 for times in Fifo(window_questions=questions).plan(problem).predicted)
-        for questions in (24, 6)
-    ]
-    assert loads[0] == 3 < loads[1]
-
-
 def test_shards_are_interleaved_so_that_they_are_alike() -> None:
     calls = make_calls({"A": 100})
     ranks = [[int(key.question[1:]) for key in shard] for shard in split_calls(calls, (50, 30, 20))]
@@ -111,10 +102,6 @@ def test_shards_are_interleaved_so_that_they_are_alike() -> None:
 def test_shard_sizes_must_add_up() -> None:
     with pytest.raises(ValueError, match=r"add up to 3 calls, got \[1, 1\]"):
         split_calls(make_calls({"A": 3}), (1, 1))
-
-
-def test_even_split_gives_the_larger_parts_first() -> None:
-    assert split_evenly(8, 3) == (3, 3, 2)
 
 
 def test_gang_waits_for_its_busiest_worker() -> None:

@@ -62,15 +62,6 @@ def test_the_papers_price_of_all_calls_is_the_fitted_session(fixed: float, slope
     assert session_s(costs, num_calls) == pytest.approx(fixed + slope * num_calls)
 
 
-@given(fixed=st.floats(0.1, 500), slope=st.floats(0.01, 5), num_calls=st.integers(2, 5000), data=st.data())
-def test_the_papers_price_undercuts_the_affine_one_for_smaller_shards(
-    fixed: float, slope: float, num_calls: int, data: st.DataObject
-) -> None:
-    shard = data.draw(st.integers(1, num_calls - 1))
-    paper, affine = (make_costs(model, fixed_s=fixed, per_call_s=slope, num_calls={"A": num_calls}) for model in MODELS)
-    assert session_s(paper, shard) < session_s(affine, shard)
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_only_a_resident_expert_is_free_to_load(model: type) -> None:
     costs = make_costs(model)

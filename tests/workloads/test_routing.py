@@ -74,15 +74,6 @@ def test_slots_are_drawn_in_proportion_to_the_weights() -> None:
     assert abs(counts["A"] - expected) < 4 * (expected * 0.3 / 2.1) ** 0.5
 
 
-def test_rare_experts_are_replaced_slot_by_slot_by_the_others() -> None:
-    slots = [("A", "A", "B")] * 12 + [("A", "C", "B")]
-    replaced = replace_rare_experts(slots, 0.05, np.random.default_rng(0))
-    assert replaced[:12] == tuple(slots[:12])
-    assert replaced[12][0] == "A"
-    assert replaced[12][1] in ("A", "B")
-    assert replaced[12][2] == "B"
-
-
 def test_replacements_follow_the_others_counts() -> None:
     slots = [("A",)] * 60_000 + [("B",)] * 30_000 + [("C",)] * 4_500
     replaced = Counter(of_question[0] for of_question in replace_rare_experts(slots, 0.05, np.random.default_rng(1)))
@@ -93,11 +84,6 @@ def test_replacements_follow_the_others_counts() -> None:
 def test_an_expert_at_the_share_stays() -> None:
     slots = [("A",)] * 19 + [("B",)]
     assert replace_rare_experts(slots, 0.05, np.random.default_rng(0)) == tuple(slots)
-
-
-def test_if_all_experts_are_rare_all_stay() -> None:
-    slots = tuple((f"E{i}",) for i in range(30))
-    assert replace_rare_experts(slots, 0.05, np.random.default_rng(0)) == slots
 
 
 def test_nearest_skill_prefers_the_first_of_equals_and_ignores_case_and_punctuation() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mosaic.core.workload import OPTION_LETTERS, PROPOSE, AnswerKind, CallKey, Workload
+from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Workload
 from mosaic.workloads.slot_table import draw_question_tokens, scaled_slots, slot_table_workload
 
 SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
@@ -28,16 +28,6 @@ def shape(workload: Workload) -> list[tuple[str, int]]:
 
 
 # Who answers, and how long questions are
-
-
-def test_a_slot_table_gives_each_expert_its_slots_in_the_first_seen_order() -> None:
-    workload = make_table(first_seen=["C", "A"], seed=3)
-    assert Counter(call.expert for call in workload.calls) == {"A": 5, "B": 3, "C": 1}
-    assert [call.expert for call in workload.calls][:2] == ["C", "A"]
-    assert [call.key for call in workload.calls][:4] == [
-        *(CallKey("t-0", PROPOSE, slot) for slot in range(3)),
-        CallKey("t-1", PROPOSE, 0),
-    ]
 
 
 def test_a_call_prefills_the_template_and_its_question() -> None:
