@@ -12,7 +12,7 @@ from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.engine import EngineSpec, Output, Request
 from mosaic.engines.messages import ToWorker
-from mosaic.runtime.journal import NO_SESSION
+from mosaic.runtime.journal import NO_SESSION, without_token_ids
 
 
 class CallQueue:
@@ -290,25 +290,20 @@ class Calls:
     def remove(self, record: CallRecord) -> CallRecord | None:
         """Let go of a call that has ended; gives its record as it is kept, None: it was gone.
 
-        What is known here takes the place of what a process sent, and a batch's token ids are in its journal alone:
-        they would take gigabytes.
+        What is known here takes the place of what a process sent.
         """
         call = self._calls.pop(record.key, None)
         if call is None:
             return None
         self._leave(call)
-        session, response = self.sessions.get(record.session), record.response
+        session = self.sessions.get(record.session)
         holder = None if call.holder is None else self.sessions[call.holder]
         for state in (session, holder):
             if state is not None:
                 state.held.discard(record.key)
                 state.suspected.discard(record.key)
-        return record._replace(
-            key=call.call.key,
-            expert=call.call.expert,
-            workers=() if session is None else session.session.workers,
-            response=response._replace(token_ids=()) if response is not None and response.token_ids else response,
-        )
+        workers = () if session is None else session.session.workers
+        return without_token_ids(record._replace(key=call.call.key, expert=call.call.expert, workers=workers))
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""

@@ -6,11 +6,12 @@ import json
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mosaic.engines.endpoint import Endpoint, EndpointPatience
 from mosaic.engines.endpoint_faults import Fault, RequestError, fault_of, message_of, seconds_of
+from mosaic.engines.messages import clipped
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -102,17 +103,19 @@ class Tries:
     """Tries that failed, without those after which the server asked for time."""
 
 
+@dataclass(eq=False)
 class Client:
     """A server with its key; made inside of the event loop that it is used in."""
 
-    def __init__(self, endpoint: Endpoint, patience: EndpointPatience, key: str | None, *, has_served: bool) -> None:
-        self.has_served = has_served
-        """Whether it is known to serve calls: then what answers for it may pass."""
-        self._endpoint = endpoint
-        self._patience = patience
-        self._key = key
-        self._session = _open_session(patience, key)
-        self._pace = Pace(endpoint)
+    endpoint: Endpoint
+    patience: EndpointPatience
+    key: str | None = field(repr=False)
+    has_served: bool = field(kw_only=True)
+    """Whether it is known to serve calls: then what answers for it may pass."""
+
+    def __post_init__(self) -> None:
+        self._session = _open_session(self.patience, self.key)
+        self._pace = Pace(self.endpoint)
         self._pause_end_ts = 0.0
         self._num_pauses = 0
         self._first_pause_ts: float | None = None
@@ -126,7 +129,7 @@ class Client:
         RequestError
             If it does not come.
         """
-        tries = Tries(num_failures=self._patience.max_retries if self.has_served else 0)
+        tries = Tries(num_failures=self.patience.max_retries if self.has_served else 0)
         return await self.ask("models", None, tries)
 
     async def ask(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
@@ -171,10 +174,10 @@ class Client:
         retried = {Fault.PASSING, Fault.UNREACHABLE} | ({Fault.ELSEWHERE} if self.has_served else set())
         if error.fault not in retried:
             raise error
-        if tries.num_failures >= self._patience.max_retries:
+        if tries.num_failures >= self.patience.max_retries:
             tried = f" (tried {tries.num_retries + 1} times)" if tries.num_retries else ""
             raise RequestError(f"{error}{tried}", error.fault, status=error.status) from None
-        wait_s = self._patience.wait_s(tries.num_failures)
+        wait_s = self.patience.wait_s(tries.num_failures)
         tries.num_failures += 1
         await asyncio.sleep(wait_s)
 
@@ -185,28 +188,27 @@ class Client:
             self._first_pause_ts = now
         wait_s = error.retry_after_s
         if wait_s is None and self._pause_end_ts <= now:
-            wait_s = self._patience.wait_s(self._num_pauses)
+            wait_s = self.patience.wait_s(self._num_pauses)
             self._num_pauses += 1
         self._pause_end_ts = max(self._pause_end_ts, now + (wait_s or 0.0))
-        if self._pause_end_ts - self._first_pause_ts > self._patience.max_wait_s:
+        if self._pause_end_ts - self._first_pause_ts > self.patience.max_wait_s:
             left_s = self._pause_end_ts - now
             raise RequestError(str(error), Fault.THROTTLED, status=error.status, retry_after_s=left_s) from None
 
     def cause(self, what: str) -> str:
         """Write what is wrong with which server, in one line and without its key."""
-        line = " ".join(f"{self._endpoint.expert} at {self._endpoint.base_url}: {self._without_key(what)}".split())
-        return line if len(line) <= 300 else f"{line[:296]} ..."
+        return clipped(f"{self.endpoint.expert} at {self.endpoint.base_url}: {self._without_key(what)}")
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
 
     def _without_key(self, text: str) -> str:
-        return text if self._key is None else text.replace(self._key, MASK)
+        return text if self.key is None else text.replace(self.key, MASK)
 
     def _masked(self, reply: Any) -> Any:
         """Take the key out of a reply that echoes it: journals and output files are shared."""
-        if self._key is None or len(self._key) < MIN_KEY_CHARACTERS:
+        if self.key is None or len(self.key) < MIN_KEY_CHARACTERS:
             return reply
         if isinstance(reply, str):
             return self._without_key(reply)
@@ -218,7 +220,7 @@ class Client:
         import aiohttp
 
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-        url = f"{self._endpoint.base_url}/{path}"
+        url = f"{self.endpoint.base_url}/{path}"
         try:
             async with self._session.request(method, url, data=data, allow_redirects=False) as reply:
                 content = await _read(reply, max_bytes)
@@ -263,7 +265,7 @@ class Client:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return f"cannot be reached: {_reason(error)}; is the server running?", Fault.UNREACHABLE
         if isinstance(error, TimeoutError):
-            return f"no whole reply in {self._patience.reply_timeout_s:g} s", Fault.PASSING
+            return f"no whole reply in {self.patience.reply_timeout_s:g} s", Fault.PASSING
         return f"the connection broke: {_reason(error)}", Fault.PASSING
 
 

@@ -15,7 +15,6 @@ from mosaic.runtime.preparing import Begun
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
-from mosaic.runtime.servers import Servers
 from mosaic.runtime.stopping import stopping_controllers
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
@@ -58,17 +57,6 @@ def make_controllers(
         kept = awaited if Reaction.OVERLAP in wanted else ()
         made.append(Moves(prospects, kept, waits_for_join=Reaction.MOVES not in wanted))
     return [*made, Keeping()] if keeps else made
-
-
-def make_controllers_on_servers(
-    job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
-) -> list[Controller]:
-    """Make the controllers of a run on servers: nothing can be moved or planned anew there."""
-    return [
-        Servers(questions=questions, plan=plan),
-        *stopping_controllers(questions, is_cancelling=job.is_cancelling),
-        *others,
-    ]
 
 
 def _pipeline(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
@@ -22,9 +22,10 @@ from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Begun, Step, measure_and_plan, measure_profiles, plan_first_layer
 from mosaic.runtime.prospects import Prospects
-from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
-from mosaic.runtime.servers import plan_of_servers
+from mosaic.runtime.reactions import make_controllers, tick_s_of
+from mosaic.runtime.servers import Servers, plan_of_servers
 from mosaic.runtime.stages import FirstStretch, Late, backend_of, pilot_of
+from mosaic.runtime.stopping import stopping_controllers
 
 
 def plan(
@@ -136,22 +137,22 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
         return replace(result, lower_bound_s=job.site.lower_bound_s(backend))
 
 
+@dataclass(eq=False)
 class _Stretch:
     """What a run does when all is priced: its controllers, and what is noted of them."""
 
-    def __init__(
-        self, job: Job, others: Sequence[Controller], on_replan: Callable[[Plan, Mapping[int, str]], None]
-    ) -> None:
-        self.job = job
-        self._others = others
-        self._on_replan = on_replan
+    job: Job
+    others: Sequence[Controller]
+    on_replan: Callable[[Plan, Mapping[int, str]], None]
+
+    def __post_init__(self) -> None:
         self._planned: list[Planned] = []
         self._plans: list[Plan] = []
         """Theirs; on servers one, which says what runs where."""
         self._replans: list[tuple[Plan, Mapping[int, str]]] = []
         self._timed: list[Timed] = []
-        unit = "worker" if job.site.expert_by_server is None else "server"
-        self.expected = Expected(num_calls=len(job.graph.first_calls(job.workload)), unit=unit)
+        unit = "worker" if self.job.site.expert_by_server is None else "server"
+        self.expected = Expected(num_calls=len(self.job.graph.first_calls(self.job.workload)), unit=unit)
 
     def begin(
         self, begun: Begun | None, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
@@ -161,10 +162,12 @@ class _Stretch:
         if begun is not None:
             job = self.job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
         self._questions = Questions(job.workload, job.graph)
-        others = [*self._others, *shown]
+        others = [*self.others, *shown]
         if begun is None:
-            self._plans.append(plan_of_servers(self._questions, job.site.expert_by_server or {}))
-            made = make_controllers_on_servers(job, self._questions, self._plans[0], others)
+            plan = plan_of_servers(self._questions, job.site.expert_by_server or {})
+            self._plans.append(plan)
+            stopping = stopping_controllers(self._questions, is_cancelling=job.is_cancelling)
+            made = [Servers(questions=self._questions, plan=plan), *stopping, *others]
         else:
             for record in begun.pilot.records.values():
                 self._questions.note(record)
@@ -199,7 +202,7 @@ class _Stretch:
 
     def _note_replan(self, new: Plan, lost: Mapping[int, str]) -> None:
         self._replans.append((new, dict(lost)))
-        self._on_replan(new, lost)
+        self.on_replan(new, lost)
 
 
 def _require_workers(job: Job) -> None:

@@ -134,6 +134,7 @@ class Elsewhere(Exception):
     """The next stage is of other calls: its backend cannot share workers with the run's."""
 
 
+@dataclass(eq=False)
 class FirstStretch(Generic[_T]):
     """Runs stages one after the other, and keeps what they return.
 
@@ -142,13 +143,13 @@ class FirstStretch(Generic[_T]):
     The run is interrupted where other calls have to be measured, and goes on from its journal.
     """
 
-    reacts = True
+    job: Job
+    stages: Stages[_T]
+    show: Show
+    tell: Tell = lambda line: None
+    reacts: ClassVar[bool] = True
 
-    def __init__(self, job: Job, stages: Stages[_T], show: Show, tell: Tell = lambda line: None) -> None:
-        self._job = job
-        self._stages = stages
-        self._show = show
-        self._tell = tell
+    def __post_init__(self) -> None:
         self._next: Stage | None = None
         """Yielded and not begun."""
         self._own: list[Stage] = []
@@ -212,7 +213,7 @@ class FirstStretch(Generic[_T]):
         BackendError
             If calls fail in a row.
         """
-        job = self._job
+        job = self.job
         num_starts = 0
         while True:
             self.measure()
@@ -222,7 +223,7 @@ class FirstStretch(Generic[_T]):
                     backend = backend_of(job)
                     log = job.site.command_log()
                     self._num_begun, self._submitted, self.events = 0, _submitted(log), []
-                    shown = display.enter_context(self._show(title, Expected()))
+                    shown = display.enter_context(self.show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
                     stop = StopWhenFailing(name="pilot", num_calls=num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
                     result = drive(
@@ -264,7 +265,7 @@ class FirstStretch(Generic[_T]):
         if self._next.other is not None:
             raise Elsewhere
         if not self._is_resumed(self._next):
-            self._tell(self._next.announcement())
+            self.tell(self._next.announcement())
         self._own.append(self._next)
         self._next = None
         return True
@@ -276,9 +277,9 @@ class FirstStretch(Generic[_T]):
         """Let the generator receive how its stage ended; None: it has not begun."""
         try:
             if isinstance(ended, DisturbedSweepError):
-                self._next = self._stages.throw(ended)
+                self._next = self.stages.throw(ended)
             else:
-                self._next = next(self._stages) if ended is None else self._stages.send(ended)
+                self._next = next(self.stages) if ended is None else self.stages.send(ended)
         except StopIteration as end:
             self._next = None
             self._returned.append(end.value)
@@ -291,11 +292,11 @@ class FirstStretch(Generic[_T]):
         DisturbedSweepError
             If a worker is lost with calls that others may not take over.
         """
-        job = self._job
+        job = self.job
         is_resumed = job.site.has_begun(other.name)
-        self._tell(stage.announcement())
+        self.tell(stage.announcement())
         backend = job.site.measuring(other.name, other.questions, other.prompts, other.earlier)
-        with self._show(stage.title, Expected()) as shown:
+        with self.show(stage.title, Expected()) as shown:
             takes_over = other.may_lose and job.site.way != "simulated"  # simulated workers are not lost
             anew = [_spread_anew(job)] if takes_over else []
             stop = StopWhenFailing(
