@@ -27,7 +27,6 @@ from math import ceil
 from typing import NamedTuple
 
 from mosaic.core.chat import count_text_tokens
-from mosaic.core.checks import require_count
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, Expert, ExpertName, Question
 
@@ -193,7 +192,6 @@ def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKE
 
     Half the context bounds the reserve, so that a model with a short context reads at all.
     """
-    require_count(min_output_tokens, "min_output_tokens", at_least=1)
     reserve = min(min_output_tokens, aggregator.max_output_tokens, aggregator.context_tokens // 2)
     return aggregator.context_tokens - reserve
 
@@ -205,7 +203,6 @@ def fits_context(
 
     A question that fits with some number of responses fits with fewer.
     """
-    require_count(num_responses, "num_responses")
     limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
     return _fixed_tokens(question, num_responses, 1) + num_responses * MIN_RESPONSE_TOKENS <= limit
 
@@ -247,7 +244,6 @@ def shares(tokens: Sequence[int], budget: int) -> tuple[int, ...]:
     >>> shares([10, 100, 200], 150)
     (10, 70, 70)
     """
-    require_count(budget, "budget")
     if sum(tokens) <= budget:
         return tuple(tokens)
     left, level = budget, 0

@@ -87,7 +87,7 @@ def layered_nodes(
     Raises
     ------
     ValueError, TypeError
-        If a layer is empty, or a fan-in does not divide the layer below among its readers.
+        If a fan-in does not divide the layer below among its readers.
 
     Examples
     --------
@@ -103,11 +103,8 @@ def layered_nodes(
     layer_2_2 1 layer_1_2
     layer_3 1 layer_2_1 layer_2_2
     """
-    require(len(layers) > 0, "topology.layers", "at least one layer", len(layers))
     rule = "a number by upper layer, one fewer than there are layers"
     require(len(fan_in) == len(layers) - 1, "topology.fan_in", rule, list(fan_in))
-    for depth, experts in enumerate(layers):
-        require(len(experts) > 0, f"topology.layers: layer {depth + 1}", "at least one agent", 0)
     for depth, width in enumerate(fan_in, start=1):
         if width is not None:
             _require_division(depth, width, len(layers[depth - 1]), len(layers[depth]))

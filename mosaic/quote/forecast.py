@@ -8,7 +8,6 @@ from statistics import fmean, median
 from typing import TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, prediction_from_sample
@@ -173,8 +172,7 @@ def load_frac(plan: Plan, simulator: Simulator, plan_s: float) -> float:
 
 
 def spread_of(draws_s: Sequence[float]) -> float:
-    """Give the standard deviation of the logarithms of draws."""
-    require(len(draws_s) >= 2, "spread: draws", "at least two", len(draws_s))
+    """Give the standard deviation of the logarithms of draws, at least two."""
     logs = [log(value) for value in draws_s]
     middle = fmean(logs)
     return sqrt(add_in_order((value - middle) ** 2 for value in logs) / (len(logs) - 1))

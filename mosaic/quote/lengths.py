@@ -12,7 +12,6 @@ from math import exp, lgamma, log, sqrt
 from statistics import NormalDist, fmean
 
 from mosaic.core.addition import add_in_order, weighted_mean
-from mosaic.core.checks import require
 
 _NORMAL = NormalDist()
 _STEPS, _STILL = 100, 1e-6
@@ -206,11 +205,6 @@ def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[s
     kin
         By name: which samples have tails alike.
 
-    Raises
-    ------
-    ValueError
-        If a sample is empty.
-
     Examples
     --------
     >>> fit_lengths({"A": ([5, 5, 5, 5], 100)}, {"A": "family"})["A"].at(0.99)
@@ -252,7 +246,6 @@ class _Tail:
 
 
 def _tail(sample: Sequence[int], limit: int) -> _Tail:
-    require(len(sample) > 0, "lengths: sample", "at least one call", 0)
     tokens = sorted(sample)
     num_cut = len(tokens) - bisect_left(tokens, AT_LIMIT * limit)
     free = tuple(tokens[: len(tokens) - num_cut])

@@ -40,8 +40,6 @@ class SkillProfiles:
         require(len(self.scores) > 0, "skill profiles", "a mapping with at least one expert", dict(self.scores))
         for expert, by_skill in self.scores.items():
             require_name(expert, "skill profiles: expert")
-            if not isinstance(by_skill, Mapping):
-                raise TypeError(f"skill profiles: {expert} must be a mapping of skills to scores, got {by_skill!r}")
             for skill, score in by_skill.items():
                 require_name(skill, f"skill profiles: {expert}: skill")
                 require_count(score, f"skill profiles: {expert}.{skill}", at_least=-_MAX_SCORE, at_most=_MAX_SCORE)

@@ -79,8 +79,6 @@ def test_prompt_leaves_the_smallest_of_reserve_output_limit_and_half_the_context
     assert prompt_limit(make_expert(context_tokens=32768, max_output_tokens=1000)) == 32768 - 1000
     assert prompt_limit(make_expert(context_tokens=4096, max_output_tokens=4096)) == 2048
     assert prompt_limit(make_expert(context_tokens=32768), min_output_tokens=1) == 32767
-    with pytest.raises(ValueError, match="min_output_tokens must be at least 1, got 0"):
-        prompt_limit(INF, min_output_tokens=0)
 
 
 def test_responses_share_what_instructions_and_question_leave():
@@ -130,8 +128,6 @@ def test_fewer_responses_fit_where_more_do():
     limits = [min(x for x in range(10, 3000) if fits_context(QUESTION, reading(x + 100), n)) for n in range(4)]
     assert limits == sorted(limits)
     assert limits[3] - limits[2] > MIN_RESPONSE_TOKENS  # and its header
-    with pytest.raises(ValueError, match="num_responses must be at least 0, got -1"):
-        fits_context(QUESTION, INF, -1)
 
 
 def test_without_any_response_the_aggregator_answers_alone():
@@ -214,11 +210,6 @@ def test_shares_are_fair_and_use_what_there_is(tokens, budget):
     assert len(set(cut)) <= 1
     assert all(share <= cut[0] for share in given_ if cut)
     assert sum(tokens) <= budget if not cut else budget - sum(given_) < len(cut)  # one more for each would be too much
-
-
-def test_budget_below_zero_is_refused():
-    with pytest.raises(ValueError, match="budget must be at least 0, got -1"):
-        shares([1], -1)
 
 
 @pytest.mark.parametrize("question_characters", [40, 300, 900, 1500])

@@ -70,7 +70,7 @@ def test_mathematical_and_free_text_answers_survive(tmp_path: Path) -> None:
         grade_ballot(
             make_ballot(math, [Vote("X", "0.5"), Vote("X", "1/2")], lambda *_: True), "\\frac12", lambda *_: True
         ),
-        grade_ballot(make_ballot(text, [Vote("X", "a cat"), Vote("Y", "a dog")], None), "a dog", lambda *_: False),
+        grade_ballot(make_ballot(text, [Vote("X", "a cat"), Vote("Y", "a dog")], None), "a dog", str.__eq__),
     )
     path = tmp_path / "answers.parquet"
     path.write_bytes(encode_calibration_answers(questions, SETTING))
@@ -176,13 +176,6 @@ def test_wrong_types_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_calibration_answers(save(tmp_path))
 
 
-def test_grading_needs_a_gold_answer() -> None:
-    question = Question(id="q", prompt_tokens=5)
-    ballot = make_ballot(question, [Vote("X", "yes")], None)
-    with pytest.raises(ValueError, match="question q: answer must be given"):
-        grade_ballot(ballot, "yes", lambda one, other: one == other)
-
-
 def test_every_vote_needs_a_grade() -> None:
     ballot = Ballot(question=Question(id="q", prompt_tokens=5), votes=(Vote("X", "yes"),), comparable=True)
     with pytest.raises(ValueError, match="vote_correct must be of 1 votes"):
@@ -219,12 +212,6 @@ def test_the_split_has_the_stated_share_and_shuffles() -> None:
 def test_the_split_is_the_same_on_every_machine() -> None:
     questions = [make_question(f"q{number}") for number in range(10)]
     assert [question.id for question in split_calibration(questions, 0.3)[0]] == ["q2", "q4", "q6"]
-
-
-@pytest.mark.parametrize("fit_frac", [-0.1, 1])
-def test_the_split_needs_a_share(fit_frac: float) -> None:
-    with pytest.raises(ValueError, match="fit_frac must be"):
-        split_calibration([], fit_frac)
 
 
 # What the answers are of

@@ -77,11 +77,6 @@ def test_without_a_comparison_answers_stay_as_they_are() -> None:
     assert plurality(made) == (None, 0.0)
 
 
-def test_a_ballot_has_votes() -> None:
-    with pytest.raises(ValueError, match="ballot of q: votes must be at least one vote"):
-        ballot()
-
-
 CALIBRATED = [(f"c{number}", votes, "A") for number, votes in enumerate(("AAA", "BAA", "ABC", "AAB", "AAA"))]
 
 

@@ -105,8 +105,6 @@ def test_every_agent_speaks_once_as_soon_as_those_it_reads_have_and_the_last_lay
 @pytest.mark.parametrize(
     ("sizes", "fan_in", "message"),
     [
-        ([], [], "topology.layers must be at least one layer, got 0"),
-        ([3, 0], [None], "layer 2 must be at least one agent, got 0"),
         ([3, 1], [3, 3], r"topology.fan_in must be a number by upper layer.*, got \[3, 3\]"),
         ([8, 3], [3], "topology.fan_in must be such that the 3 agents of layer 2 read the 8 below them, .* got 3"),
         ([4, 2], [2], "topology.fan_in must be null for a last layer of several agents, got 2"),

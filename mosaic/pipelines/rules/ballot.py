@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import NamedTuple
 
-from mosaic.core.checks import require
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import ExpertName, Question
 
@@ -20,7 +19,7 @@ class Vote(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ballot:
-    """A question's answers so far, one vote a slot."""
+    """A question's answers so far, one vote a slot, and at least one."""
 
     question: Question
     votes: tuple[Vote, ...]
@@ -34,12 +33,6 @@ class Ballot:
     """Places of the votes that have come, in the order in which they count."""
     records: tuple[CallRecord | None, ...] = field(default=(), compare=False)
     """Of a rule that reads confidences, what each vote was read from; None: a call that did not finish, or has not."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.votes, tuple):
-            object.__setattr__(self, "votes", tuple(self.votes))
-        if not self.votes:
-            require(False, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
 
     def without(self, *places: int) -> "Ballot":
         """Return the ballot as if nothing were known of some votes."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
-from mosaic.core.checks import require, require_number
+from mosaic.answers.extraction import is_correct
+from mosaic.core.checks import require
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.rules.ballot import Ballot, plurality
@@ -80,31 +81,14 @@ class CalibrationQuestion:
 def grade_ballot(
     ballot: Ballot, aggregator_answer: str | None, same: Callable[[str, str], bool]
 ) -> CalibrationQuestion:
-    """Grade a ballot and the aggregator's answer against the gold answer.
-
-    Raises
-    ------
-    ValueError
-        If the question has no gold answer.
-    """
-    gold = ballot.question.answer
-    if gold is None:
-        raise ValueError(f"question {ballot.question.id}: answer must be given for a calibration question, got None")
-
-    def right(answer: str | None) -> bool:
-        return is_right(answer, gold, same)
-
+    """Grade a ballot and the aggregator's answer against the gold answer, which must be known."""
+    question = ballot.question
     return CalibrationQuestion(
         ballot=ballot,
-        vote_correct=tuple(right(vote.answer) for vote in ballot.votes),
+        vote_correct=tuple(bool(is_correct(vote.answer, question, same)) for vote in ballot.votes),
         aggregator_answer=aggregator_answer,
-        aggregator_correct=right(aggregator_answer),
+        aggregator_correct=bool(is_correct(aggregator_answer, question, same)),
     )
-
-
-def is_right(answer: str | None, gold: str, same: Callable[[str, str], bool]) -> bool:
-    """Tell whether an answer is the right one; an unparsable one never is."""
-    return answer is not None and (answer == gold or same(answer, gold))
 
 
 def with_observed(
@@ -115,13 +99,17 @@ def with_observed(
     same: Callable[[str, str], bool],
 ) -> CalibrationQuestion:
     """Add lengths, and the aggregator's answers without each of the responses in turn, by slot."""
-    gold = graded.ballot.question.answer
-    assert gold is not None, "it was graded"
-    whole_tokens = aggregator.output_tokens
-    observed = (
-        Observed(vote.output_tokens, whole_tokens, out.answer, is_right(out.answer, gold, same), out.output_tokens)
-        for vote, out in zip(votes, left_out, strict=True)
-    )
+    question, whole_tokens = graded.ballot.question, aggregator.output_tokens
+    observed = [
+        Observed(
+            vote.output_tokens,
+            whole_tokens,
+            without.answer,
+            bool(is_correct(without.answer, question, same)),
+            without.output_tokens,
+        )
+        for vote, without in zip(votes, left_out, strict=True)
+    ]
     return replace(graded, observed=tuple(observed))
 
 
@@ -162,7 +150,6 @@ def split_places(ids: Sequence[str], fit_frac: float) -> tuple[tuple[int, ...], 
     >>> split_places(["q0", "q1", "q2", "q3"], 0.5)
     ((2,), (3, 1, 0))
     """
-    require_number(fit_frac, "fit_frac", at_least=0, below=1)
     ordered = sorted(range(len(ids)), key=lambda place: (_hash_frac(ids[place]), ids[place]))
     num_fit = sum(_hash_frac(name) < fit_frac for name in ids)
     return tuple(ordered[:num_fit]), tuple(ordered[num_fit:])
