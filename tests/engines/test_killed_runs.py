@@ -54,7 +54,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(tmp_path, num_questions, o
     kill_at(killed_fracs, inputs, folder, undisturbed)
     assert calls_of(folder).keys() == calls_of(undisturbed).keys()
     assert summary_of(folder)["num_failed_calls"] == 0
-    assert bool(cancelled_of(undisturbed)) == ("pipeline.quorum=true" in options)
+    assert "pipeline.quorum=true" in options or not cancelled_of(undisturbed)
     for what in journals_of(undisturbed):
         finished = finished_of(folder, what)
         assert len(finished) == len(set(finished)), what
