@@ -228,7 +228,7 @@ def test_names_of_models_and_of_question_files_are_data(
     assert [expert.name for expert in job.experts] == [NAMED, OUTSIDE, "a/b"]
     assert job.workload.name == NAMED
     made: list[Path] = []
-    monkeypatch.setattr(job.site, "_make", lambda path, content, **_: made.append(path) or SimpleNamespace())
+    monkeypatch.setattr(job.site, "make", lambda path, content, **_: made.append(path) or SimpleNamespace())
     job.site.measuring(f"profile_aggregate_{OUTSIDE}_tp1", {}, lambda call, inputs: "", {})
     job.site.measuring("..", {}, lambda call, inputs: "", {})
     assert [path.parent.resolve() for path in made] == [journal, journal]
