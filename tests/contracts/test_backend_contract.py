@@ -429,24 +429,21 @@ def merge_plan(*shards) -> Plan:
 
 
 def test_calls_that_need_an_earlier_run_are_served_over_four_workers(kind, aggregating):
-    result = execute(merge_plan(MERGED), MERGED, aggregating)
-    (session,) = result.sessions
-    assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
-    assert (session.num_calls, session.load_s > 0) == (12, not kind.is_remote)
+    result = execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED, aggregating)
+    first, second = result.sessions
+    for session, num_calls in ((first, 7), (second, 5)):
+        assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
+        assert session.num_calls == num_calls
+    assert (first.load_s > 0, second.load_s) == (not kind.is_remote, 0), "it stays on its workers"
+    assert first.end_ts <= second.load_start_ts
     records = {record.key: record for record in result.calls}
     assert len(result.calls) == len(records) == len(MERGED)
-    for call in MERGED:
-        record, expected = records[call.key], merged_outcome(call)
+    for number, call in enumerate(MERGED):
+        record, expected, session = records[call.key], merged_outcome(call), first if number < 7 else second
         assert (record.workers, record.status) == ((0, 1, 2, 3), CallStatus.FINISHED)
         assert session.start_ts <= record.admitted_ts <= record.finished_ts <= session.end_ts
         assert (record.output_tokens, record.answer) == (expected.output_tokens, expected.answer)
         assert record.visible_tokens == (expected.output_tokens if kind.is_remote else expected.visible_tokens)
-
-
-def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):
-    first, second = execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED, aggregating).sessions
-    assert (first.load_s > 0, second.load_s) == (not kind.is_remote, 0)
-    assert first.end_ts <= second.load_start_ts
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,14 @@ def scheduler(request: pytest.FixtureRequest) -> Scheduler:
     return build(request.param)
 
 
-def test_name_is_the_configuration_group(scheduler: Scheduler) -> None:
-    plan = scheduler.plan(make_problem())
+def test_a_plan_names_its_scheduler_leaves_out_who_has_no_calls_and_carries_remarks(scheduler: Scheduler) -> None:
+    plan = scheduler.plan(make_problem({"A": 3, "idle": 0, "B": 2}, remarks=("A: priced beyond its sweep",)))
     assert plan.scheduler == scheduler.name
-    assert (CONF / f"{scheduler.name}.yaml").exists()
+    assert (CONF / f"{scheduler.name}.yaml").exists(), "its name is the group's"
+    assert {session.expert for session in plan.sessions} == {"A", "B"}
+    assert set(plan.lengths) == {"A", "B"}
+    assert plan.notes[-1] == "A: priced beyond its sweep"
+    assert len(plan.notes) > 1
 
 
 @pytest.mark.parametrize(
@@ -63,13 +67,6 @@ def test_a_benchmark_is_planned_and_the_same_problem_gives_the_same_bytes(schedu
     assert plans_to_json([first]) == plans_to_json([second])
 
 
-def test_experts_without_calls_are_left_out(scheduler: Scheduler) -> None:
-    problem = make_problem({"A": 3, "idle": 0, "B": 2})
-    plan = scheduler.plan(problem)
-    assert {session.expert for session in plan.sessions} == {"A", "B"}
-    assert set(plan.lengths) == {"A", "B"}
-
-
 def test_problem_without_calls_gives_an_empty_plan(scheduler: Scheduler) -> None:
     problem = make_problem({"A": 0})
     plan = scheduler.plan(problem)
@@ -83,11 +80,6 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
     for session in scheduler.plan(problem).sessions:
         ranks = [rank[key] for key in session.shard]
         assert ranks == sorted(ranks)
-
-
-def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
-    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", node="aggregate")])
-    assert [session.node for session in scheduler.plan(problem).sessions] == ["aggregate"]
 
 
 def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 4, needed: int = 3) -> Problem:
@@ -146,9 +138,3 @@ def test_model_larger_than_every_gpu_is_refused_with_its_size(scheduler: Schedul
 def test_gang_wider_than_the_cluster_is_refused(scheduler: Scheduler) -> None:
     with pytest.raises(InfeasibleError, match="expert 'A' spans 4 workers and cluster 'test-x2' has 2"):
         scheduler.plan(make_problem({"A": 4}, tp_degree=4))
-
-
-def test_notes_carry_the_cost_models_remarks(scheduler: Scheduler) -> None:
-    plan = scheduler.plan(make_problem(remarks=("A: priced beyond its sweep",)))
-    assert plan.notes[-1] == "A: priced beyond its sweep"
-    assert len(plan.notes) > 1

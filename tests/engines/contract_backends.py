@@ -12,8 +12,7 @@ from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import VLLM_ENGINE, LocalLauncher
 from mosaic.engines.requests import RunContent, ServedExpert
-from mosaic.engines.vllm_engines import VllmEngines
-from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
+from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS, Runs
 from tests.engines.fake_server import FakeServer, prompt_of
 from tests.engines.kept_launcher import kept_launcher
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
@@ -33,15 +32,8 @@ def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Pat
     """
     for expert in experts:
         write_tiny_checkpoint(folder / expert.checkpoint, seed=len(expert.name))
-    return EngineBackend(
-        name="vllm",
-        experts=experts,
-        cluster=cluster,
-        journal=folder / "journal",
-        content=RunContent(outcomes=outcomes),
-        engines=VllmEngines(options=OPTIONS, with_tokenizer=False, checkpoints=folder),
-        launcher=launcher_of(engine_module),
-    )
+    launcher = launcher_of(engine_module)
+    return Runs(folder, launcher, experts=experts, cluster=cluster, outcomes=outcomes).backend()
 
 
 make_fake_executor = functools.partial(make_executor, FAKE_ENGINE)

@@ -80,17 +80,22 @@ class Runs:
             cluster=self._cluster,
             journal=self.journal,
             content=replace(self._content, **changes),
-            engines=VllmEngines(options=self._options, with_tokenizer=self._content.prompts is not None),
+            engines=VllmEngines(
+                options=self._options, with_tokenizer=self._content.prompts is not None, checkpoints=self._folder
+            ),
             launcher=self._host,
             patience=self._patience,
         )
 
-    def execute(self, plan: Plan, calls: Sequence[Call], *controllers: Controller, tick_s=None) -> RunResult:
-        backend = self.backend()
-        self.watcher = Watcher(reacts=False)
-        everybody = (StaticPlan(plan, calls), self.watcher, *controllers)
-        self.result = drive(backend, everybody, num_workers=plan.num_workers, log=backend.log, tick_s=tick_s)
+    def drive(self, *controllers: Controller, num_workers: int = 2, tick_s: float | None = None) -> RunResult:
+        """Run what controllers want."""
+        backend, self.watcher = self.backend(), Watcher(reacts=False)
+        everybody = (*controllers, self.watcher)
+        self.result = drive(backend, everybody, num_workers=num_workers, log=backend.log, tick_s=tick_s)
         return self.result
+
+    def execute(self, plan: Plan, calls: Sequence[Call], *controllers: Controller, tick_s=None) -> RunResult:
+        return self.drive(StaticPlan(plan, calls), *controllers, num_workers=plan.num_workers, tick_s=tick_s)
 
     @property
     def lost(self) -> dict[int, str]:

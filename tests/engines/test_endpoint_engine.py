@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 
@@ -18,11 +17,11 @@ from mosaic.engines.endpoint import (
     EndpointPatience,
 )
 from mosaic.engines.endpoint_client import Pace, Tries
-from mosaic.engines.endpoint_engine import is_device_lost, open_engine
+from mosaic.engines.endpoint_engine import is_device_lost
 from mosaic.engines.endpoint_faults import fault_of
 from mosaic.engines.endpoint_messages import response_of
 from mosaic.engines.engine import Output
-from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
+from tests.engines.engine_calls import make_request, make_spec, opened_engine, serve, some_requests
 from tests.engines.fake_server import (
     DROP,
     WAIT,
@@ -43,17 +42,12 @@ REQUESTS = some_requests(20)
 ERROR = {"error": {"message": "too\n many"}}
 
 
-@contextmanager
 def opened(server, *, patience=QUICK, max_in_flight=64, context_tokens=32768, **changes):
     """An engine on a server; changes are those of the endpoint."""
     settings = EndpointEngines(
         endpoints=(replace(server.endpoint, **changes),), patience=patience, max_in_flight=max_in_flight
     )
-    engine = open_engine(replace(make_spec(settings), context_tokens=context_tokens))
-    try:
-        yield engine
-    finally:
-        engine.close()
+    return opened_engine(replace(make_spec(settings), context_tokens=context_tokens))
 
 
 def ask(behave, requests=REQUESTS, **changes):
@@ -472,12 +466,6 @@ def test_a_key_may_be_withdrawn_later():
     message, server = fatal(first_time("question 3", (401, ERROR)), max_in_flight=1)
     assert "too many" in message
     assert len(server.posts) == 4
-
-
-def test_a_403_among_calls_that_are_served_is_about_the_call():
-    """Some servers moderate so."""
-    responses, _ = ask(first_time("question 3", (403, ERROR)), max_in_flight=1)
-    assert [number for number, response in responses.items() if response.error] == [3]
 
 
 @pytest.mark.parametrize(

@@ -102,35 +102,6 @@ def test_both_stages_run_on_servers(tmp_path, servers):
 
 
 @pytest.mark.slow
-def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(tmp_path, servers):
-    once_both_serve(servers[0], servers[2])
-    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else (401, {"error": "no"})
-    folder = tmp_path / "run"
-    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
-    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    assert len(servers[2].posts) > 1
-    assert {call["status"] for call in calls_of(folder)} == {"finished"}
-
-
-@pytest.mark.slow
-def test_a_server_that_goes_away_for_a_while_is_waited_for(tmp_path, servers):
-    server = servers[1]
-    bad_until = []
-
-    def behave(body, number):
-        if len(server.posts) == 6:
-            bad_until.append(time.monotonic() + 0.6)
-        return (503, b"loading") if bad_until and time.monotonic() < bad_until[0] else completion(body)
-
-    server.behave = behave
-    outcome = run_here(*of_one_server(tmp_path, server), "backend.max_in_flight=2", *QUICK)
-    assert outcome.status == 0, outcome.err
-    assert {call["status"] for call in calls_of(tmp_path / "run")} == {"finished"}
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["lost_workers"] == []
-
-
-@pytest.mark.slow
 def test_an_expert_whose_server_refuses_ends_alone_and_is_tried_again_later(tmp_path, servers):
     refusal = [(401, {"error": {"message": "Incorrect API key"}})]
     servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)

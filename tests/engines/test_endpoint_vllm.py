@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -23,9 +23,8 @@ import pytest
 from mosaic.core.errors import FatalEngineError, OutageError
 from mosaic.engines import vllm_engine
 from mosaic.engines.endpoint import Endpoint, EndpointEngines, EndpointPatience
-from mosaic.engines.endpoint_engine import is_device_lost, open_engine
-from mosaic.engines.vllm_engines import VllmSettings
-from tests.engines.endpoint_calls import make_request, make_spec, serve
+from mosaic.engines.endpoint_engine import is_device_lost
+from tests.engines.engine_calls import make_request, make_spec, make_vllm_settings, opened_engine, serve
 from tests.engines.executor_runs import OPTIONS
 from tests.engines.tiny_checkpoint import CONTEXT, write_tiny_checkpoint
 
@@ -61,10 +60,7 @@ WAYS = {"chat": question, "completions": question, "token ids": token_ids}
 def serve_here(checkpoint, batches):
     """Serve batches of requests on an engine in this process, which is made for it."""
     vllm_engine.prepare(OPTIONS)
-    settings = VllmSettings(
-        checkpoint=checkpoint, with_tokenizer=True, gpu_memory_utilization=0.9,
-        kv_cache_memory_bytes=OPTIONS.kv_cache_memory_bytes, options=OPTIONS,
-    )  # fmt: skip
+    settings = make_vllm_settings(checkpoint, OPTIONS)
     spec = replace(make_spec(settings), context_tokens=CONTEXT, max_num_seqs=OPTIONS.max_num_seqs, is_remote=False)
     engine = vllm_engine.open_engine(spec)
     served = [serve(engine, requests) for requests in batches]
@@ -135,18 +131,13 @@ def end_group(process):
     process.wait()
 
 
-@contextmanager
 def opened(server, *, max_in_flight=16, **changes):
     settings = EndpointEngines(
         endpoints=(replace(server[1], **changes),),
         patience=EndpointPatience(max_retries=1, first_wait_s=0.05),
         max_in_flight=max_in_flight,
     )
-    engine = open_engine(make_spec(settings))
-    try:
-        yield engine
-    finally:
-        engine.close()
+    return opened_engine(make_spec(settings))
 
 
 def told(response):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.cluster import Gpu, uniform_cluster
+from mosaic.core.cluster import Gpu, cluster_of_hosts, uniform_cluster
 from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
@@ -375,13 +375,20 @@ def test_random_weights_ask_for_the_configuration_alone(tmp_path, monkeypatch):
             VllmEngines(options=options, with_tokenizer=with_tokenizer).served(expert)
 
 
-def test_a_session_over_unlike_workers_is_refused(tmp_path, host):
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        make_mixed_cluster(make_gpu("one"), make_gpu("other")),
+        cluster_of_hosts(name="two", host_sizes=(1, 1), gpu=make_gpu()),
+    ],
+)
+def test_a_session_over_unlike_workers_or_two_hosts_is_refused(tmp_path, host, cluster):
     expert = tiny_expert("T", make_checkpoint(tmp_path, "T"), tp_degree=2)
-    cluster = make_mixed_cluster(make_gpu("one"), make_gpu("other"))
-    executor = Runs(tmp_path, host, experts=[expert], cluster=cluster)
     calls = some_calls("T", 2)
-    with pytest.raises(BackendError, match=r"workers must be of one kind and in one host, got \['one in "):
-        executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
+    with pytest.raises(BackendError, match=r"workers must be of one kind and in one host, got \['.* in "):
+        Runs(tmp_path, host, experts=[expert], cluster=cluster).execute(
+            make_plan(make_session(0, calls, workers=(0, 1))), calls
+        )
 
 
 def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):

@@ -36,7 +36,7 @@ from tests.engines.executor_runs import (
     processes_of,
     running_host,
 )
-from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = pytest.mark.slow
 
@@ -129,8 +129,6 @@ def test_failed_calls_are_tried_again_when_the_run_is_started_again(tmp_path, ho
     )
     behave(tmp_path, "A", "raise")
     executor = Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x"))
-    (tmp_path / "A" / "behave").unlink()
-    behave(tmp_path, "A", "raise")
     result = executor.execute(PLAN, [*A, *B])
     assert {record.status for record in result.calls if record.expert == "A"} == {CallStatus.FAILED}
     assert executor.records[BAD].response.error.startswith("A cannot be loaded: RuntimeError: the engine broke; see")
@@ -201,15 +199,6 @@ def test_what_a_lost_worker_leaves_is_planned_anew_at_once(tmp_path, host):
     assert executor.execute(plan, [*A, *B, *more], Replanning(plan_anew)).calls == result.calls
 
 
-def test_a_lost_worker_keeps_what_it_finished(tmp_path, host):
-    behave(tmp_path, "C", "die")
-    executor = Runs(tmp_path, host, names="ABC", patience=Patience(max_restarts=0))
-    more = some_calls("C", 4)
-    result = executor.execute(make_plan(make_session(0, A), make_session(1, more), make_session(2, B)), [*A, *B, *more])
-    assert {record.expert for record in result.calls} == {"A"}
-    assert left_over([*A, *B, *more], result) == (*B, *more)
-
-
 def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
     from tests.engines.tiny_checkpoint import tiny_expert
 
@@ -237,17 +226,6 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monke
     finished_once(tmp_path, [*A, *B])
 
 
-def test_a_host_that_is_killed_is_started_again(tmp_path):
-    with running_host(FAKE_ENGINE) as host:
-        executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
-        killer = Killer(lambda: [host.fork_server_pid] if host.fork_server_pid else [], times=4)
-        result = executor.execute(PLAN, [*A, *B], killer)
-        assert killer.times < 4, "something was killed"
-        finished_once(tmp_path, [*A, *B])
-        assert sorted(record.key for record in result.calls) == sorted(call.key for call in [*A, *B])
-    assert processes_of(tmp_path) == []
-
-
 def test_a_long_call_outlives_deaths_of_its_fork_server_while_another_worker_serves_calls(tmp_path):
     long = some_calls("B", 1)
     with running_host(FAKE_ENGINE) as host:
@@ -271,28 +249,9 @@ def test_a_long_call_outlives_deaths_of_its_fork_server_while_another_worker_ser
         )
     assert killer.times == 0
     assert executor.lost == {}
+    assert processes_of(tmp_path) == []
     assert next(record.attempt for record in result.calls if record.expert == "B") >= 3
     finished_once(tmp_path, [*A, *long])
-
-
-def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
-    patience = Patience(max_retries=8, max_restarts=8)  # of the kills, all may hit a worker while it loads
-    executor = Runs(
-        tmp_path,
-        host,
-        outcomes=lambda call, inputs: Outcome(40),
-        prompts=lambda call, inputs: "slow",
-        patience=patience,
-    )
-    journal = tmp_path / "journal"
-
-    def workers():
-        return [pid for pid in processes_of(journal) if pid != host.fork_server_pid]
-
-    killer = Killer(workers, times=8)
-    executor.execute(PLAN, [*A, *B], killer)
-    assert killer.times < 8, "something was killed"
-    finished_once(tmp_path, [*A, *B])
 
 
 def test_workers_whose_fork_server_cannot_live_are_given_up(tmp_path):
@@ -382,15 +341,6 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     finished_once(tmp_path, [*A, *B])
     again = executor.execute(PLAN, [*A, *B])
     assert [0 < one.ts <= again.sessions[-1].end_ts for one in again.resumptions] == [True]
-
-
-def test_the_second_of_two_equal_calls_waits_for_its_time(tmp_path, host):
-    calls = [make_call("q0"), make_call("q1", ready_s=1.0)]
-    executor = Runs(tmp_path, host)
-    result = executor.execute(make_plan(make_session(0, calls)), calls)
-    queued = {record.key.question: record.queued_ts for record in result.calls}
-    assert queued["q1"] == 1.0
-    assert queued["q0"] == result.sessions[0].start_ts
 
 
 def test_errors_become_one_line():

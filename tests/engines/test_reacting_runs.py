@@ -11,8 +11,6 @@ from mosaic.core.events import Closed, Finished, Idle, Lost, Ready
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.launcher import Patience
-from mosaic.runtime.loop import drive
-from tests.controllers import Watcher
 from tests.engines.executor_runs import (
     IMPATIENT,
     MoveAll,
@@ -40,14 +38,6 @@ class Script:
         return answer(event, view) if callable(answer) else answer
 
 
-def run(executor: Runs, *controllers, num_workers: int = 2, tick_s=None):
-    backend = executor.backend()
-    executor.watcher = Watcher(reacts=False)
-    everybody = [executor.watcher, *controllers]
-    executor.result = drive(backend, everybody, num_workers=num_workers, log=backend.log, tick_s=tick_s)
-    return executor.result
-
-
 def slow(tmp_path, host, tokens: int = 40, **changes) -> Runs:
     changes.setdefault("prompts", lambda call, inputs: "slow")
     changes.setdefault("outcomes", lambda call, inputs: Outcome(tokens, "B"))
@@ -62,7 +52,7 @@ def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_th
         started=started,
         idle=lambda event, view: [Open(again), *(Submit(call, 7) for call in A[3:6]), Close(7), Close(1)],
     )
-    result = run(Runs(tmp_path, host), script)
+    result = Runs(tmp_path, host).drive(script)
     finished_once(tmp_path, [*A[:6], *B[:1]])
     by_number = {session.session: session for session in result.sessions}
     assert (by_number[0].load_s > 0, by_number[7].load_s) == (True, 0)
@@ -80,7 +70,7 @@ def test_running_and_waiting_calls_move_and_go_on_where_they_were(tmp_path, host
     stayed = slow(tmp_path, host, journal=tmp_path / "stayed")
     stayed.execute(make_plan(make_session(0, calls)), calls)
     executor = slow(tmp_path, host, prompts=lambda call, inputs: "slow" * 9)
-    result = run(executor, MoveAll(expert="A", target=3, calls=calls))
+    result = executor.drive(MoveAll(expert="A", target=3, calls=calls))
     finished_once(tmp_path, calls)
     assert {key: record.response.token_ids for key, record in executor.records.items()} == stayed.tokens
     moved = [record for record in result.calls if record.session == 3]
@@ -92,7 +82,7 @@ def test_running_and_waiting_calls_move_and_go_on_where_they_were(tmp_path, host
     assert all(record.attempt == 1 for record in carried)
     target = next(session for session in result.sessions if session.session == 3)
     assert all(record.queued_ts >= target.start_ts for record in moved)
-    repeated = run(executor, MoveAll(expert="A", target=3, calls=calls))
+    repeated = executor.drive(MoveAll(expert="A", target=3, calls=calls))
     assert repeated.calls == result.calls
 
 
@@ -103,7 +93,7 @@ def test_calls_are_cut_wherever_they_are(tmp_path, host):
     started = [Open(make_session(0, expert="A")), Cut(A[29].key, 3)]
     started[1:1] = [Submit(call, 0) for call in A]
     executor = slow(tmp_path, host)
-    run(executor, Script(started=started, progress=cut, again=("progress",)))
+    executor.drive(Script(started=started, progress=cut, again=("progress",)))
     assert executor.records[A[29].key].output_tokens == 3
     written = [executor.records[call.key].output_tokens for call in A[:29]]
     assert min(written) == 12
@@ -123,7 +113,7 @@ def test_a_call_that_failed_may_be_submitted_again_and_one_that_finished_is_told
     times = count()
     started = [Open(make_session(0, expert="A")), Submit(A[0], 0), Submit(replace(A[1], ready_s=0.5), 0)]
     executor = Runs(tmp_path, host, prompts=lambda call, inputs: next(words) if call.key == A[0].key else "x")
-    run(executor, Script(started=started, finished=again, again=("finished",)))
+    executor.drive(Script(started=started, finished=again, again=("finished",)))
     told = [event.record.status for event in executor.watcher.all(Finished) if event.record.key == A[0].key]
     assert told == [CallStatus.FAILED, CallStatus.FINISHED, CallStatus.FINISHED]
     finished_once(tmp_path, A[:2])
@@ -133,7 +123,7 @@ def test_calls_of_the_queue_go_back_to_it_when_a_worker_is_lost(tmp_path, host):
     (make_checkpoint(tmp_path, "A") / "behave").write_text("lose once")
     sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
     executor = Runs(tmp_path, host, patience=Patience(max_restarts=0))
-    result = run(executor, Script(started=[*map(Open, sessions), *(Submit(call, "A") for call in A)]))
+    result = executor.drive(Script(started=[*map(Open, sessions), *(Submit(call, "A") for call in A)]))
     finished_once(tmp_path, A)
     (lost,) = executor.watcher.all(Lost)
     assert {record.workers for record in result.calls} == {(1 - lost.worker,)}
@@ -145,7 +135,7 @@ def test_what_only_lost_workers_could_serve_is_left(tmp_path, host):
     (make_checkpoint(tmp_path, "A") / "behave").write_text("lose")
     executor = Runs(tmp_path, host, patience=Patience(max_restarts=0))
     started = [Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A), *hold_open()]
-    result = run(executor, Script(started=started))
+    result = executor.drive(Script(started=started))
     assert [record.key for record in result.calls] == [B[0].key]
     assert [event.record.session for event in executor.watcher.all(Closed)] == [1]
     events = [type(event) for event in executor.watcher.events if isinstance(event, Lost | Closed | Ready)]
@@ -154,7 +144,7 @@ def test_what_only_lost_workers_could_serve_is_left(tmp_path, host):
 
 def test_calls_of_a_queue_whose_sessions_break_fail_with_the_cause(tmp_path, host):
     executor = Runs(tmp_path, host, patience=Patience(max_retries=0), prompts=lambda call, inputs: "raise")
-    result = run(executor, Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
+    result = executor.drive(Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
     assert {record.status for record in result.calls} == {CallStatus.FAILED}
     assert len(result.calls) == len(A)
     assert {executor.error(call).split(";")[0] for call in A} == {"A failed: RuntimeError: the engine broke"}
@@ -165,7 +155,7 @@ def test_a_session_whose_process_dies_serves_its_queue_on(tmp_path, host):
     executor = Runs(
         tmp_path, host, patience=IMPATIENT, prompts=lambda call, inputs: "die once slow" if call.key == bad else "x"
     )
-    run(executor, Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
+    executor.drive(Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
     finished_once(tmp_path, A)
 
 
@@ -181,4 +171,4 @@ def test_a_session_whose_process_dies_serves_its_queue_on(tmp_path, host):
 )
 def test_commands_that_make_no_sense_are_refused(tmp_path, host, commands, message):
     with pytest.raises(BackendError, match=message):
-        run(Runs(tmp_path, host), Script(started=[Open(make_session(0, expert="A")), *commands]))
+        Runs(tmp_path, host).drive(Script(started=[Open(make_session(0, expert="A")), *commands]))

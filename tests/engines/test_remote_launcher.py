@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.cluster import cluster_of_hosts
 from mosaic.core.commands import Close, Move, Open
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Joined, Lost, Ready, Started
@@ -22,7 +21,7 @@ from tests.controllers import Reactor
 from tests.engines.executor_runs import IMPATIENT, OPTIONS, Runs, finished_once, make_checkpoint, running_host
 from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, launcher_on
 from tests.engines.tiny_checkpoint import tiny_expert
-from tests.factories import make_gpu, make_plan, make_session, some_calls
+from tests.factories import make_plan, make_session, some_calls
 
 
 def on_first(num_workers: int):
@@ -342,11 +341,3 @@ def test_a_call_that_kills_its_process_is_found_on_a_machine_too(tmp_path, kept)
     runs = Runs(tmp_path, kept(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert [call.key for call in calls if runs.records[call.key].response.error] == [calls[3].key]
-
-
-def test_a_gang_stays_in_one_host(tmp_path, kept) -> None:
-    cluster = cluster_of_hosts(name="two", host_sizes=(1, 1), gpu=make_gpu())
-    runs = Runs(tmp_path, kept(HereMachines({"a": 1, "b": 1})), cluster=cluster)
-    calls = some_calls("A", 2)
-    with pytest.raises(BackendError, match="workers must be of one kind and in one host"):
-        runs.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)

@@ -16,18 +16,15 @@ from mosaic.engines.messages import Load, Serve
 from mosaic.engines.prompt_text import opens_thinking
 from mosaic.engines.serving import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost
-from mosaic.engines.vllm_engines import VllmSettings
 from mosaic.engines.worker import Sender
 from mosaic.runtime.journal import ClosedSession
+from tests.engines.engine_calls import make_vllm_settings
 from tests.engines.executor_runs import CPU
 from tests.engines.fake_engine import FakeEngine
 from tests.factories import make_session
 
 CPU_OPTIONS = EngineOptions(max_num_seqs=2, block_size=32, kv_cache_memory_bytes=64 * 2**20, loading=CPU)
-CPU_SETTINGS = VllmSettings(
-    checkpoint=Path("nowhere"), with_tokenizer=True, gpu_memory_utilization=0.9, kv_cache_memory_bytes=64 * 2**20,
-    options=CPU_OPTIONS,
-)  # fmt: skip
+CPU_SETTINGS = make_vllm_settings(Path("nowhere"), CPU_OPTIONS)
 SPEC = EngineSpec(expert="A", num_workers=1, context_tokens=512, max_num_seqs=2, settings=CPU_SETTINGS)
 
 
@@ -257,10 +254,8 @@ def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():
 
 def test_gpu_engines_split_a_model_over_the_sessions_workers():
     loading = ModelLoading(enforce_eager=False, load_format="dummy", trust_remote_code=True)
-    settings = VllmSettings(
-        checkpoint=Path("nowhere"), with_tokenizer=False, gpu_memory_utilization=0.9, kv_cache_memory_bytes=None,
-        options=EngineOptions(max_num_batched_tokens=4096, loading=loading),
-    )  # fmt: skip
+    options = EngineOptions(max_num_batched_tokens=4096, loading=loading)
+    settings = make_vllm_settings(Path("nowhere"), options, with_tokenizer=False)
     spec = EngineSpec(expert="A", num_workers=4, context_tokens=8192, max_num_seqs=256, settings=settings)
     arguments = engine_arguments(spec)
     assert (arguments["tensor_parallel_size"], arguments["distributed_executor_backend"]) == (4, "mp")

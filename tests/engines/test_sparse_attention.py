@@ -24,8 +24,8 @@ from mosaic.engines.sparse_attention import (
     tokens_of,
     write_heads,
 )
-from mosaic.engines.vllm_engines import VllmEngines, VllmSettings
-from tests.engines.endpoint_calls import make_request, serve
+from mosaic.engines.vllm_engines import VllmEngines
+from tests.engines.engine_calls import make_request, make_vllm_settings, serve
 from tests.engines.executor_runs import OPTIONS
 from tests.engines.tiny_checkpoint import CONTEXT, HEADS, LAYERS, tiny_expert, write_tiny_checkpoint
 
@@ -97,7 +97,6 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
     ],
 )
 def test_what_real_engines_cannot_do_is_refused(tmp_path, device, kv, message):
-
     options = replace(OPTIONS, enable_prefix_caching=device == "cached", order="mixed")
     if device == "gpu":
         options = replace(options, loading=ModelLoading())
@@ -107,7 +106,6 @@ def test_what_real_engines_cannot_do_is_refused(tmp_path, device, kv, message):
 
 
 def test_the_policy_and_its_heads_decide_a_response(tmp_path):
-
     plain = tiny_expert("A", write_tiny_checkpoint(tmp_path / "A"))
     write_heads(tmp_path / "heads.json", UnstableHeads(((0, 1), (1, 1))))
     experts = [plain] + [
@@ -153,15 +151,9 @@ def serve_all(checkpoint):
     """Serve the same requests on engines of one process, one after the other: stock, dense, sparse, stock."""
     vllm_engine.prepare(UNCACHED)
     said = []
-    settings = VllmSettings(
-        checkpoint=checkpoint, with_tokenizer=False, gpu_memory_utilization=0.9,
-        kv_cache_memory_bytes=UNCACHED.kv_cache_memory_bytes, options=UNCACHED,
-    )  # fmt: skip
     for kv, heads in ((None, None), (DENSE, spread_heads(DENSE, LAYERS, HEADS)), (SPARSE, UNSTABLE), (None, None)):
-        spec = EngineSpec(
-            expert="A", context_tokens=CONTEXT, num_workers=1, max_num_seqs=8,
-            settings=replace(settings, kv=kv, unstable=heads),
-        )  # fmt: skip
+        settings = make_vllm_settings(checkpoint, UNCACHED, with_tokenizer=False, kv=kv, unstable=heads)
+        spec = EngineSpec(expert="A", context_tokens=CONTEXT, num_workers=1, max_num_seqs=8, settings=settings)
         engine = vllm_engine.open_engine(spec)
         responses = serve(engine, requests())
         said.append([responses[number].token_ids for number in sorted(responses)])

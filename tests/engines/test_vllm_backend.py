@@ -16,7 +16,6 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import VLLM_ENGINE
-from mosaic.runtime.loop import drive
 from tests.controllers import Reactor
 from tests.engines.contract_backends import launcher_of
 from tests.engines.executor_runs import (
@@ -182,9 +181,7 @@ def test_calls_move_to_another_session_and_go_on_there(tmp_path, host):
     stayed = Runs(tmp_path, host, experts=[expert], journal=tmp_path / "stayed")
     stayed.execute(plan, [*calls, other])
     moved = Runs(tmp_path, host, experts=[expert], options=replace(OPTIONS, max_num_seqs=2))
-    mover = MoveAll(expert="A", target=1, calls=calls, at_finish=True)
-    backend = moved.backend()
-    result = drive(backend, [moved.watcher, mover], num_workers=2, log=backend.log)
+    result = moved.drive(MoveAll(expert="A", target=1, calls=calls, at_finish=True))
     finished_once(tmp_path, calls)
     gone = [record for record in result.calls if record.attempt == 1]
     assert gone, "two calls of 400 tokens have just begun when the first two end"

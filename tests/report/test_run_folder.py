@@ -1,15 +1,13 @@
 import errno
 import os
-import resource
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mosaic.core.errors import MosaicError, RunFolderError
+from mosaic.core.errors import RunFolderError
 from mosaic.core.results import RunResult
 from mosaic.planning.plan_file import load_plans
 from mosaic.report.run_folder import (
@@ -141,17 +139,6 @@ def test_failure_at_any_file_never_leaves_a_folder_that_looks_complete(
     monkeypatch.undo()
     write(tmp_path)
     assert names(tmp_path) == EXPECTED  # what the failure left is gone, also what a run of one stage lacks
-
-
-def test_full_disk_is_reported_by_file_and_reason(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(MosaicError, match=r"plan\.json: cannot be written \(File too large\)"):
-            write(tmp_path, plans=[replace(make_small_plan(), notes=("x" * 5000,))])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not is_complete(tmp_path)
 
 
 def test_nan_in_a_summary_is_our_bug_and_writes_nothing(tmp_path):

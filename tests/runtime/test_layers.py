@@ -172,13 +172,6 @@ def test_without_a_barrier_the_next_layer_begins_while_the_first_goes_on() -> No
         assert (first_ts == last_ts) if waits else (first_ts < last_ts)
 
 
-def test_where_nothing_is_left_no_further_layer_is_planned() -> None:
-    batch = batch_of(3)
-    run = run_graph(make_moa(), batch, {call.key: "A" for call in batch.calls})
-    assert len(run.planned) == 1
-    assert {session.node for session in run.result.sessions} == {"propose"}
-
-
 def split_batch() -> tuple[Workload, dict[CallKey, str]]:
     """Three questions whose experts do not agree."""
     batch = batch_of(3)

@@ -71,17 +71,11 @@ def test_records_come_by_session_as_they_were_opened_and_by_their_end() -> None:
     assert [session.session for session in result.sessions] == [7, 3]
 
 
-def test_calls_of_lost_workers_that_nobody_places_anew_are_missing() -> None:
-    plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)))
-    watcher = Watcher()
-    result = execute(plan, CALLS, Scripted(losses={1: (0, "unplugged")}), [watcher])
-    assert ([record.key for record in result.calls], len(result.sessions)) == ([A0.key], 1)
-
-
 def test_a_result_says_which_workers_were_lost_and_when_the_run_went_on() -> None:
     plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)), make_session(2, [A2], workers=(1,)))
     log = MemoryLog(resumptions=[Resumption(0.5, None), Resumption(100.0, 7.0)])
     result = drive(Scripted(losses={1: (1, "unplugged")}), [StaticPlan(plan, CALLS[:3])], num_workers=2, log=log)
+    assert [record.key for record in result.calls] == [A0.key, A1.key], "nobody places anew what is left"
     assert result.lost_workers == (LostWorker(1.0, 1, "unplugged"),)
     assert result.resumptions == (Resumption(0.5, None),), "when it was started for the last time all was done"
     undisturbed = execute(plan, CALLS[:3], Scripted())

@@ -61,13 +61,9 @@ def test_every_calibration_call_is_one_of_its_own(sizes: list[int], num_repeats:
     shards = list(sweep_calls(sweep, "A", range(100, 200)))
     assert [len(shard) for shard in shards] == [size for size in sizes for _ in range(num_repeats)]
     calls = [call for shard in shards for call in shard]
+    assert not {call.key for call in calls} & {call.key for shard in sweep_calls(sweep, "B", [9]) for call in shard}
     assert len({call.key for call in calls}) == len(calls) == sum(sizes) * num_repeats
     assert [call.prompt_tokens for call in calls] == [100 + i % 100 for i in range(len(calls))]
-
-
-def test_experts_do_not_share_calibration_calls() -> None:
-    keys = [{call.key for shard in sweep_calls(SWEEP, name, [9]) for call in shard} for name in "AB"]
-    assert keys[0].isdisjoint(keys[1])
 
 
 def test_a_sweep_measures_the_law_behind_the_sessions() -> None:
@@ -83,16 +79,8 @@ def test_a_sweep_measures_the_law_behind_the_sessions() -> None:
     assert entry.output_tokens == tuple(range(101, 115))
     assert entry.lengths.mean == pytest.approx(107.5)
     assert entry.lengths.max == 114
-
-
-def test_the_median_load_is_the_price_of_one() -> None:
-    assert profile_of(affine()).entry("B", "gpu", 1).load_s == 9.0
-
-
-def test_experts_take_turns_so_that_each_session_loads() -> None:
-    backend = affine()
-    profile_of(backend)
-    assert [session.expert for session in backend.sessions] == list("ABABABAB")
+    assert profile.entry("B", "gpu", 1).load_s == 9.0, "the median"
+    assert [session.expert for session in backend.sessions] == list("ABABABAB"), "in turns, so that each session loads"
 
 
 def test_a_wide_expert_is_measured_at_its_own_degree() -> None:

@@ -104,6 +104,10 @@ def test_every_wave_serves_what_it_should(number: int, tp_degree: int) -> None:
     backend, entry = sweep(number, tp_degree)
     num_places = 4 if tp_degree == 1 else 1
     waves = waves_of(backend)
+    assert waves[0][0].after == ()
+    for before, behind in pairwise(waves):  # one comes after the other
+        assert {session.after for session in behind} == {tuple(session.id for session in before)}
+    assert [session.id for session in backend.sessions] == list(range(len(backend.sessions)))
     served = [Counter(key.question for session in wave for key in session.shard) for wave in waves]
     sizes = [sum(questions.values()) for questions in served]
     # A repeat is a wave of all calls, two of a half and four of a quarter; few calls are copied first.
@@ -139,16 +143,6 @@ def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int
         # It reads what the call it copies reads.
         assert call.after == prepared[call.key.question].after
         assert (call.key.node, call.prompt_tokens) == (AGGREGATE, 100)
-
-
-def test_waves_come_one_after_the_other() -> None:
-    backend, _ = sweep(9, 1)
-    waves = waves_of(backend)
-    assert waves[0][0].after == ()
-    for before, behind in pairwise(waves):
-        assert {session.after for session in behind} == {tuple(session.id for session in before)}
-    ids = [session.id for session in backend.sessions]
-    assert ids == list(range(len(ids)))
 
 
 @pytest.mark.parametrize("tp_degree", [1, 4])

@@ -1,8 +1,11 @@
-"""Requests to an endpoint's engine, and the loop that a worker has around it."""
+"""Requests to an engine, and the loop that a worker has around it."""
 
 import time
+from contextlib import contextmanager
 
+from mosaic.engines.endpoint_engine import open_engine
 from mosaic.engines.engine import EngineSpec, Request
+from mosaic.engines.vllm_engines import VllmSettings
 
 
 def make_request(number, **changes):
@@ -18,6 +21,23 @@ def make_spec(settings):
     return EngineSpec(
         expert="A", context_tokens=32768, num_workers=1, max_num_seqs=256, settings=settings, is_remote=True
     )
+
+
+def make_vllm_settings(checkpoint, options, **changes):
+    return VllmSettings(
+        checkpoint=checkpoint, gpu_memory_utilization=0.9, kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+        options=options, **({"with_tokenizer": True} | changes),
+    )  # fmt: skip
+
+
+@contextmanager
+def opened_engine(spec):
+    """An endpoint's engine."""
+    engine = open_engine(spec)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def serve(engine, requests, *, until=None, kept=None, limit_s=60):
