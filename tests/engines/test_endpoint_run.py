@@ -1,12 +1,10 @@
 """experiments/run.py with backend=endpoint: servers that are running already, one an expert."""
 
-import json
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 import mosaic
@@ -16,8 +14,9 @@ from mosaic.config.job import build_job
 from mosaic.runtime.run import measure
 from tests.commands.command_line import run_here
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
-from tests.engines.fake_run import write_inputs
+from tests.engines.fake_run import run_in, write_inputs
 from tests.engines.fake_server import FakeServer, completion
+from tests.run_tables import rows, summary_of
 
 
 @pytest.fixture
@@ -35,30 +34,8 @@ def overrides_of(folder: Path, servers: list[FakeServer]) -> list[str]:
     return [*kept, "backend=endpoint", f"backend.endpoints=[{listed}]", f"cluster.num_workers={len(servers)}"]
 
 
-def questions_for(expert: str, num_questions: int, folder: Path) -> str:
-    """Write questions for one expert; gives the override that reads them."""
-    lines = [
-        {"id": f"q{i}", "question": f"Question {i}? (A) 1 (B) 2", "experts": [expert]} for i in range(num_questions)
-    ]
-    path = folder / "own.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return f"workload.path={path}"
-
-
-QUICK = [
-    "backend.patience.max_retries=1",
-    "backend.patience.first_wait_s=0.01",
-    "backend.patience.max_wait_s=0.2",
-    "backend.patience.outage_timeout_s=5",
-]
-
-
 def num_posts(servers: list[FakeServer]) -> int:
     return sum(len(server.posts) for server in servers)
-
-
-def calls_of(folder: Path) -> list[dict]:
-    return pq.read_table(folder / "calls.parquet").to_pylist()
 
 
 def once_both_serve(server: FakeServer, other: FakeServer) -> None:
@@ -80,13 +57,11 @@ def test_both_stages_run_on_servers(tmp_path, servers):
     once_both_serve(servers[0], servers[2])
     once_both_serve(servers[2], servers[0])
     overrides = [*overrides_of(tmp_path, servers), "backend.max_in_flight=2"]
-    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    summary = json.loads((folder / "summary.json").read_text())
+    outcome = run_in(folder, *overrides, run=run_here)
+    summary, calls = summary_of(folder), rows(folder, "calls")
     assert (summary["backend"], summary["num_loads"], summary["num_failed_calls"]) == ("endpoint", 0, 0)
     assert (summary["scheduler"], summary["costs"], summary["skip_frac_source"]) == ("servers", "none", "measured")
     assert summary["predicted_expert_makespan_s"] is None
-    calls = calls_of(folder)
     held = {0: "SmolLM2", 1: "QwenHalf", 2: "SmolLM2"}
     served = Counter(worker for call in calls if call["role"] == "propose" for worker in call["workers"])
     assert max(served[0], served[2]) <= 15, "24 calls, two servers"
@@ -105,23 +80,22 @@ def test_both_stages_run_on_servers(tmp_path, servers):
 def test_an_expert_whose_server_refuses_ends_alone_and_is_tried_again_later(tmp_path, servers):
     refusal = [(401, {"error": {"message": "Incorrect API key"}})]
     servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)
-    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]
-    outcome = run_here(*overrides)
-    assert outcome.status == 3, "calls without a result"
+    folder = tmp_path / "run"
+    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.patience.max_retries=1"]
+    outcome = run_in(folder, *overrides, run=run_here, status=3)
     assert "12 calls have no result" in outcome.out
     assert "401 Unauthorized: Incorrect API key; check" in " ".join(outcome.out.split())
-    statuses = {(call["expert"], call["status"]) for call in calls_of(tmp_path / "run")}
+    statuses = {(call["expert"], call["status"]) for call in rows(folder, "calls")}
     assert statuses == {("SmolLM2", "finished"), ("QwenHalf", "failed")}
     refusal.clear()
-    assert run_here(*overrides).status == 0
+    run_in(folder, *overrides, run=run_here)
     assert sum(map(len, (servers[0].posts, servers[2].posts))) == 24, "nothing that was served is asked again"
 
 
 def test_a_run_that_no_server_serves_ends_with_their_words(tmp_path, servers):
     for server in servers:
         server.behave = lambda body, number: (401, {"error": {"message": "Incorrect API key"}})
-    outcome = run_here(*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
-    assert outcome.status == 2
+    outcome = run_in(tmp_path / "run", *overrides_of(tmp_path, servers), "aggregator=none", run=run_here, status=2)
     last = outcome.err.splitlines()[-1]
     assert last.startswith("error: no server serves any call: ")
     assert last.count("/v1: 401 Unauthorized: Incorrect API key; check the key (none is sent: api_key_env names") == 3
@@ -133,16 +107,13 @@ def test_a_run_that_no_server_serves_ends_with_their_words(tmp_path, servers):
 def test_what_servers_have_no_use_for_is_refused(override, tmp_path, servers):
     if override.startswith("plan"):
         (tmp_path / "x.json").write_text("{}")
-    outcome = run_here(*overrides_of(tmp_path, servers), override, f"hydra.run.dir={tmp_path / 'run'}")
-    assert outcome.status == 2
+    outcome = run_in(tmp_path / "run", *overrides_of(tmp_path, servers), override, run=run_here, status=2)
     if not override.startswith("plan"):
         assert "must be left out, it has no effect here (backend=endpoint sends each call" in outcome.err
 
 
 def test_a_calibrated_gate_takes_a_saved_file_and_asks_nothing(tmp_path, servers):
-    overrides = [*overrides_of(tmp_path, servers), f"hydra.run.dir={tmp_path / 'run'}"]
-    outcome = run_here(*overrides, "gate=calibrated")
-    assert outcome.status == 2
+    outcome = run_in(tmp_path / "run", *overrides_of(tmp_path, servers), "gate=calibrated", run=run_here, status=2)
     assert "gate.calibration must be given" in outcome.err
     assert num_posts(servers) == 0
 
@@ -156,13 +127,6 @@ def test_nothing_is_quoted_or_planned_on_servers(tmp_path, servers):
         with pytest.raises(ValueError, match="job.site must be one that places experts.*got 'endpoint'"):
             use(job)
     assert num_posts(servers) == 0
-
-
-def of_one_server(folder: Path, server: FakeServer, num_questions: int = 20) -> list[str]:
-    """The overrides of a run on one server."""
-    kept = overrides_of(folder, [server])
-    name = server.endpoint.expert
-    return [*kept, "aggregator=none", questions_for(name, num_questions, folder), f"hydra.run.dir={folder / 'run'}"]
 
 
 @pytest.mark.slow
