@@ -21,6 +21,7 @@ from mosaic.engines.endpoint_engine import is_device_lost
 from mosaic.engines.endpoint_faults import fault_of
 from mosaic.engines.endpoint_messages import response_of
 from mosaic.engines.engine import Output
+from mosaic.engines.launcher import Patience
 from tests.engines.engine_calls import make_request, make_spec, opened_engine, serve, some_requests
 from tests.engines.fake_server import (
     DROP,
@@ -736,6 +737,9 @@ LOCAL = {"base_url": "http://localhost:8000/v1/", "expert": "A", "model": "m"}
         (Endpoint, {"max_requests_per_min": 0}, ValueError, "max_requests_per_min must be at least 1, got 0"),
         (EndpointEngines, {"max_in_flight": 0}, ValueError, "max_in_flight must be at least 1"),
         (EndpointPatience, {"reply_timeout_s": 0}, ValueError, "patience.reply_timeout_s must be above 0"),
+        (Patience, {"load_timeout_s": 0}, ValueError, "patience.load_timeout_s must be above 0"),
+        (Patience, {"max_retries": -1}, ValueError, "patience.max_retries must be at least 0"),
+        (Patience, {"max_restarts": -1}, ValueError, "patience.max_restarts must be at least 0"),
     ],
 )
 def test_what_is_given_is_checked(kind, values, error, message):

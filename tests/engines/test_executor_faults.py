@@ -347,16 +347,3 @@ def test_errors_become_one_line():
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert len(one_line(ValueError("x" * 1000))) == 300
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"load_timeout_s": 0}, "patience.load_timeout_s must be above 0"),
-        ({"max_retries": -1}, "patience.max_retries must be at least 0"),
-        ({"max_restarts": -1}, "patience.max_restarts must be at least 0"),
-    ],
-)
-def test_patience_is_checked(values, message):
-    with pytest.raises(ValueError, match=message):
-        Patience(**values)

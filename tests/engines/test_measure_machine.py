@@ -57,16 +57,6 @@ def test_the_file_predicts_a_batch_on_the_same_cores(out):
         assert abs(metric["error_frac"]) < 0.5, (name, metric)
 
 
-@pytest.mark.alone
-def test_started_again_it_measures_nothing(out):
-    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    call(*SMALL, "--minutes=0", f"--out={out}")
-    after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed <= {"cores.yaml", "report.md", "report.csv"}
-    assert yaml.safe_load(before["cores.yaml"]) == yaml.safe_load(after["cores.yaml"])
-
-
 @pytest.mark.parametrize(
     ("name", "num_parameters"),
     [("llama3_8b", 8_030_261_248), ("qwen2_5_7b", 7_615_616_512 - 28 * (28 + 2 * 4) * 128)],

@@ -159,10 +159,6 @@ def test_a_sweep_refuses_bad_sizes(change: dict[str, object], message: str) -> N
         replace(SWEEP, **change)  # type: ignore[arg-type]
 
 
-def test_sizes_may_come_as_a_list() -> None:
-    assert Sweep(shard_sizes=[1, 2]) == Sweep(shard_sizes=(1, 2))  # type: ignore[arg-type]
-
-
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
     stop, view = StopWhenFailing(name="pilot", num_calls=9, max_in_a_row=4, may_lose=True), View(1)
     failed = make_failed("q1")._replace(response=Response(error="no such model"))
