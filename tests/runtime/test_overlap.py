@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mosaic
-from mosaic.core.events import Started
+from mosaic.core.commands import Open, Submit
+from mosaic.core.events import Joined, Lost, Ready, Started
+from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
@@ -20,7 +22,7 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.prospects import Prospects
-from mosaic.runtime.static_plan import plan_commands
+from mosaic.runtime.static_plan import StaticPlan
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_plan, make_profile, make_session
@@ -100,35 +102,64 @@ def test_a_job_answers_alike_with_each_combination_of_reactions(rule: Rule) -> N
         assert isinstance(rule, Majority) or CallStatus.CANCELLED not in statuses
 
 
-def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier() -> None:
-    """All calls are planned on one of two workers; the other loads their expert too, and gets half of what is left."""
-    calls = [make_call(f"q{i}", expert="A") for i in range(40)]
-    plan = make_plan(make_session(0, calls), num_workers=2)
-    known = replace(make_entry("A", load_s=40.0), output_tokens=(4000,) * 3)
-    ends = []
-    for moves in (False, True):
-        backend = make_backend(
-            lambda call, inputs: Outcome(4000, "A"), experts=[make_expert("A")], cluster=make_cluster(2)
-        )
-        prospects = Prospects({PROPOSE: make_profile(known)}, make_cluster(2))
-        steering = [prospects, *([Moves(prospects)] if moves else ()), Keeping()]
-        result = drive(backend, [Unclosed(plan, calls), *steering], num_workers=2, tick_s=1.0)
-        assert sorted(record.key for record in result.calls) == sorted(call.key for call in calls)
-        assert {record.workers for record in result.calls} == ({(0,), (1,)} if moves else {(0,)})
-        moved = [record for record in result.calls if record.attempt]
-        assert all(record.wasted_tokens > record.prompt_tokens for record in moved), "the other engine read it again"
-        assert bool(moved) == moves
-        ends.append(max(record.finished_ts for record in result.calls))
-    assert ends[1] < 0.9 * ends[0]
+JOIN_TS = 20.0
 
 
-class Unclosed:
-    """Opens a plan's sessions and submits its calls; others close them."""
+class Late:
+    """A simulator whose worker 1 is not there from the start."""
+
+    name = "sim"
+
+    def __init__(self, backend, *, joins: bool) -> None:
+        self.backend, self.joins = backend, joins
+        self.apply = backend.apply
+
+    def events(self, *, reacts, tick_s=None):
+        for event in self.backend.events(reacts=reacts, tick_s=tick_s):
+            if self.joins and event.ts >= JOIN_TS:
+                self.joins = False
+                yield Joined(event.ts, 1)
+            yield event
+            if isinstance(event, Started):
+                yield Lost(0.0, 1, "not there yet")
+
+
+class WantsWorker1:
+    """Has a call of B wait for worker 1, as soon as what was opened there is up."""
 
     reacts = True
 
-    def __init__(self, plan, calls) -> None:
-        self.plan, self.calls = plan, {call.key: call for call in calls}
-
     def on(self, event, view):
-        return plan_commands(self.plan, self.calls, closes=False) if isinstance(event, Started) else ()
+        if not isinstance(event, Ready) or view.opened[event.session].workers != (1,) or len(view.opened) > 2:
+            return ()
+        return [Open(Session(id=2, expert="B", workers=(1,))), Submit(make_call("last", expert="B"), 2)]
+
+
+@pytest.mark.parametrize("worker_1", ["there", "joins", "never"])
+def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier(worker_1: str) -> None:
+    """All calls are planned on one of two workers; the other loads their expert too, and gets half of what is left.
+
+    What was opened on one that joins is closed when something else waits for it: else its call would never run.
+    """
+    calls = [make_call(f"q{i}", expert="A") for i in range(40)]
+    plan = make_plan(make_session(0, calls), num_workers=2)
+    entries = [replace(make_entry(name, load_s=10.0), output_tokens=(4000,) * 3) for name in "AB"]
+    runs, is_late, moves = [], worker_1 != "there", worker_1 != "never"
+    for reacts in (False, True):
+        backend = make_backend(
+            lambda call, inputs: Outcome(4000, "A"), experts=[*map(make_expert, "AB")], cluster=make_cluster(2)
+        )
+        prospects = Prospects({PROPOSE: make_profile(*entries)}, make_cluster(2))
+        steering = [prospects, Moves(prospects, waits_for_join=is_late), *([WantsWorker1()] if is_late else ())]
+        controllers = [StaticPlan(plan, calls), *(steering if reacts else ())]
+        seen = Late(backend, joins=worker_1 == "joins" and reacts) if is_late else backend
+        runs.append(drive(seen, controllers, num_workers=2, tick_s=1.0))
+    alone, other = runs
+    assert {record.workers for record in other.calls} == ({(0,), (1,)} if moves else {(0,)})
+    more = {make_call("last", expert="B").key} if worker_1 == "joins" else set()
+    assert {record.key for record in other.calls} == {call.key for call in calls} | more
+    moved = [record for record in other.calls if record.attempt]
+    assert bool(moved) == moves
+    assert all(record.wasted_tokens > record.prompt_tokens for record in moved), "the other engine read it again"
+    ends = [max(record.finished_ts for record in result.calls if record.expert == "A") for result in runs]
+    assert ends[1] < (0.95 if is_late else 0.9) * ends[0] if moves else other == alone
