@@ -5,14 +5,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from mosaic.core.commands import Command
-from mosaic.core.events import Event, Redone
 from mosaic.core.plan import Expected
 from mosaic.core.safe_text import PrintableStream, printable
-from mosaic.core.view import View
 from mosaic.report.run_status import Row, RunStatus
 
 if TYPE_CHECKING:
@@ -27,58 +23,10 @@ SHORT_S = 1.0
 BAR_COLUMNS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Display:
-    """A controller that shows a run and gives no commands; it stands last, so that it sees what the others did."""
-
-    status: RunStatus
-    """Follows every event."""
-    log: Callable[[str], object] = lambda line: None
-    """Takes the lines of a log."""
-    warn: Callable[[str], object] = lambda line: None
-    """Takes what a user is to read on a terminal too."""
-    reacts: ClassVar[bool] = False
-
-    def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Take an event in."""
-        for line in self.status.hear(event, view):
-            self.log(line)
-        if isinstance(event, Redone):
-            for line in describe_redone(event):
-                self.warn(f"{self.status.title}: {line}")
-        return ()
-
-
-def describe_redone(event: Redone) -> list[str]:
-    """Say what of an interrupted run is done again, a line for each cause.
-
-    Examples
-    --------
-    >>> for line in describe_redone(Redone(0.0, 1, {"Gemma": 40}, {"Qwen": 2})):
-    ...     print(line)
-    damaged or unfinished lines of the journal: 1. What they held is run again
-    Gemma: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 40
-    Qwen: its prompts have changed. Calls that had ended and are run again: 2
-    """
-    num = event.num_damaged
-    causes = (
-        ("its checkpoint or its engine's options have changed", event.num_changed),
-        ("its prompts have changed", event.num_outdated),
-    )
-    return [
-        *([f"damaged or unfinished lines of the journal: {num:,}. What they held is run again"] if num else []),
-        *(
-            f"{expert}: {cause}. Calls that had ended and are run again: {num_calls:,}"
-            for cause, num_by_expert in causes
-            for expert, num_calls in num_by_expert.items()
-        ),
-    ]
-
-
 @contextmanager
 def show_run(
     status: RunStatus, *, stream: TextIO | None = None, more: Callable[[], Row | None] = lambda: None
-) -> Iterator[tuple[Display, ...]]:
+) -> Iterator[tuple[RunStatus, ...]]:
     """Show a run; gives the controllers that do so, none of a simulation without a terminal.
 
     On a terminal there is a bar for all calls and one per worker, gone when the run is over. In a log there is a line
@@ -100,12 +48,13 @@ def show_run(
     if status.is_simulated and not is_terminal:
         yield ()
     elif not can_show:
-        yield (Display(status),)
+        yield (status,)
     elif is_terminal:
         screen = _Screen(status, LastingStream(getattr(stream, "terminal", stream)), more)
+        status.warn = screen.warn
         try:
             with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if status.is_simulated else 0.0):
-                yield (Display(status, warn=screen.warn),)
+                yield (status,)
         finally:
             screen.close()
     else:
@@ -120,13 +69,14 @@ def show_run(
             parts = [status.describe(), *([] if row is None else [f"{row.name}{counted}", row.text])]
             write(", ".join(part for part in parts if part))
 
+        status.log = status.warn = write
         with repeating(write_progress, LOG_EVERY_S, first_s=LOG_EVERY_S):
-            yield (Display(status, log=write, warn=write),)
+            yield (status,)
 
 
 def show_stage(
     title: str, expected: Expected, *, is_simulated: bool = False
-) -> AbstractContextManager[tuple[Display, ...]]:
+) -> AbstractContextManager[tuple[RunStatus, ...]]:
     """Show a run, or a stage before it, by its name and what is expected of it."""
     return show_run(RunStatus(title, expected, is_simulated=is_simulated))
 

@@ -3,10 +3,11 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Started
+from mosaic.core.commands import Command
+from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Redone, Started
 from mosaic.core.plan import Expected, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.view import View
@@ -44,56 +45,56 @@ class _SessionProgress:
     output_tokens: int = 0
 
 
+@dataclass(eq=False)
 class RunStatus:
-    """Follows the events of a run, or of a stage before it.
+    """Follows the events of a run, or of a stage before it: a controller that gives no commands and stands last.
 
     A run that goes on after an interruption receives again what it had done. That is counted, and not shown as if it
     happened now. Another thread may read the status: what is iterated there is replaced whole, or copied first.
-
-    Parameters
-    ----------
-    title
-        What the run is for: "pilot", "calls".
-    expected
-        What is known beforehand, and what plans add; None: nothing.
-    is_simulated
-        Whether the run's clock is not the wall clock: between two events no time passes then.
-    clock
-        Seconds.
     """
 
-    def __init__(
-        self,
-        title: str,
-        expected: Expected | None = None,
-        *,
-        is_simulated: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.title = title
-        self.counts: defaultdict[str, Counter[ExpertName]] = defaultdict(Counter)
-        """Calls and tokens since this process began, by what is counted and expert."""
-        self._expected = expected = Expected() if expected is None else expected
-        self.unit = expected.unit
-        self.is_simulated = is_simulated
-        self._clock = clock
-        self._view = View(0)
-        self._heard = (0.0, clock())
-        self._resumes_ts = 0.0
-        self._is_resuming = False
-        self._num_opened = 0
-        self._ended: Counter[int] = Counter()
-        self._running: dict[int, Mapping[CallKey, int]] = {}
-        self._current: dict[int, int] = {}
-        """By worker: the first of its sessions that is not over."""
-        self._progress: dict[int, _SessionProgress] = {}
-        self._forecast: tuple[float, float] | None = None
-        """Seconds left, and when that was said."""
+    title: str
+    """What the run is for: "pilot", "calls"."""
+    expected: Expected = field(default_factory=Expected)
+    """What is known beforehand, and what plans add."""
+    is_simulated: bool = field(default=False, kw_only=True)
+    """Whether the run's clock is not the wall clock: between two events no time passes then."""
+    clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    """Seconds."""
+    log: Callable[[str], object] = field(default=lambda line: None, kw_only=True)
+    """Takes the lines of a log."""
+    warn: Callable[[str], object] = field(default=lambda line: None, kw_only=True)
+    """Takes what a user is to read on a terminal too."""
+    counts: defaultdict[str, Counter[ExpertName]] = field(default_factory=lambda: defaultdict(Counter), init=False)
+    """Calls and tokens since this process began, by what is counted and expert."""
+    _view: View = field(default_factory=lambda: View(0), init=False)
+    _heard: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+    """The instant of the last event, and when it came."""
+    _resumes_ts: float = field(default=0.0, init=False)
+    _is_resuming: bool = field(default=False, init=False)
+    _num_opened: int = field(default=0, init=False)
+    _ended: Counter[int] = field(default_factory=Counter, init=False)
+    """Calls by session."""
+    _running: dict[int, Mapping[CallKey, int]] = field(default_factory=dict, init=False)
+    _current: dict[int, int] = field(default_factory=dict, init=False)
+    """By worker: the first of its sessions that is not over."""
+    _progress: dict[int, _SessionProgress] = field(default_factory=dict, init=False)
+    _forecast: tuple[float, float] | None = field(default=None, init=False)
+    """Seconds left, and when that was said."""
+    reacts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._heard = (0.0, self.clock())
+
+    @property
+    def unit(self) -> str:
+        """What a session runs on: a worker, or a server."""
+        return self.expected.unit
 
     @property
     def num_calls(self) -> int:
         """All that are known so far."""
-        return max(self._expected.num_calls, len(self._view.calls))
+        return max(self.expected.num_calls, len(self._view.calls))
 
     @property
     def num_ended(self) -> int:
@@ -111,11 +112,20 @@ class RunStatus:
         if self._forecast is None:
             return None
         left_s, said_s = self._forecast
-        return max(0.0, left_s - (self._clock() - said_s))
+        return max(0.0, left_s - (self.clock() - said_s))
+
+    def on(self, event: Event, view: View) -> tuple[Command, ...]:
+        """Take an event in, and log what it says."""
+        for line in self.hear(event, view):
+            self.log(line)
+        if isinstance(event, Redone):
+            for line in describe_redone(event):
+                self.warn(f"{self.title}: {line}")
+        return ()
 
     def hear(self, event: Event, view: View) -> list[str]:
         """Take an event in; gives lines for a log."""
-        self._view, self._heard = view, (max(event.ts, self._resumes_ts), self._clock())
+        self._view, self._heard = view, (max(event.ts, self._resumes_ts), self.clock())
         lines = []
         if isinstance(event, Started):
             self._resumes_ts, self._is_resuming = event.resumes_ts, event.resumes_ts > 0.0
@@ -156,11 +166,11 @@ class RunStatus:
         self.counts["preemptions"][record.expert] += record.num_preemptions
 
     def _predict(self) -> None:
-        now = self._clock()
+        now = self.clock()
         said_s = -FORECAST_EVERY_S if self._forecast is None else self._forecast[1]
         if self.is_simulated or self._is_resuming or now - said_s < FORECAST_EVERY_S:
             return
-        left_s = self._expected.left_s(self._view)
+        left_s = self.expected.left_s(self._view)
         left_s = self._left_by_pace() if left_s is None else left_s
         if left_s is not None:
             self._forecast = left_s, now
@@ -213,7 +223,7 @@ class RunStatus:
 
     def _now_ts(self) -> float:
         event_ts, heard_s = self._heard
-        return event_ts if self.is_simulated else event_ts + self._clock() - heard_s
+        return event_ts if self.is_simulated else event_ts + self.clock() - heard_s
 
     def _start_sessions(self, ts: float) -> list[str]:
         """Find the sessions that load now: those before them on their workers are over, and those they come after."""
@@ -303,7 +313,7 @@ class RunStatus:
         view, number, num_left = self._view, session.id, len(self._view.held.get(session.id, ()))
         num_ended = self._ended[number]
         row = Row(self._name(session.workers), "", num_ended, num_ended + num_left or None)
-        times = self._expected.times.get(number)
+        times = self.expected.times.get(number)
         if progress.start_ts is None:
             planned = f" of {_duration(times.load_s)} planned" if times is not None and times.load_s else ""
             return row._replace(
@@ -339,3 +349,29 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def describe_redone(event: Redone) -> list[str]:
+    """Say what of an interrupted run is done again, a line for each cause.
+
+    Examples
+    --------
+    >>> for line in describe_redone(Redone(0.0, 1, {"Gemma": 40}, {"Qwen": 2})):
+    ...     print(line)
+    damaged or unfinished lines of the journal: 1. What they held is run again
+    Gemma: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 40
+    Qwen: its prompts have changed. Calls that had ended and are run again: 2
+    """
+    num = event.num_damaged
+    causes = (
+        ("its checkpoint or its engine's options have changed", event.num_changed),
+        ("its prompts have changed", event.num_outdated),
+    )
+    return [
+        *([f"damaged or unfinished lines of the journal: {num:,}. What they held is run again"] if num else []),
+        *(
+            f"{expert}: {cause}. Calls that had ended and are run again: {num_calls:,}"
+            for cause, num_by_expert in causes
+            for expert, num_calls in num_by_expert.items()
+        ),
+    ]

@@ -11,7 +11,7 @@ from mosaic.core.events import Ready, Redone, Started
 from mosaic.core.plan import Expected, PredictedTimes
 from mosaic.core.safe_text import printable_output
 from mosaic.report import display
-from mosaic.report.display import Display, LastingStream, repeating, show_run
+from mosaic.report.display import LastingStream, repeating, show_run
 from mosaic.report.run_status import Row, RunStatus
 from tests.report.told_runs import Clock, Run
 
@@ -112,7 +112,7 @@ def test_a_terminal_shows_a_simulation_once_it_has_lasted_a_second(repeated, clo
 
 
 def test_the_display_never_reacts():
-    assert not Display(RunStatus("calls")).reacts
+    assert not RunStatus("calls").reacts
 
 
 @pytest.mark.parametrize("is_drawn", [True, False])
