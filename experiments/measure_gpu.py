@@ -35,11 +35,10 @@ from experiments.hardware.machine_steps import (
 from experiments.lab.tables import write_table
 from mosaic.config.engines import find_device
 from mosaic.config.errors import exit_with_message, stoppable
-from mosaic.config.places import own_folder
 from mosaic.core.checks import require, require_number
 from mosaic.core.engine_options import Device
 from mosaic.engines.local_launcher import LocalLauncher
-from mosaic.report.run_folder import describe_run_conditions
+from mosaic.report.run_folder import describe_run_conditions, own_folder
 from sim.hardware.hardware import hardware_from_config
 
 STEPS = "steps"

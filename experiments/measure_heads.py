@@ -19,10 +19,9 @@ import typer
 from experiments.kv_heads.texts import code, documents, prose
 from experiments.lab.tables import markdown, write_table
 from mosaic.config.errors import exit_with_message
-from mosaic.config.places import own_folder
 from mosaic.core.workload import SparseKv
 from mosaic.engines.sparse_attention import UnstableHeads, write_heads
-from mosaic.report.run_folder import write_file
+from mosaic.report.run_folder import own_folder, write_file
 
 if TYPE_CHECKING:
     from experiments.kv_heads.profile import HeadProfile

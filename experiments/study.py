@@ -23,8 +23,8 @@ from cloudpickle import register_pickle_by_value
 from experiments.lab.preset import preset_names, preset_study
 from experiments.lab.study import Study, run_study
 from mosaic.config.errors import exit_with_message
-from mosaic.config.places import own_folder
 from mosaic.core.checks import require
+from mosaic.report.run_folder import own_folder
 
 STUDIES = Path(__file__).with_name("studies")
 

@@ -22,7 +22,6 @@ from experiments.lab.tables import markdown
 from mosaic.comparison.estimate import estimate
 from mosaic.config.compose import compose_config
 from mosaic.config.job import build_job, simulated_job
-from mosaic.config.places import own_folder
 from mosaic.core.checks import require
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
@@ -33,7 +32,7 @@ from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import load_profile, write_profile
 from mosaic.report.metrics import makespan_s
-from mosaic.report.run_folder import describe_run_conditions
+from mosaic.report.run_folder import describe_run_conditions, own_folder
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
 from mosaic.runtime.static_plan import execute

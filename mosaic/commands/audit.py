@@ -17,7 +17,6 @@ import typer
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import NOT_REACHED_STATUS, say, stoppable
 from mosaic.config.job import build_job
-from mosaic.config.places import JOURNAL
 from mosaic.config.received import check_received
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
@@ -26,7 +25,7 @@ from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_output import digest_of, read_lines
 from mosaic.report.display import show_stage
-from mosaic.report.run_folder import CONFIG, differing_keys, read_config, read_summary
+from mosaic.report.run_folder import CONFIG, JOURNAL, differing_keys, read_config, read_summary
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import RUN, read_journal

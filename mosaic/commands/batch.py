@@ -24,7 +24,6 @@ from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import UNANSWERED_STATUS, say, stoppable
 from mosaic.config.job import RunSpec, build_job
-from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, naming_all_problems, quote_before
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
@@ -42,7 +41,7 @@ from mosaic.report.batch_output import (
 )
 from mosaic.report.display import show_run
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
-from mosaic.report.run_folder import SUMMARY, completed_with, read_summary
+from mosaic.report.run_folder import JOURNAL, SUMMARY, completed_with, read_summary
 from mosaic.report.run_status import Row, RunStatus
 from mosaic.report.summary_text import rows
 from mosaic.runtime.controller import Controller

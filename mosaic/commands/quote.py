@@ -27,7 +27,6 @@ from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import NOT_REACHED_STATUS, say
 from mosaic.config.job import build_job
 from mosaic.config.machines import machines
-from mosaic.config.places import JOURNAL, own_folder
 from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
@@ -38,6 +37,7 @@ from mosaic.quote import quote as make_quotation
 from mosaic.quote.forecast import Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.report.display import show_stage
+from mosaic.report.run_folder import JOURNAL, own_folder
 from mosaic.runtime.job import Job
 from mosaic.runtime.stages import Pilot
 from sim.cluster.session_times import SimulatedSessions

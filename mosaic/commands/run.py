@@ -29,7 +29,6 @@ from mosaic.config.errors import (
 )
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import Point, launch_of
-from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, check_start, has_failed_calls, is_blank
 from mosaic.core.commands import encode_action
 from mosaic.core.safe_text import printable
@@ -37,7 +36,7 @@ from mosaic.figures.replay import report_replay
 from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain
 from mosaic.report.display import show_stage
-from mosaic.report.run_folder import SUMMARY, completed_with, num_failed_calls
+from mosaic.report.run_folder import JOURNAL, SUMMARY, completed_with, num_failed_calls
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome

@@ -9,11 +9,10 @@ from typing import Any
 
 from mosaic.config.compose import compose_config
 from mosaic.config.job import backend_from
-from mosaic.config.places import JOURNAL
 from mosaic.core.errors import BackendError, RunFolderError
 from mosaic.core.results import SERVED
 from mosaic.planning.feasibility import TooLongError
-from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, num_failed_calls, read_config
+from mosaic.report.run_folder import CONFIG, JOURNAL, SUMMARY, begin_run, is_complete, num_failed_calls, read_config
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import EndedCall, read_entries
 

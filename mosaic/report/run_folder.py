@@ -34,6 +34,10 @@ Config: TypeAlias = Mapping[str, Any]
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+JOURNAL = "journal"
+"""Folder inside a real run's, with what has finished, what workers print, and the run's lock."""
+SWEEPS = Path("results/multirun")
+"""Where commands write that name no folder, never into what is committed; git ignores it."""
 RUN_FILES = (
     CONFIG, "plan.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
     "responses.jsonl", "sessions.parquet", "actions.jsonl", "replans.jsonl", "trace.json", "timeline.png",
@@ -49,6 +53,11 @@ PRACTICAL_KEYS = frozenset(
 _TEMPORARY = ".{}.part"
 Content: TypeAlias = bytes | Iterator[bytes]
 """Of a file, whole or line by line."""
+
+
+def own_folder(command: str) -> Path:
+    """Name the folder of a command's files; committed ones are written where ``--out`` names their folder."""
+    return SWEEPS / command
 
 
 def write_run(
