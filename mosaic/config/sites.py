@@ -97,8 +97,10 @@ def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = No
             "add one of conf/answers, or run the expert stage alone with aggregator=none"
         )
     experts = inputs.experts
-    world = inputs.world.test(inputs.workload, experts, inputs.seed)
-    calibration_world = inputs.world.calibration(inputs.workload, experts, inputs.profile_seed, inputs.length_error)
+    world = inputs.world.draw(inputs.workload, experts, "test", seed=inputs.seed)
+    calibration_world = inputs.world.draw(
+        inputs.workload, experts, "calibration", seed=inputs.profile_seed, length_error=inputs.length_error
+    )
     if inputs.graph.rule.reads_confidence:
         world, calibration_world = (replace(each, tells_confidence=True) for each in (world, calibration_world))
     use, (hardware, *more_hardware) = use or GpuUse(), inputs.machines.kinds

@@ -19,7 +19,7 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.bounds import lower_bound_s
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, check_hardware, shared_iteration_time
-from sim.cluster.gpus import Gpus, Room
+from sim.cluster.gpus import Gpus
 from sim.cluster.host_memory import Holding
 from sim.cluster.prefills import Prefills
 from sim.cluster.session import PendingCall, Queues, SimSession, cut_off
@@ -266,16 +266,16 @@ class SimBackend:
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
-        room = self._gpus.ask(live)
-        yield env.all_of([*room.requests, *(self._sessions[needed].over for needed in session.after)])
+        self._gpus.ask(live)
+        yield env.all_of([*live.requests, *(self._sessions[needed].over for needed in session.after)])
         if live.calls or not live.is_closing:
-            yield from self._load_and_serve(live, room)
+            yield from self._load_and_serve(live)
         live.over.succeed()
-        self._events.extend(Idle(env.now, worker) for worker in self._gpus.leave(live, room))
+        self._events.extend(Idle(env.now, worker) for worker in self._gpus.leave(live))
 
-    def _load_and_serve(self, live: SimSession, room: Room) -> ProcessGenerator:
+    def _load_and_serve(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
-        load_start_ts, load_s = yield from self._gpus.bring_up(live, room)
+        load_start_ts, load_s = yield from self._gpus.bring_up(live)
         engine = self._models.engine(live.model, start_ts := env.now)
         live.start(engine, start_ts)
         self._events.append(Ready(start_ts, session.id))

@@ -1,8 +1,8 @@
 """The GPUs of a simulated run: whose turn it is, which engines are on them, and what bringing another up takes."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import simpy
 
@@ -34,24 +34,8 @@ class Slot:
         return self.home == home and (self.owner is None or home_of(self.owner.session) != home)
 
 
-@dataclass(slots=True)
-class Room:
-    """What a session asks for and has of its workers."""
-
-    requests: list[simpy.resources.resource.Request]
-    turns: list[simpy.resources.resource.Request]
-    """To serve, where another may have memory beside it; none where no other may, or all serve together."""
-    slots: list[Slot] = field(default_factory=list)
-
-
-class Load(NamedTuple):
-    """When a load began, and what it took."""
-
-    start_ts: float
-    load_s: float
-
-
-Loading: TypeAlias = Generator[simpy.Event, Any, Load]
+Loading: TypeAlias = Generator[simpy.Event, Any, tuple[float, float]]
+"""Returns when a load began, and the seconds that it took."""
 
 
 class Gpus:
@@ -92,26 +76,27 @@ class Gpus:
         """All memory that was held, by the time it was first."""
         return [*self._holdings, *(self._host.holdings if self._host else ())]
 
-    def ask(self, live: SimSession) -> Room:
+    def ask(self, live: SimSession) -> None:
         """Ask for room for a session that is opened."""
         workers = live.session.workers
-        requests = [self._rooms[worker].request() for worker in workers for _ in range(live.model.num_slots)]
-        return Room(requests, [self._turns[worker].request() for worker in workers] if self._turns else [])
+        live.requests = [self._rooms[worker].request() for worker in workers for _ in range(live.model.num_slots)]
+        live.turns = [self._turns[worker].request() for worker in workers] if self._turns else []
 
-    def leave(self, live: SimSession, room: Room) -> Iterator[int]:
+    def leave(self, live: SimSession) -> Iterator[int]:
         """Give a session's room back; yields the workers that are idle then."""
-        for slot in room.slots:
+        slots = self._slots_of(live)
+        for slot in slots:
             slot.owner = None
         others = {slot.owner for worker in live.session.workers for slot in self._slots[worker]}
         if self._turns and any(other and home_of(other.session) != home_of(live.session) for other in others):
-            self._end_engines(room.slots, live)  # whoever has loaded beside it wants the rest of its memory
+            self._end_engines(slots, live)  # whoever has loaded beside it wants the rest of its memory
         for number, worker in enumerate(live.session.workers):
-            for request in room.requests[number * live.model.num_slots : (number + 1) * live.model.num_slots]:
+            for request in live.requests[number * live.model.num_slots : (number + 1) * live.model.num_slots]:
                 self._rooms[worker].release(request)
-            if room.turns and room.turns[number].triggered:
-                self._turns[worker].release(room.turns[number])
-            elif room.turns:
-                room.turns[number].cancel()
+            if live.turns and live.turns[number].triggered:
+                self._turns[worker].release(live.turns[number])
+            elif live.turns:
+                live.turns[number].cancel()
             if not self._rooms[worker].users and not self._rooms[worker].queue:
                 yield worker
 
@@ -126,45 +111,47 @@ class Gpus:
             changed |= {live: len(busy) for live in busy if live.pace != len(busy)}
         return list(changed.items())
 
-    def bring_up(self, live: SimSession, room: Room) -> Loading:
+    def bring_up(self, live: SimSession) -> Loading:
         """Load a session's expert where it is not there, and wait for its turn; returns the load."""
         home, workers = home_of(live.session), live.session.workers
-        has_turn = not room.turns
+        has_turn = not live.turns
         if not has_turn and any(slot.owner and home_of(slot.owner.session) == home for slot in self._slots[workers[0]]):
-            yield self._env.all_of(room.turns)  # the session before has the same engine, and leaves it
+            yield self._env.all_of(live.turns)  # the session before has the same engine, and leaves it
             has_turn = True
-        self._take(live, room)
-        load = Load(self._env.now, 0.0)
-        if any(slot.home != home for slot in room.slots):
-            load = yield from self._load(live, room)
+        self._take(live)
+        load = self._env.now, 0.0
+        if any(slot.home != home for slot in self._slots_of(live)):
+            load = yield from self._load(live)
         if not has_turn:
-            yield self._env.all_of(room.turns)
+            yield self._env.all_of(live.turns)
             beside = [slot for worker in workers for slot in self._slots[worker]]
             yield from wait_until(self._env, max(slot.free_ts for slot in beside))
-        self._hold(live, room, live.model.held_bytes)
+        self._hold(live, live.model.held_bytes)
         return load
 
-    def _take(self, live: SimSession, room: Room) -> None:
+    def _slots_of(self, live: SimSession) -> list[Slot]:
+        """List what a session has of its workers."""
+        return [slot for worker in live.session.workers for slot in self._slots[worker] if slot.owner is live]
+
+    def _take(self, live: SimSession) -> None:
         """Choose slots: those that have the engine, or else empty ones."""
         home = home_of(live.session)
         for worker in live.session.workers:
             free = [slot for slot in self._slots[worker] if slot.owner is None]
             free.sort(key=lambda slot: (slot.home != home, slot.home is not None))
-            taken = free[: live.model.num_slots]
-            room.slots += taken
-            for slot in taken:
+            for slot in free[: live.model.num_slots]:
                 slot.owner = live
 
-    def _load(self, live: SimSession, room: Room) -> Loading:
-        env, home = self._env, home_of(live.session)
-        gone = list(room.slots)
+    def _load(self, live: SimSession) -> Loading:
+        env, home, slots = self._env, home_of(live.session), self._slots_of(live)
+        gone = list(slots)
         if self._turns:  # an engine that is left beside it would have all the memory
             mine = [slot for worker in live.session.workers for slot in self._slots[worker]]
             gone += [slot for slot in mine if slot.owner is None]
         self._end_engines([slot for slot in gone if slot.home != home], live)
-        yield from wait_until(env, max(slot.free_ts for slot in room.slots))
+        yield from wait_until(env, max(slot.free_ts for slot in slots))
         start_ts = env.now
-        self._hold(live, room, live.model.ahead_bytes if self._turns else live.model.held_bytes)
+        self._hold(live, live.model.ahead_bytes if self._turns else live.model.held_bytes)
         asleep, weights = Asleep(home), Weights(live.session.expert)
         entry = next((entry for entry in (asleep, weights) if self._host and entry in self._host), None)
         load_s = self._load_s(live, entry)
@@ -179,9 +166,9 @@ class Gpus:
             self._host.end_read(entry)
             if entry is asleep:
                 self._host.drop(entry, env.now)
-        for slot in room.slots:
+        for slot in slots:
             slot.home, slot.model = home, live.model
-        return Load(start_ts, load_s)
+        return start_ts, load_s
 
     def _load_s(self, live: SimSession, entry: Asleep | Weights | None) -> float:
         """Return the seconds of a load that begins now, by where the weights are; those under way are waited for."""
@@ -218,10 +205,10 @@ class Gpus:
         is_kept = self._host.keep(Asleep(home), model.expert.shape.weight_bytes, now, now + model.sleep_s)
         return model.sleep_s if is_kept else None
 
-    def _hold(self, live: SimSession, room: Room, num_bytes: int) -> None:
+    def _hold(self, live: SimSession, num_bytes: int) -> None:
         """Note that a session's memory on each worker is so much from now on."""
         num_bytes //= live.model.num_slots
-        for slot in room.slots:
+        for slot in self._slots_of(live):
             if slot.holding is not None and slot.holding.num_bytes == num_bytes:
                 continue
             if slot.holding is not None:

@@ -139,6 +139,10 @@ class SimSession:
         self.session = session
         self._named = (session.id, session.expert, session.workers)
         self.model = model
+        self.requests: list[simpy.resources.resource.Request] = []
+        """For memory on its workers."""
+        self.turns: list[simpy.resources.resource.Request] = []
+        """To serve, where another may have memory beside it; none where no other may, or all serve together."""
         self.over = over
         """Triggered when it has left its workers."""
         self.is_closing = False

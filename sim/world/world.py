@@ -129,17 +129,13 @@ class SimulatedWorld:
         init=False, repr=False, compare=False, default_factory=dict
     )
 
-    def test(self, workload: Workload, experts: tuple[Expert, ...], seed: int) -> World:
-        """Give the world that a run meets."""
-        return self._world(workload, experts, "test", seed)
-
-    def calibration(self, workload: Workload, experts: tuple[Expert, ...], seed: int, length_error: float) -> World:
-        """Give a world of other draws and the same distributions, or of means that are off by an error."""
-        return self._world(workload, experts, "calibration", seed, length_error)
-
-    def _world(
-        self, workload: Workload, experts: tuple[Expert, ...], stream: str, seed: int, length_error: float = 1.0
+    def draw(
+        self, workload: Workload, experts: tuple[Expert, ...], stream: str, *, seed: int, length_error: float = 1.0
     ) -> World:
+        """Give the world that a run meets, or one of other draws.
+
+        ``stream`` is test or calibration. Means may be off by an error; else the distributions are the same.
+        """
         reasoning = tuple(expert.name for expert in experts if expert.family is Family.REASONING)
         key = (id(workload), reasoning, stream, seed, length_error)  # the workload is kept, and with it its id
         if key not in self._worlds:
