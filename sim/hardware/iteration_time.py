@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, inf
 from typing import Protocol, TypeAlias
 
@@ -70,23 +70,12 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
         If the hardware was not measured at this tensor-parallel degree.
     """
     table = hardware.table_for(shape, tp_degree)
-    scales = _scales(table, shape)
-    batch = _BatchTime(
-        dense=table.dense.scaled(scales.dense),
-        once=table.once.scaled(scales.hidden) if table.once else None,
-        head=table.head.scaled(scales.head) if table.head else _derived_head(hardware, shape, tp_degree),
-        all_reduce=hardware.all_reduce[tp_degree] if tp_degree > 1 else None,
-        num_all_reduces=2 * shape.num_layers,
-        bytes_per_token=shape.hidden_size * shape.bytes_per_value,
-        cpu_s=hardware.cpu_s,
-        captured=graph_sizes(hardware.graph_max_seqs),
-    )
-    skew = _skew(hardware, table, shape, scales.decode)
+    skew = _skew(hardware, table, shape)
+    attention_time = FittedTime if isinstance(table.attention, FittedAttention) else MeasuredTime
     if skew is None and hardware.max_graph_tokens is None and not hardware.cpu_per_kv_token_s:
-        return _by_totals(batch, table, shape, scales)
-    gpu = _by_totals(replace(batch, cpu_s=_no_host), table, shape, scales)
+        return attention_time(_batch_time(hardware, table, shape, hardware.cpu_s), table, shape)
     return SkewAwareIterationTime(
-        gpu,
+        attention_time(_batch_time(hardware, table, shape, lambda num_seqs: 0.0), table, shape),
         host_base_s=hardware.cpu_overhead_scale * hardware.cpu_base_s,
         host_per_seq_s=hardware.cpu_overhead_scale * hardware.cpu_per_seq_s,
         host_per_kv_token_s=hardware.cpu_overhead_scale * hardware.cpu_per_kv_token_s,
@@ -96,28 +85,12 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
     )
 
 
-def _by_totals(batch: "_BatchTime", table: OperatorTable, shape: ModelShape, scales: "_Scales") -> IterationTime:
-    if isinstance(table.attention, FittedAttention):
-        return FittedTime(
-            batch,
-            table.attention,
-            num_layers=shape.num_layers,
-            decode_scale=scales.decode,
-            prefill_scale=scales.prefill,
-        )
-    return MeasuredTime(batch, table.attention, decode_scale=scales.decode, prefill_scale=scales.prefill)
-
-
-def _no_host(num_seqs: int) -> float:
-    return 0.0
-
-
-def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape, decode_scale: float) -> AttentionSkew | None:
+def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape) -> AttentionSkew | None:
     if not hardware.attention_streams:
         return None
     num_kv_heads = max(1, -(-shape.num_kv_heads // table.tp_degree))
     return AttentionSkew(
-        block_s=table.attention.kv_token_s * decode_scale * hardware.attention_streams / num_kv_heads,
+        block_s=table.attention.kv_token_s * _decode_scale(table, shape) * hardware.attention_streams / num_kv_heads,
         num_sms=hardware.num_sms,
         num_heads=-(-shape.num_query_heads // table.tp_degree),
         min_seqs=unsplit_seqs(hardware.num_sms, num_kv_heads, graph_sizes(hardware.graph_max_seqs)),
@@ -141,30 +114,16 @@ def unsplit_seqs(num_sms: int, num_kv_heads: int, captured: Sequence[int] = ()) 
     return captured[place - 1] + 1 if place else 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Scales:
-    """Factors from times of one layer of the reference model to times of all layers of another."""
-
-    dense: float
-    decode: float
-    prefill: float
-    head: float
-    hidden: float
+def _decode_scale(table: OperatorTable, shape: ModelShape) -> float:
+    """From decode attention of one layer of the reference model to that of all layers of another."""
+    kv_bytes = table.shape.kv_bytes_per_token(table.tp_degree) / table.shape.num_layers
+    return shape.kv_bytes_per_token(table.tp_degree) / kv_bytes
 
 
-def _scales(table: OperatorTable, shape: ModelShape) -> _Scales:
-    reference = table.shape
-    tp_degree = table.tp_degree
-    kv_bytes = reference.kv_bytes_per_token(tp_degree) / reference.num_layers
-    return _Scales(
-        dense=reference.num_layers * shape.num_block_parameters / reference.num_block_parameters,
-        decode=shape.kv_bytes_per_token(tp_degree) / kv_bytes,
-        prefill=shape.num_layers
-        * (shape.num_query_heads * shape.head_dim)
-        / (reference.num_query_heads * reference.head_dim),
-        head=shape.vocab_size * shape.hidden_size / (reference.vocab_size * reference.hidden_size),
-        hidden=shape.hidden_size / reference.hidden_size,
-    )
+def _prefill_scale(table: OperatorTable, shape: ModelShape) -> float:
+    """From prefill attention of one layer of the reference model to that of all layers of another."""
+    reference_width = table.shape.num_query_heads * table.shape.head_dim
+    return shape.num_layers * (shape.num_query_heads * shape.head_dim) / reference_width
 
 
 def _derived_head(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Curve:
@@ -223,23 +182,36 @@ class _BatchTime:
         return self(padded_seqs(num_seqs, self.captured), num_seqs)
 
 
+def _batch_time(
+    hardware: Hardware, table: OperatorTable, shape: ModelShape, cpu_s: Callable[[int], float]
+) -> _BatchTime:
+    """Scale what an iteration costs beside attention from the reference model to another."""
+    reference, tp_degree = table.shape, table.tp_degree
+    dense_scale = reference.num_layers * shape.num_block_parameters / reference.num_block_parameters
+    head_scale = shape.vocab_size * shape.hidden_size / (reference.vocab_size * reference.hidden_size)
+    return _BatchTime(
+        dense=table.dense.scaled(dense_scale),
+        once=table.once.scaled(shape.hidden_size / reference.hidden_size) if table.once else None,
+        head=table.head.scaled(head_scale) if table.head else _derived_head(hardware, shape, tp_degree),
+        all_reduce=hardware.all_reduce[tp_degree] if tp_degree > 1 else None,
+        num_all_reduces=2 * shape.num_layers,
+        bytes_per_token=shape.hidden_size * shape.bytes_per_value,
+        cpu_s=cpu_s,
+        captured=graph_sizes(hardware.graph_max_seqs),
+    )
+
+
 class FittedTime(IterationTime):
     """Iteration time where attention is linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
 
-    def __init__(
-        self,
-        batch: _BatchTime,
-        attention: FittedAttention,
-        *,
-        num_layers: int,
-        decode_scale: float,
-        prefill_scale: float,
-    ) -> None:
+    def __init__(self, batch: _BatchTime, table: OperatorTable, shape: ModelShape) -> None:
+        attention, num_layers = table.attention, shape.num_layers
+        assert isinstance(attention, FittedAttention)
         self._batch = batch
         self._attention = attention
-        self._kv_token_s = attention.decode_per_kv_token_s * decode_scale
+        self._kv_token_s = attention.decode_per_kv_token_s * _decode_scale(table, shape)
         self._decode_fixed_s = (attention.decode_fixed_s * num_layers, attention.decode_per_seq_s * num_layers)
-        self._prefill_scale = prefill_scale
+        self._prefill_scale = _prefill_scale(table, shape)
         self._step_s: list[float] = [0.0]
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
@@ -273,9 +245,10 @@ class FittedTime(IterationTime):
 class MeasuredTime(IterationTime):
     """Iteration time where attention is a grid: a span is a sum of arithmetic sums, one per segment it crosses."""
 
-    def __init__(
-        self, batch: _BatchTime, attention: MeasuredAttention, *, decode_scale: float, prefill_scale: float
-    ) -> None:
+    def __init__(self, batch: _BatchTime, table: OperatorTable, shape: ModelShape) -> None:
+        attention, decode_scale = table.attention, _decode_scale(table, shape)
+        assert isinstance(attention, MeasuredAttention)
+        prefill_scale = _prefill_scale(table, shape)
         self._batch = batch
         self._decode: Grid = attention.decode.scaled(decode_scale)
         self._beside = attention.beside.scaled(decode_scale)
