@@ -1,4 +1,7 @@
-"""Thirty files and commands of the kind people have, and what `mosaic batch` makes of each: done, or one clear line."""
+"""Files and commands of the kind people have, and what `mosaic batch` makes of each: done, or one clear line.
+
+What lines of a file may be is tested in tests/workloads.
+"""
 
 import json
 import os
@@ -30,8 +33,8 @@ class Case(NamedTuple):
     num_lines: int = 4
 
 
-def lines(*entries: object, end: str = "\n") -> bytes:
-    return "".join((entry if isinstance(entry, str) else json.dumps(entry)) + end for entry in entries).encode()
+def lines(*entries: object) -> bytes:
+    return "".join((entry if isinstance(entry, str) else json.dumps(entry)) + "\n" for entry in entries).encode()
 
 
 def parquet(rows: list[dict[str, str]]) -> bytes:
@@ -47,13 +50,6 @@ CSV = "id,question\n" + "".join(f'q{number},"{number} {TEXT}"\n' for number in r
 
 CASES = [
     Case("openai_batch", lines(*BATCH)),
-    Case("byte_order_mark", b"\xef\xbb\xbf" + lines(*BATCH)),
-    Case("windows_line_ends", lines(*BATCH, end="\r\n")),
-    Case("empty_lines", lines(*BATCH, end="\n\n")),
-    Case("no_newline_at_the_end", lines(*BATCH).rstrip()),
-    Case("ids_that_are_missing", lines(*PLAIN)),
-    Case("prompts_alone", lines(*({"prompt": entry["question"]} for entry in PLAIN))),
-    Case("chats_alone", lines(*({"messages": entry["body"]["messages"]} for entry in BATCH))),
     Case("csv", CSV.encode(), file="questions.csv"),
     Case("csv_of_a_spreadsheet", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(), file="questions.csv"),
     Case("json_list", json.dumps(PLAIN).encode(), file="questions.json"),

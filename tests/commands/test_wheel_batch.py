@@ -5,21 +5,47 @@ README, and prints the screens.
 """
 
 import os
+import re
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.commands.command_line import ROOT
-from tests.commands.screens import masked, screens_of
 from tests.commands.tiny_batch import needs_tiny_pool, read_completions, write_tiny_batch
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.package.built_wheel import borrowing_environment, build_wheel
+
+NUMBER = re.compile(r"(?<![A-Za-z])\d[\d.,:]*(?: (?:s|min|h)\b)?")
+"""With its unit: a duration that is another may be told in minutes."""
+PLAN = re.compile(r"(ilp \(\w+\)|round_robin|data_parallel)$")
+
+
+class Screen(NamedTuple):
+    """A command and the lines that it prints."""
+
+    command: str
+    lines: Sequence[str]
+
+
+def screens_of(path: Path) -> list[Screen]:
+    """List the screens of a file, each an indented block that begins with `$`."""
+    found = re.findall(r"^    \$ (.+)\n((?:    .+\n|\n(?=    [^$]))+)", path.read_text(encoding="utf-8"), re.M)
+    return [Screen(command, [line.removeprefix("    ") for line in text.splitlines()]) for command, text in found]
+
+
+def masked(lines: Sequence[str]) -> list[str]:
+    """Give lines without numbers, without the width of columns, and without what numbers choose: plan and mark."""
+    shown = (" ".join(NUMBER.sub("#", line).split()).removesuffix(" <") for line in lines)
+    return [PLAN.sub("PLAN", line) for line in shown]
+
 
 NUM_QUESTIONS, NUM_FEW = 600, 60
 SCREENS = screens_of(ROOT / "mosaic" / "README.md")

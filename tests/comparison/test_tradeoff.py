@@ -110,15 +110,6 @@ def test_seeds_without_the_reference_are_left_out_of_the_change_and_counted(tmp_
     assert ") from 2 pairs" in capsys.readouterr().out
 
 
-def test_runs_of_the_older_shape_have_no_outcome_and_no_figure(tmp_path):
-    for scheduler in ("round_robin", "ilp"):
-        make_run(tmp_path / scheduler, scheduler)
-    outcomes = outcomes_of(tmp_path).values()
-    assert all((o.accuracy_frac, o.end_to_end_s, o.skip_frac, o.aggregator) == (None,) * 4 for o in outcomes)
-    assert mosaic_status("compare", str(tmp_path)) == 0
-    assert not (tmp_path / "tradeoff.png").exists()
-
-
 def test_figure_needs_two_second_stages_in_one_world():
     one, other, elsewhere = make_outcome(), make_outcome(setting="gate=majority"), make_outcome(case="v")
     same_gate = make_outcome("fifo")
@@ -128,14 +119,6 @@ def test_figure_needs_two_second_stages_in_one_world():
     with pytest.raises(ValueError, match="no run knows its accuracy"):
         tradeoff_rows(table(one | {"accuracy_frac": None}))
     assert tradeoff_rows(table(one, other, same_gate, elsewhere)).to_dicts() == [one, other, same_gate]
-
-
-def test_a_sweep_whose_gates_agree_has_no_tradeoff_and_says_why(tmp_path, capsys):
-    for scheduler in ("round_robin", "ilp"):
-        make_gated(tmp_path, scheduler, scheduler=scheduler)
-    assert mosaic_status("compare", str(tmp_path)) == 0
-    assert "tradeoff.png is not drawn: in no world gates or aggregators differ" in capsys.readouterr().out
-    assert not (tmp_path / "tradeoff.csv").exists()
 
 
 def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_path, capsys):

@@ -43,16 +43,12 @@ def test_one_kind_is_as_before() -> None:
         ("hardware=rtx4090", "hardware must be left out, it has no effect here .cluster=a100x2_rtx4090x4 names"),
         ("+cluster.workers.h9=1", "cluster.workers: kind must be one of"),
         ("cluster.workers.a100_80gb=0", r"cluster.workers.a100_80gb must be"),
+        ("aggregator=dp", "aggregator must be none on a cluster of several kinds"),
     ],
 )
 def test_what_makes_no_sense_is_refused(asked: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         built(*UNLIKE, asked)
-
-
-def test_an_aggregator_is_refused_on_several_kinds() -> None:
-    with pytest.raises(ValueError, match="aggregator must be none on a cluster of several kinds"):
-        built("cluster=a100x2_rtx4090x4", "workload=gpqa")
 
 
 ON_RAY = ("cluster=ray", "workload=gpqa")

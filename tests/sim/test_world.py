@@ -1,4 +1,4 @@
-"""The simulated world: all policies meet the same draws; answers and lengths follow one difficulty a question."""
+"""The simulated world: all policies meet the same draws; answers and lengths follow one difficulty; some are lost."""
 
 import random
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, kstest
 
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, Inputs
-from mosaic.core.workload import PROPOSE, Call, CallKey
+from mosaic.core.workload import PAGE_TOKENS, PROPOSE, Call, CallKey, SparseKv
+from mosaic.runtime.static_plan import execute
 from sim.world.lengths import ClippedLognormal, Empirical
 from sim.world.world import World
-from tests.factories import make_call, make_calls, make_problem
+from tests.factories import make_call, make_calls, make_expert, make_plan, make_problem, make_session, some_calls
 from tests.sim.answer_worlds import (
     FINE,
     aggregate_call,
@@ -28,6 +30,9 @@ from tests.sim.answer_worlds import (
     make_world,
     names,
 )  # fmt: skip
+from tests.sim.cluster_runs import LinearHardware, make_backend
+from tests.sim.oracle import LinearTime
+from tests.sim.test_answer_model import GRID, items
 
 LENGTHS = {
     "A": ClippedLognormal(mean=300, sigma=0.8, clip_tokens=4096),
@@ -39,16 +44,6 @@ PROBLEM = make_problem({"A": 40, "B": 25})
 
 def length(call: Call, world: World = WORLD) -> int:
     return world.outcome(call, {}).output_tokens
-
-
-@given(order=st.randoms(), added=st.integers(0, 5))
-def test_draws_depend_on_neither_order_nor_other_calls(order: random.Random, added: int) -> None:
-    calls = [make_call(f"q{i}", expert="AB"[i % 2]) for i in range(12)]
-    expected = {call.key: WORLD.outcome(call, {}) for call in calls}
-    mixed = [*calls, *(make_call(f"extra{i}") for i in range(added))]
-    order.shuffle(mixed)
-    drawn = {call.key: WORLD.outcome(call, {}) for call in mixed}
-    assert {key: drawn[key] for key in expected} == expected
 
 
 @given(question=st.text(min_size=1, max_size=5), slot=st.integers(0, 3))
@@ -297,3 +292,74 @@ def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
     )
     with pytest.raises(ValueError, match=message):
         world.outcome(aggregate_call(), {})
+
+
+UNCACHED = EngineOptions(enable_prefix_caching=False)
+
+
+def outcome(call, inputs):
+    return Outcome(2000, "right", sparse_answers={64: "wrong"})
+
+
+def backend(budget_tokens, **changes):
+    """Serve an expert of 8k context whose heads read so many tokens; None: all."""
+    kv = None if budget_tokens is None else SparseKv(budget_pages=budget_tokens // PAGE_TOKENS)
+    return make_backend(outcome, experts=[replace(make_expert("A"), kv=kv)], settings=UNCACHED, **changes)
+
+
+@given(items(), st.floats(0, 1))
+def test_each_right_answer_of_a_long_sequence_is_lost_with_the_same_probability(item, lost_frac) -> None:
+    model = make_model(kv_loss_frac={64: lost_frac})
+    full = [model.propose(item, "A", u) for u in GRID]
+    changed = [model.propose_sparse(item, "A", u, 65).get(64) for u in GRID]
+    for said, instead in zip(full, changed, strict=True):
+        assert instead is None or (said == item.answers[0] and instead in item.answers[1:])
+    num_right, num_lost = full.count(item.answers[0]), sum(answer is not None for answer in changed)
+    assert num_lost == pytest.approx(lost_frac * num_right, abs=2.001)
+    assert not any(model.propose_sparse(item, "A", u, 64) for u in GRID), "it fits into the budget"
+
+
+def test_what_is_lost_goes_to_wrong_answers_by_their_attraction() -> None:
+    model = make_model(kv_loss_frac={64: 1.0})
+    item = item_of(make_world(num_options=4), "q0")
+    right = [u for u in GRID if model.propose(item, "A", u) == item.answers[0]]
+    instead = [model.propose_sparse(item, "A", u, 1000)[64] for u in right]
+    for answer, attraction in zip(item.answers[1:], item.attractions, strict=True):
+        share = attraction / sum(item.attractions)
+        assert instead.count(answer) == pytest.approx(share * len(right), abs=2.001)
+
+
+def test_a_world_keeps_what_it_says_of_the_full_cache() -> None:
+    plain = make_world(300)
+    lossy = make_world(300, answers=make_model(kv_loss_frac={20_000: 0.5}))
+    num_lost = num_right = 0
+    for question in names(300):
+        full, sparse = ask(plain, question), ask(lossy, question)
+        assert sparse._replace(sparse_answers=None) == full
+        changed = sparse.with_kv_budget(20_000) != sparse.with_kv_budget(None)
+        is_long = full.output_tokens + 100 > 20_000
+        num_right += full.answer == "B" and is_long
+        num_lost += changed
+        assert not changed or (full.answer == "B" and is_long)
+        assert sparse.with_kv_budget(1024) is sparse, "another budget, which costs nothing"
+    assert num_lost == pytest.approx(num_right / 2, abs=4 * (num_right / 4) ** 0.5)
+    assert num_lost > 50
+
+
+def test_an_expert_whose_own_cache_is_sparse_answers_with_it() -> None:
+    calls = some_calls("A", 1)
+    answers = [
+        execute(make_plan(make_session(0, calls)), calls, backend(budget)).calls[0].answer
+        for budget in (None, 1024, 64)
+    ]
+    assert answers == ["right", "right", "wrong"]
+
+
+def test_where_reading_is_dear_a_smaller_budget_is_faster() -> None:
+    calls = some_calls("A", 8)
+    hardware = LinearHardware(0.0, LinearTime(per_kv_token_s=1e-4), host_link_bytes_per_s=1e15)
+    seconds = []
+    for budget in (None, 1024, 64):
+        result = execute(make_plan(make_session(0, calls)), calls, backend(budget, hardware=hardware))
+        seconds.append(result.sessions[0].end_ts)
+    assert seconds[0] > seconds[1] > seconds[2]
