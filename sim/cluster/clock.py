@@ -82,12 +82,12 @@ class EngineClock:
             if ts >= limit_ts:
                 return None
             heappop(heap)
-            next_ts = heap[0][0] if heap and heap[0][0] < limit_ts else limit_ts
             engine = live.engine
             assert engine is not None
-            ts, finished = engine.run_events(ts, next_ts)
-            if finished or ts == inf:
+            finished = engine.advance_to(ts)
+            next_ts = inf if finished else engine.next_event_ts()
+            if next_ts == inf:
                 self.touched[live] = None
-                return engine.target_ts, live, finished
-            heappush(heap, (ts, number, live))
+                return ts, live, finished
+            heappush(heap, (next_ts, number, live))
         return None

@@ -130,33 +130,6 @@ class Engine:
         self._plan_jump()
         return self._jump_end_ts
 
-    def run_events(self, ts: float, limit_ts: float) -> tuple[float, list[Request]]:
-        """Run from one change to the next until requests finish, or the next change is not before ``limit_ts``.
-
-        Parameters
-        ----------
-        ts
-            The next change, as ``next_event_ts`` gave it, nothing having come between; it may come after the limit.
-        limit_ts
-            When something else may happen.
-
-        Returns
-        -------
-        ts, finished
-            When they finished; or the next change, and nothing.
-        """
-        while True:
-            if self._batch_fixed and self._now < ts:
-                self._commit(self._jump_steps)
-            self.target_ts = ts
-            finished = self._finished
-            if finished:
-                self._finished = []
-                return ts, finished
-            ts = self.next_event_ts()
-            if ts >= limit_ts:
-                return ts, finished
-
     def advance_to(self, ts: float) -> list[Request]:
         """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""
         self._run_to(ts)
