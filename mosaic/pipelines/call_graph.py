@@ -12,10 +12,10 @@ from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
-from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
+from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, Layout
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import Comparisons
-from mosaic.pipelines.node import Agent, Node, When, call_layout
+from mosaic.pipelines.node import Agent, Node, When, node_layout
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.pipelines.rules.rule import Never, Rule
 
@@ -143,9 +143,14 @@ class CallGraph:
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
-        has_places = self.prefill_order is not None
-        layout = call_layout(self.node(call.key.node), question, call, inputs, has_places=has_places)
-        return in_context(question.context, layout.text(is_whole=is_whole))
+        return in_context(question.context, self.layout(question, call, inputs).text(is_whole=is_whole))
+
+    def layout(self, question: Question, call: Call, inputs: Inputs) -> Layout:
+        """Lay out what a call behind the first layer reads, as `node_calls` has sized it."""
+        node = self.node(call.key.node)
+        expert = next(expert for expert in node.experts if expert.name == call.expert)
+        num_places = None if self.prefill_order is None else len(call.after)
+        return node_layout(node, question, [inputs[key] for key in call.after if key in inputs], expert, num_places)
 
     def node(self, name: NodeName) -> Node:
         """Find a node."""

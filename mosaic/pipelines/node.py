@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from mosaic.core.chat import CHARACTERS_PER_TOKEN, count_text_tokens
 from mosaic.core.checks import AtLeast1, Name, checked, require, require_unique
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Question
 from mosaic.pipelines.aggregation import (
     MIN_OUTPUT_TOKENS,
@@ -89,19 +89,6 @@ def node_calls(
                 layout = node_layout(node, question, records, expert, len(records) if has_places else None)
                 key = CallKey(question.id, node.name, slot)
                 yield Call(key, expert.name, layout.prompt_tokens, after=tuple(record.key for record in records))
-
-
-def call_layout(node: Node, question: Question, call: Call, inputs: Inputs, *, has_places: bool = False) -> Layout:
-    """Lay out what a call of a node that reads others reads, as `node_calls` has sized it.
-
-    Raises
-    ------
-    ValueError
-        If the question does not fit.
-    """
-    expert = next(expert for expert in node.experts if expert.name == call.expert)
-    read = [inputs[key] for key in call.after if key in inputs]
-    return node_layout(node, question, read, expert, len(call.after) if has_places else None)
 
 
 def node_layout(

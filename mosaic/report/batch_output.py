@@ -26,7 +26,6 @@ from mosaic.core.workload import Workload
 from mosaic.pipelines.aggregation import prompt_limit
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End
-from mosaic.pipelines.node import call_layout
 from mosaic.pipelines.prompts import visible_text
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.walk import QuestionState
@@ -197,10 +196,9 @@ def line_of(state: QuestionState, created: int) -> dict[str, Any]:
 
 def _cut(state: QuestionState) -> list[str]:
     """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
-    graph, done = state.graph, state.done
-    has_places = graph.prefill_order is not None
+    done = state.done
     read = (
-        call_layout(graph.node(call.key.node), state.question, call, done, has_places=has_places).cut_experts
+        state.graph.layout(state.question, call, done).cut_experts
         for call in state.merges
         if call.key in done and done[call.key].status is CallStatus.FINISHED
     )

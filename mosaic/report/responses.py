@@ -1,6 +1,7 @@
 """What calls said: responses as lines, and answers graded to calibrate gates, budgets and exits."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from mosaic.core.results import CallRecord, CallStatus
@@ -9,7 +10,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import Comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot
-from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballots, with_observed
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot, with_observed
 from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
 from mosaic.report.run_folder import Content
 
@@ -26,41 +27,36 @@ def answer_files(
     said = (record.response for record in calls if record.response is not None)
     if any(response.text is not None or response.error is not None for response in said):
         files["responses.jsonl"] = responses_jsonl(workload, graph, calls)
-    if graph.asks_everybody and graph.upper_nodes:
-        last = graph.upper_nodes[-1]
-        answers = {
-            record.key.question: record.answer
-            for record in calls
-            if record.key.node == last.name and record.key.slot < len(last.experts) and record.status == "finished"
-        }
-        graded = grade_ballots(ballots, answers, graph.compare)
-        if last.leaves_one_out:
-            graded = observed(graded, calls, last, graph.compare)
-        if graded:
-            files["calibration_answers.parquet"] = encode_calibration_answers(graded, context)
+    is_graded = graph.asks_everybody and graph.upper_nodes
+    if is_graded and (graded := graded_answers(ballots, calls, graph.upper_nodes[-1], graph.compare)):
+        files["calibration_answers.parquet"] = encode_calibration_answers(graded, context)
     return files
 
 
-def observed(
-    graded: Sequence[CalibrationQuestion], records: Sequence[CallRecord], last: Node, compare: Comparisons
+def graded_answers(
+    ballots: Iterable[Ballot], records: Iterable[CallRecord], last: Node, compare: Comparisons
 ) -> list[CalibrationQuestion]:
-    """Add what was seen beside the answers, to the questions all of whose calls have finished."""
-    first: dict[str, dict[int, CallRecord]] = {}
-    upper: dict[str, dict[int, CallRecord]] = {}
+    """Grade the questions that the last node answered, where gold is known and answers can be compared.
+
+    What was seen beside the answers is added to the questions all of whose calls have finished.
+    """
+    first: dict[str, dict[int, CallRecord]] = defaultdict(dict)
+    upper: dict[str, dict[int, CallRecord]] = defaultdict(dict)
     for record in records:
         if record.status is CallStatus.FINISHED:
-            of_node = upper if record.key.node == last.name else first
-            of_node.setdefault(record.key.question, {})[record.key.slot] = record
-    seen = []
-    for question in graded:
-        slots = range(len(question.ballot.votes))
-        votes, merged = first.get(question.id, {}), upper[question.id]
-        same = compare[question.ballot.question.answer_kind]
-        if same is not None and len(votes) == len(slots) and len(merged) == 1 + len(slots):
-            left_out = [merged[1 + slot] for slot in slots]
-            question = with_observed(question, [votes[slot] for slot in slots], merged[0], left_out, same)
-        seen.append(question)
-    return seen
+            (upper if record.key.node == last.name else first)[record.key.question][record.key.slot] = record
+    graded = []
+    for ballot in ballots:
+        question, same = ballot.question, compare[ballot.question.answer_kind]
+        votes, merged, num_votes = first[question.id], upper[question.id], len(ballot.votes)
+        answers = [record.answer for slot, record in sorted(merged.items()) if slot < len(last.experts)]
+        if answers and question.answer is not None and same is not None:
+            known = grade_ballot(ballot, answers[-1], same)
+            if last.leaves_one_out and len(votes) == num_votes and len(merged) == 1 + num_votes:
+                whole, *left_out = (merged[slot] for slot in range(1 + num_votes))
+                known = with_observed(known, [votes[slot] for slot in range(num_votes)], whole, left_out, same)
+            graded.append(known)
+    return graded
 
 
 def responses_jsonl(workload: Workload, graph: CallGraph, calls: Iterable[CallRecord]) -> Iterator[bytes]:

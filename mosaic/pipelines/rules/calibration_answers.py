@@ -3,7 +3,7 @@
 A run with gate=never gives them, so that every question has the aggregator's answer.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
@@ -11,7 +11,6 @@ from typing import NamedTuple
 from mosaic.answers.extraction import is_correct
 from mosaic.core.checks import require
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.rules.ballot import Ballot, plurality
 
 
@@ -111,20 +110,6 @@ def with_observed(
         for vote, without in zip(votes, left_out, strict=True)
     ]
     return replace(graded, observed=tuple(observed))
-
-
-def grade_ballots(
-    ballots: Iterable[Ballot],
-    aggregated: Mapping[str, str | None],
-    compare: Mapping[AnswerKind, Callable[[str, str], bool] | None],
-) -> list[CalibrationQuestion]:
-    """Grade the questions that the aggregator answered, where gold is known and answers can be compared."""
-    graded = []
-    for ballot in ballots:
-        question, same = ballot.question, compare[ballot.question.answer_kind]
-        if question.id in aggregated and question.answer is not None and same is not None:
-            graded.append(grade_ballot(ballot, aggregated[question.id], same))
-    return graded
 
 
 def split_calibration(
