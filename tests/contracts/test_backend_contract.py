@@ -55,7 +55,7 @@ BACKENDS = {
     "servers": Kind(make_fake_servers, 1.0, False, is_remote=True),
 }
 if has_vllm():
-    BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)
+    BACKENDS["vllm"] = Kind(make_vllm_executor, 18.0, False)
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "vllm" else []) for name in sorted(BACKENDS)]
 
 
