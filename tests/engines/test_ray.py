@@ -67,6 +67,15 @@ def nodes():
         yield running
 
 
+@pytest.fixture(autouse=True)
+def leaves_the_cluster():
+    """Who asks what hosts there are stays connected."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
 @contextmanager
 def on_ray(nodes, sizes, *, engine_module=FAKE_ENGINE, engines=ENGINES, experts=()):
     cluster = RayCluster(nodes.address, ROOM, lambda: make_setup(engines, engine_module, experts))
