@@ -10,6 +10,7 @@ import polars as pl
 from experiments.lab.study import SEED, Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import lay_out, markdown
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
+from mosaic.commands.quote import simulator_on
 from mosaic.comparison.estimate import Estimate, estimate, geometric
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
@@ -24,7 +25,6 @@ from mosaic.quote.worlds import Batch, World, draw_worlds
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import profile_of
 from mosaic.runtime.stages import Pilot
-from sim.cluster.session_times import SimulatedSessions
 from sim.site import draw_records
 
 if TYPE_CHECKING:
@@ -65,16 +65,8 @@ def measure(point: Point, seed: int) -> Row:
     job, site = drawn.job, drawn.site
     pilot, batch = run_quote_pilot(job, PER_EXPERT, seed=seed)
     cluster = uniform_cluster(name="quote", num_workers=NUM_GPUS, gpu=site.hardware.gpu)
-    sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, cluster, site.settings)
-    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
-    simulator = Simulator(
-        experts=experts,
-        sessions=sessions,
-        workers=cluster.workers,
-        loads=sessions.load_s,
-        unloads=sessions.unload_s,
-    )
-    central, others = draw_worlds(batch, experts, seed=seed)
+    simulator = simulator_on(job, site.hardware, cluster, site.settings)
+    central, others = draw_worlds(batch, simulator.experts, seed=seed)
     profile = simulated_profile(batch, central[0], simulator)
     best = try_plans(planner_for(job, profile, cluster), batch, profile, simulator, central)[0]
     plan, truth = best.planned.plan, true_world(drawn, pilot, batch)

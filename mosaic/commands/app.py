@@ -46,11 +46,13 @@ def run(context: typer.Context) -> None:
 
 def command_of(word: str) -> TyperGroup:
     """Make the command from the module that a word names; where it names none, from all: for help, and for a slip."""
-    modules = [word] if word in IN_MODULES else [] if word in ("run", "--version") else IN_MODULES
-    for name in modules:
-        app.command(name)(getattr(import_module(f"mosaic.commands.{name}"), name))
     made = get_command(app)
     assert isinstance(made, TyperGroup)
+    modules = [word] if word in IN_MODULES else [] if word in ("run", "--version") else IN_MODULES
+    for name in modules:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(getattr(import_module(f"mosaic.commands.{name}"), name))
+        made.add_command(get_command(single), name)
     return made
 
 

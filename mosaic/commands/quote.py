@@ -29,7 +29,7 @@ from mosaic.config.job import build_job
 from mosaic.config.machines import machines
 from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
 from mosaic.core.checks import require
-from mosaic.core.cluster import uniform_cluster
+from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
 from mosaic.quote import Kind, Quotation, describe, run_quote_pilot
@@ -41,6 +41,7 @@ from mosaic.report.run_folder import JOURNAL, own_folder
 from mosaic.runtime.job import Job
 from mosaic.runtime.stages import Pilot
 from sim.cluster.session_times import SimulatedSessions
+from sim.hardware.hardware import Hardware
 
 MAX_GPUS = 64
 
@@ -176,17 +177,9 @@ def kind_of(
         config = compose_config([*kept, f"hardware={name}"])
     hardware = machines(config["cluster"], config["hardware"]).kinds[0]
     gpu = hardware.gpu
-    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
-    degrees = [expert.tp_degree for expert in experts.values()]
+    degrees = [expert.tp_degree for expert in (*job.graph.experts, *job.experts)]
     cluster = uniform_cluster(name="quote", num_workers=max(max_gpus, *degrees), gpu=gpu)
-    sessions = SimulatedSessions({gpu.name: hardware}, cluster, EngineOptions())
-    simulator = Simulator(
-        experts=experts,
-        sessions=sessions,
-        workers=cluster.workers,
-        loads=sessions.load_s,
-        unloads=sessions.unload_s,
-    )
+    simulator = simulator_on(job, hardware, cluster, EngineOptions())
     if is_real and gpu.name == own:
         simulator = replace(
             simulator,
@@ -195,6 +188,18 @@ def kind_of(
         )
     error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
     return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)
+
+
+def simulator_on(job: Job, hardware: Hardware, cluster: Cluster, options: EngineOptions) -> Simulator:
+    """Make the simulator of a job's experts on a cluster of one kind of GPU."""
+    sessions = SimulatedSessions({hardware.gpu.name: hardware}, cluster, options)
+    return Simulator(
+        experts={expert.name: expert for expert in (*job.graph.experts, *job.experts)},
+        sessions=sessions,
+        workers=cluster.workers,
+        loads=sessions.load_s,
+        unloads=sessions.unload_s,
+    )
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

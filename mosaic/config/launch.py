@@ -59,7 +59,7 @@ class Launch(NamedTuple):
     sweep_dir: str | None = None
     """The folder of a sweep, as it was named; None: a single run."""
     side_by_side: dict[str, Any] | None = None
-    """What joblib is told of a sweep's processes; None: points run in turn."""
+    """Settings of joblib for a sweep's processes; None: points run in turn."""
 
 
 def launch_of(arguments: Sequence[str]) -> Launch:
@@ -145,7 +145,7 @@ def _sweep(composer: Composer, master: DictConfig) -> Launch:
 
 
 def _joblib_settings(launcher: DictConfig) -> dict[str, Any]:
-    """Read what joblib is told; Hydra keeps whole numbers as text where a word may stand too."""
+    """Read the settings of joblib; Hydra keeps whole numbers as text where a word may stand too."""
     settings: Any = OmegaConf.to_container(launcher, resolve=True)
     words = {key: value for key, value in settings.items() if key not in ("_target_", "backend")}
     return {key: int(value) if str(value).isdecimal() else value for key, value in words.items()}

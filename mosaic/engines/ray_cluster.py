@@ -157,7 +157,7 @@ class RayCluster:
         end_ts = time.monotonic() + START_S
         while not ray.wait([check], timeout=ANSWER_S)[0]:
             if self._is_left:
-                raise BackendError("starts an agent for nobody")
+                raise BackendError("starts no agent: the run has left the cluster")
             if time.monotonic() > end_ts:
                 raise BackendError(f"starts no agent in {START_S:g} s")
         return check

@@ -157,8 +157,8 @@ class EngineSite:
         if self.replayed is not None:
             known = {question.id: question for question in self.batch.questions}
             return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
-        asked = self.others()
-        return list(zip(asked.questions, prompt_tokens_by_question(asked), strict=True))
+        others = self.others()
+        return list(zip(others.questions, prompt_tokens_by_question(others), strict=True))
 
     def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend whose responses no batch shares, even with the same questions."""

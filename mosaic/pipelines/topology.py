@@ -155,12 +155,12 @@ def _require_division(depth: int, width: int, num_below: int, num_agents: int) -
 
 def _able(experts: Sequence[Expert], workload: Workload, num_read: int, room: int) -> Sequence[Expert]:
     """List the experts that the workload asks and that can read so many responses."""
-    asked, questions = workload.num_calls_by_expert, workload.questions if num_read else ()
+    called, questions = workload.num_calls_by_expert, workload.questions if num_read else ()
 
     def can_read(expert: Expert) -> bool:
         return all(fits_context(question, expert, num_read, min_output_tokens=room) for question in questions)
 
-    return [expert for expert in experts if expert.name in asked and can_read(expert)]
+    return [expert for expert in experts if expert.name in called and can_read(expert)]
 
 
 def _require_aggregator(aggregator: Aggregator) -> Expert:

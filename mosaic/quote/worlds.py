@@ -129,8 +129,8 @@ def draw_world(
     for name, own in calls.items():
         if name not in fitted:
             raise ValueError(f"pilot sample must have calls of every expert that is left, got none of {name!r}")
-        asked = drawn(name, experts[name], [call.prompt_tokens for call in own])
-        requests |= zip((call.key for call in own), asked, strict=True)
+        own_requests = drawn(name, experts[name], [call.prompt_tokens for call in own])
+        requests |= zip((call.key for call in own), own_requests, strict=True)
     if batch.aggregator is None or MERGED not in fitted or not batch.needed_frac:
         return World(requests, ())
     prompts = _prompts_to_merge(batch, draw, is_random=offsets is None)
