@@ -15,8 +15,9 @@ from mosaic.comparison.estimate import Estimate, estimate, geometric
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.plan import Plan
+from mosaic.core.results import SessionRecord
 from mosaic.figures.means import Panel, draw_rows
-from mosaic.planning.costs import AffineCosts
+from mosaic.planning.costs import AffineCosts, LinearTerms
 from mosaic.planning.problem import Request
 from mosaic.quote import run_quote_pilot
 from mosaic.quote.forecast import Simulator, simulated_profile, spread_of, total_s, try_plans
@@ -97,23 +98,30 @@ def true_world(drawn: DrawnAnswers, pilot: Pilot, batch: Batch) -> World:
 
 def affine_s(job: Job, pilot: Pilot, batch: Batch, plan: Plan, simulator: Simulator) -> float:
     """Price a plan by the affine profile of the pilot's own sessions; an expert of one size is priced by its mean."""
-    sizes: defaultdict[str, set[int]] = defaultdict(set)
+    served: defaultdict[str, list[SessionRecord]] = defaultdict(list)
     for done in pilot.sessions:
         if done.num_calls and done.node in job.graph.first_nodes:
-            sizes[done.expert].add(done.num_calls)
-    priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
-    profile = profile_of(job, priced, pilot, "pilot")
+            served[done.expert].append(done)
+    fitted = [each for each in job.experts if len({done.num_calls for done in served[each.name]}) > 1]
+    profile = profile_of(job, fitted, pilot, "pilot")
     costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in batch.calls))
     free_s = [0.0] * plan.num_workers
     for session in plan.sessions:
         expert, workers = simulator.experts[session.expert], [simulator.workers[worker] for worker in session.workers]
-        (terms,) = costs.pieces(expert, workers)
+        (terms,) = costs.pieces(expert, workers) if expert in fitted else (mean_price(served[expert.name]),)
         start_s = max(free_s[worker] for worker in session.workers)
         load_s = simulator.load_s(expert, len(workers))
         end_s = start_s + load_s + terms.fixed_s + terms.per_call_s * len(session.shard)
         for worker in session.workers:
             free_s[worker] = end_s
     return max(free_s)
+
+
+def mean_price(sessions: Sequence[SessionRecord]) -> LinearTerms:
+    """Price a call by what one took on average."""
+    return LinearTerms(
+        0.0, sum(done.end_ts - done.start_ts for done in sessions) / sum(done.num_calls for done in sessions)
+    )
 
 
 def conformal_quantile(scores: Sequence[float], share: float) -> float:

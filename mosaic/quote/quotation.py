@@ -223,7 +223,7 @@ def _gain(seconds: float) -> str:
     return f"{'-' if seconds < 0 else ''}{duration(abs(seconds))}"
 
 
-PLAN_LIMIT_S = 0.5
+PLAN_LIMIT_S = 2.0
 """For each plan behind a quote: to prove optima for eight numbers of GPUs takes longer than to simulate them."""
 
 
@@ -334,7 +334,7 @@ def _offers(
 
 
 def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
-    """Plan with a quote's profile on a cluster; the ILP gets half a second."""
+    """Plan with a quote's profile on a cluster; the ILP gets two seconds at most, and as a rule needs a tenth of one."""
     scheduler = job.scheduler
     if isinstance(scheduler, Ilp):
         scheduler = replace(scheduler, time_limit_s=min(scheduler.time_limit_s, PLAN_LIMIT_S))
