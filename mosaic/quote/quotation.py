@@ -334,7 +334,7 @@ def _offers(
 
 
 def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
-    """Plan with a quote's profile on a cluster; the ILP gets two seconds at most, and as a rule needs a tenth of one."""
+    """Plan with a quote's profile on a cluster; the ILP has two seconds, and mostly needs a tenth of one."""
     scheduler = job.scheduler
     if isinstance(scheduler, Ilp):
         scheduler = replace(scheduler, time_limit_s=min(scheduler.time_limit_s, PLAN_LIMIT_S))

@@ -32,7 +32,7 @@ tests/config/test_reaction_options.py.
 FAST = ("ablate_tau", "answers")
 """Studies whose rows take a second or two."""
 CUT_BY_CLOCK = ("quotes",)
-"""Studies whose plans have two wall seconds: on a machine that is busy with others one may be cut, and its row another."""
+"""Studies whose plans have two wall seconds: on a busy machine one may be cut, and its row be another."""
 
 
 def test_every_study_is_committed_and_says_what_it_is_about() -> None:
