@@ -12,12 +12,13 @@ it with itself. A figure that would say nothing is not drawn, and a sentence say
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from mosaic.comparison.estimate import Estimate
 from mosaic.comparison.labels import label_runs
-from mosaic.comparison.pairing import METRICS, NEVER, Comparison, compare_runs
+from mosaic.comparison.pairing import METRICS, NEVER, Comparison, Row, compare_runs
 from mosaic.comparison.run_table import RunPoint, collect_runs, seen_from_here
 from mosaic.comparison.table import describe
 from mosaic.core.checks import require
@@ -26,9 +27,6 @@ from mosaic.figures.scaling import draw_scaling
 from mosaic.figures.speedups import draw_speedups
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
 from mosaic.report.summary_text import describe_disturbances
-
-if TYPE_CHECKING:
-    import polars as pl
 
 OUTCOME_COLUMNS = (
     "skip_frac", "skip_frac_source", "accuracy_frac", "accuracy_low_frac", "accuracy_high_frac",
@@ -130,9 +128,7 @@ def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
 
 def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:
     """Make every table and figure that says something; name the figures that would not, and why."""
-    import polars as pl
-
-    rows = comparison.rows.with_columns(metric=pl.lit(comparison.metric))
+    rows = [row | {"metric": comparison.metric} for row in comparison.rows]
     files, refused = {"compare.csv": _csv(rows, COLUMNS)}, []
 
     def attempt(name: str, draw: Callable[[], bytes]) -> bool:
@@ -145,11 +141,25 @@ def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:
     attempt("compare.png", lambda: draw_speedups(comparison))
     if attempt("tradeoff.png", lambda: draw_tradeoff(tradeoff_rows(rows))):
         files["tradeoff.csv"] = _csv(tradeoff_rows(rows), TRADEOFF_COLUMNS)
-    if len(comparison.scaling):
+    if comparison.scaling:
         files["scaling.png"] = draw_scaling(comparison.scaling, comparison.metric)
         files["scaling.csv"] = _csv(comparison.scaling, SCALING_COLUMNS)
     return files, refused
 
 
-def _csv(table: "pl.DataFrame", columns: Sequence[str]) -> bytes:
-    return table.select(columns).write_csv().encode()
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    import polars as pl
+
+    table = pl.DataFrame([in_columns(row) for row in rows], schema=columns, infer_schema_length=None)
+    return table.write_csv().encode()
+
+
+def in_columns(row: Row) -> Row:
+    """Lay out a mean as its value and the ends of its interval: ``time_s``, ``time_low_s`` and ``time_high_s``."""
+    laid_out = dict(row)
+    for name, found in row.items():
+        if isinstance(found, Estimate):
+            stem, _, unit = name.rpartition("_")
+            low, high = (f"{stem}_low_{unit}", f"{stem}_high_{unit}") if stem else (f"{name}_low", f"{name}_high")
+            laid_out |= {name: found.mean, low: found.low, high: found.high}
+    return laid_out

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mosaic.comparison.estimate import Estimate, estimate, geometric
-from mosaic.comparison.estimate import t_interval as t_interval  # second_stage.py takes it from here
 from mosaic.comparison.labels import label_runs
 from mosaic.comparison.run_table import RunPoint, run_table
 
@@ -18,33 +17,20 @@ NEVER = "never"
 ALWAYS = "always_aggregate"
 """What an accuracy change is measured against: a run that never skips, or the same run had it never skipped."""
 
-NUM_BEHIND = {
-    "time_s": "num_seeds", "speedup": "num_pairs", "change_pp": "num_changes", "accuracy_frac": "num_known",
-    "end_to_end_s": "num_known",
-}  # fmt: skip
-"""Column with the number of runs behind each mean."""
+Row: TypeAlias = dict[str, Any]
+"""What is known of a policy, by name: means as ``Estimate``, and None where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A row a policy and world, over its seeds, and by name whatever could not be compared.
-
-    Means stand under their name, the ends of their 95% interval beside it (``time_s``, ``time_low_s``,
-    ``time_high_s``); whatever is not known is null.
-    """
+    """A row a policy and world, over its seeds, and by name whatever could not be compared."""
 
     baseline: str
     metric: str
-    rows: "pl.DataFrame"
-    scaling: "pl.DataFrame"
+    rows: Sequence[Row]
+    scaling: Sequence[Row]
     """Policies that were run on several numbers of workers, each against itself on the fewest."""
     notes: tuple[str, ...]
-
-
-def estimate_of(row: dict[str, Any], name: str) -> Estimate:
-    """Read a mean and its interval back from a row."""
-    low, high = _ends(name)
-    return Estimate(row[name], row[low], row[high], row[NUM_BEHIND[name]])
 
 
 def compare_runs(runs: Sequence[RunPoint], *, baseline: str, metric: str = "expert_makespan_s") -> Comparison:
@@ -79,15 +65,15 @@ def compare_runs(runs: Sequence[RunPoint], *, baseline: str, metric: str = "expe
     groups = [group for _, group in table.group_by("case", "policy", maintain_order=True)]
     for group in groups:
         notes += _missing(group, base, baseline)
-    rows = pl.DataFrame([_row(group) for group in groups], infer_schema_length=None)
-    others = rows.filter(~pl.col("is_baseline"))
-    if len(others) and not others["num_pairs"].sum():
+    rows = [_row(group) for group in groups]
+    others = [row for row in rows if not row["is_baseline"]]
+    if others and not any(row["num_pairs"] for row in others):
         raise ValueError(f"no run shares workload, machines and seed with a run of {baseline}: " + "; ".join(notes[:3]))
-    rows = rows.sort("case", ~pl.col("is_baseline"), "policy")
+    rows.sort(key=lambda row: (row["case"], not row["is_baseline"], row["policy"]))
     return Comparison(baseline=baseline, metric=metric, rows=rows, scaling=scale_runs(table), notes=tuple(notes))
 
 
-def scale_runs(table: "pl.DataFrame") -> "pl.DataFrame":
+def scale_runs(table: "pl.DataFrame") -> list[Row]:
     """Compare every policy with itself on the fewest workers it was run on, paired by seed on equal calls."""
     import polars as pl
 
@@ -104,11 +90,10 @@ def scale_runs(table: "pl.DataFrame") -> "pl.DataFrame":
         ratios = (group["time_s_fewest"] / group["time_s"]).drop_nulls().to_list()
         rows.append(
             {"world": world, "policy": policy, "scheduler": group["scheduler"][0], "num_workers": num_workers}
-            | {"num_seeds": len(group), "num_pairs": len(ratios)}
-            | _columns("time_s", group["time_s"].to_list())
-            | _columns("speedup", ratios, is_ratio=True)
+            | {"num_seeds": len(group), "num_pairs": len(ratios), "time_s": estimate(group["time_s"].to_list())}
+            | {"speedup": geometric(ratios) if ratios else None}
         )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return rows
 
 
 def _distinct(table: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
@@ -194,7 +179,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _row(group: "pl.DataFrame") -> dict[str, Any]:
+def _row(group: "pl.DataFrame") -> Row:
     """Sum up one policy in one world."""
     import polars as pl
 
@@ -204,9 +189,13 @@ def _row(group: "pl.DataFrame") -> dict[str, Any]:
     change_from = None if never_skips else next((name for name in (NEVER, ALWAYS) if group[name].count()), None)
     changes = group[change_from].drop_nulls().to_list() if change_from else []
     sources = set() if never_skips else set(group["skip_frac_source"].drop_nulls())
-    ratios = group["ratio"].drop_nulls().to_list()
+    times, ratios = group["time_s"].to_list(), group["ratio"].drop_nulls().to_list()
+    speedup = geometric(ratios) if ratios else None
+    if speedup is not None and first["is_baseline"]:
+        # NOTE: the baseline's ratio to itself is 1 by definition, which is not a measurement with an interval.
+        speedup = speedup._replace(low=None, high=None)
     names = ("world", "case", "policy", "scheduler", "gate", "aggregator", "second_stage", "is_baseline")
-    row = {name: first[name] for name in names} | {
+    return {name: first[name] for name in names} | {
         "num_seeds": len(group),
         "idle_frac": group["gpu_idle_frac"].mean(),
         "num_loads": group["num_loads"].mean(),
@@ -216,24 +205,17 @@ def _row(group: "pl.DataFrame") -> dict[str, Any]:
         "skip_frac_source": "/".join(sorted(sources)) or None,
         "change_from": change_from,
         "num_changes": len(changes),
-        "times_s": group["time_s"].to_list(),
+        "times_s": times,
         "ratios": ratios,
         "changes_pp": changes,
+        "time_s": estimate(times),
+        "speedup": speedup,
+        "accuracy_frac": _known_mean(known["accuracy_frac"]),
+        "change_pp": estimate(changes) if changes else None,
+        "end_to_end_s": _known_mean(known["end_to_end_s"]),
     }
-    row |= _columns("time_s", group["time_s"].to_list()) | _columns("speedup", ratios, is_ratio=True)
-    row |= _columns("accuracy_frac", known["accuracy_frac"].to_list()) | _columns("change_pp", changes)
-    row |= _columns("end_to_end_s", known["end_to_end_s"].drop_nulls().to_list())
-    if first["is_baseline"]:
-        # NOTE: the baseline's ratio to itself is 1 by definition, which is not a measurement with an interval.
-        row |= {"speedup_low": None, "speedup_high": None}
-    return row
 
 
-def _columns(name: str, values: Sequence[float], *, is_ratio: bool = False) -> dict[str, float | None]:
-    found = (geometric(values) if is_ratio else estimate(values)) if values else (None, None, None)
-    return dict(zip((name, *_ends(name)), found[:3], strict=True))
-
-
-def _ends(name: str) -> tuple[str, str]:
-    stem, _, unit = name.rpartition("_")
-    return (f"{stem}_low_{unit}", f"{stem}_high_{unit}") if stem else (f"{name}_low", f"{name}_high")
+def _known_mean(values: "pl.Series") -> Estimate | None:
+    known = values.drop_nulls().to_list()
+    return estimate(known) if known else None

@@ -1,9 +1,8 @@
 """The table of a comparison, as text."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from mosaic.comparison.pairing import ALWAYS, METRICS, NEVER, Comparison, estimate_of
+from mosaic.comparison.pairing import ALWAYS, METRICS, NEVER, Comparison, Row
 
 CHANGE_NOTES = {
     NEVER: "change: accuracy in percentage points, less that of gate=never with the same scheduler and seed",
@@ -18,14 +17,14 @@ def describe(comparison: Comparison, notes: Sequence[str] = ()) -> str:
     lines = [f"speedup over {comparison.baseline}, {METRICS[comparison.metric]}: geometric mean over seeds"]
     lines += ["[95% interval], with two seeds (both values); idle: of the expert stage, loads: of all stages"]
     head = ["policy", "seeds", time, "idle", "loads", "skip", "accuracy", "change", "speedup"]
-    body = [_cells(row) for row in rows.to_dicts()]
+    body = [_cells(row) for row in rows]
     kept = [i for i in range(len(head)) if head[i] not in ("skip", "accuracy", "change") or _any(body, (5, 6, 7))]
-    lines += _blocks(rows["case"].to_list(), [head, *body], kept)
-    if len(comparison.scaling):
+    lines += _blocks([row["case"] for row in rows], [head, *body], kept)
+    if comparison.scaling:
         lines += ["", "Across numbers of GPUs: each policy over itself on the fewest"]
-        table = [["policy", "GPUs", "seeds", time, "speedup"], *map(_scaling_cells, comparison.scaling.to_dicts())]
-        lines += _blocks(comparison.scaling["world"].to_list(), table, range(5))
-    references = set(rows["change_from"])
+        table = [["policy", "GPUs", "seeds", time, "speedup"], *map(_scaling_cells, comparison.scaling)]
+        lines += _blocks([row["world"] for row in comparison.scaling], table, range(5))
+    references = {row["change_from"] for row in rows}
     ends = [note for reference, note in CHANGE_NOTES.items() if reference in references]
     ends += [*comparison.notes, *notes]
     return "\n".join([*lines, *([""] if ends else []), *ends]) + "\n"
@@ -52,35 +51,36 @@ def _blocks(cases: Sequence[str], table: Cells, kept: Sequence[int]) -> list[str
     return lines
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
     skip = _show(row["skip_frac"], ".1%") + (f" {row['skip_frac_source']}" if row["skip_frac_source"] else "")
     speedup = _with_spread(row, "speedup", row["ratios"], ".3f")
     if row["is_baseline"]:
-        speedup = _show(row["speedup"], ".3f")
+        speedup = _with_spread(row, "speedup", [], ".3f")
     elif row["speedup"] is not None and row["num_pairs"] < row["num_seeds"]:
         speedup += f" from {_pairs(row['num_pairs'])}"
     change = _with_spread(row, "change_pp", row["changes_pp"], "+.2f", "*" if row["change_from"] == ALWAYS else "")
     if row["change_pp"] is not None and row["num_changes"] < row["num_known"]:
         change += f" from {_pairs(row['num_changes'])}"
+    accuracy = "-" if row["accuracy_frac"] is None else f"{row['accuracy_frac'].mean:.2%}"
     return [
         row["policy"], str(row["num_seeds"]), _with_spread(row, "time_s", row["times_s"], ",.1f"),
-        _show(row["idle_frac"], ".1%"), _show(row["num_loads"], ".1f"), skip, _show(row["accuracy_frac"], ".2%"),
+        _show(row["idle_frac"], ".1%"), _show(row["num_loads"], ".1f"), skip, accuracy,
         change, speedup,
     ]  # fmt: skip
 
 
-def _scaling_cells(row: dict[str, Any]) -> list[str]:
+def _scaling_cells(row: Row) -> list[str]:
     time, speedup = (_with_spread(row, name, [], form) for name, form in (("time_s", ",.1f"), ("speedup", ".2f")))
     return [row["policy"], str(row["num_workers"]), str(row["num_seeds"]), time, speedup]
 
 
-def _with_spread(row: dict[str, Any], name: str, values: Sequence[float], form: str, mark: str = "") -> str:
+def _with_spread(row: Row, name: str, values: Sequence[float], form: str, mark: str = "") -> str:
     """Write a mean with its interval; of two values both, since their interval says nothing."""
-    if row[name] is None:
+    found = row[name]
+    if found is None:
         return "-"
-    least = 0.0 if name == "time_s" else -100.0
-    ends = estimate_of(row, name).shown(least)
-    text = f"{row[name]:{form}}{mark}"
+    ends = found.shown(0.0 if name == "time_s" else -100.0)
+    text = f"{found.mean:{form}}{mark}"
     if ends is not None:
         return f"{text} [{ends[0]:{form}}, {ends[1]:{form}}]"
     return f"{text} ({min(values):{form}}, {max(values):{form}})" if len(values) == 2 else text

@@ -1,24 +1,20 @@
 """Time against the number of GPUs: a panel per world, a line per policy with its 95% interval."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from mosaic.comparison.pairing import METRICS, estimate_of
+from mosaic.comparison.pairing import METRICS, Row
 from mosaic.figures.means import Panel, draw
 from mosaic.figures.style import line_looks, png_bytes
 
-if TYPE_CHECKING:
-    import polars as pl
 
-
-def draw_scaling(scaling: "pl.DataFrame", metric: str) -> bytes:
+def draw_scaling(scaling: Sequence[Row], metric: str) -> bytes:
     """Draw the time of every policy that was run on several numbers of workers as a PNG of one column's width."""
-    rows = [row | {"mean": estimate_of(row, "time_s")} for row in scaling.sort("num_workers").to_dicts()]
-    policies, schedulers = zip(*scaling.select("policy", "scheduler").unique(maintain_order=True).rows(), strict=True)
-    label, worlds = f"{METRICS[metric]} (s)", scaling["world"].unique(maintain_order=True)
+    policies, schedulers = zip(*dict.fromkeys((row["policy"], row["scheduler"]) for row in scaling), strict=True)
+    label, worlds = f"{METRICS[metric]} (s)", dict.fromkeys(row["world"] for row in scaling)
     figure = draw(
-        rows,
+        sorted(scaling, key=lambda row: row["num_workers"]),
         "num_workers",
-        "mean",
+        "time_s",
         "policy",
         "world",
         x_label="GPUs",

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mosaic.comparison.pairing import METRICS, Comparison, estimate_of
+from mosaic.comparison.pairing import METRICS, Comparison, Row
 from mosaic.figures.style import (
     COLUMN_WIDTH_IN,
     INK,
@@ -27,7 +27,6 @@ LINE_IN, AROUND_IN = 0.11, 0.5
 NARROW_CHARS, WIDE_CHARS = 34, 72
 """Longest line of a label in a figure of a column's and of a page's width."""
 NARROW_LINES, MAX_LINES = 50, int((PAGE_HEIGHT_IN - AROUND_IN) / LINE_IN)
-Row = dict[str, Any]
 
 
 @styled()
@@ -39,9 +38,7 @@ def draw_speedups(comparison: Comparison) -> bytes:
     ValueError
         If nothing was compared, or a page is too short.
     """
-    import polars as pl
-
-    rows = comparison.rows.filter(~pl.col("is_baseline") & pl.col("speedup").is_not_null()).to_dicts()
+    rows = [row for row in comparison.rows if not row["is_baseline"] and row["speedup"] is not None]
     if not rows:
         raise ValueError(f"no policy has a run beside one of {comparison.baseline}")
     sizes = ((COLUMN_WIDTH_IN, NARROW_CHARS, NARROW_LINES), (PAGE_WIDTH_IN, WIDE_CHARS, MAX_LINES))
@@ -55,11 +52,11 @@ def draw_speedups(comparison: Comparison) -> bytes:
     figure = new_figure(AROUND_IN + LINE_IN * num_lines, width_in)
     axes = figure.add_subplot()
     _draw_rows(axes, rows, labels, num_lines)
-    every = [1.0, *(value for row in rows for value in (*row["ratios"], *(estimate_of(row, "speedup").shown() or ())))]
+    every = [1.0, *(value for row in rows for value in (*row["ratios"], *(row["speedup"].shown() or ())))]
     margin = 0.05 * (max(every) - min(every)) or 0.05
     axes.set_xlim(max(0.0, min(every) - margin), max(every) + margin)
     number_axis(axes.xaxis)
-    is_shown = any(estimate_of(row, "speedup").shown() for row in rows)
+    is_shown = any(row["speedup"].shown() for row in rows)
     about = f"(geometric mean, {'95% interval, ' if is_shown else ''}a dot per seed)"
     what = wrap(f"speedup over {comparison.baseline}, {METRICS[comparison.metric]}", int(width_in / 0.055))
     figure.supxlabel("\n".join([*what, about]), fontsize=7)
@@ -90,7 +87,7 @@ def _draw_rows(axes: "Axes", rows: Sequence[Row], labels: Sequence[Sequence[str]
 
 
 def _draw_row(axes: "Axes", place: float, row: Row) -> None:
-    found = estimate_of(row, "speedup")
+    found = row["speedup"]
     if (ends := found.shown()) is not None:
         axes.plot(ends, [place] * 2, color=PALETTE[0], linewidth=3.0, alpha=0.35, solid_capstyle="butt")
     axes.plot(row["ratios"], [place] * len(row["ratios"]), ".", color=MUTED, markersize=2.6)

@@ -1,11 +1,12 @@
 """Time against accuracy: a panel per world, a marker per policy, 95% intervals in both directions."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from mosaic.comparison.pairing import estimate_of
+from mosaic.comparison.pairing import Row
 from mosaic.figures.style import (
     CHAR_IN,
     COLUMN_WIDTH_IN,
@@ -21,7 +22,6 @@ from mosaic.figures.style import (
 )
 
 if TYPE_CHECKING:
-    import polars as pl
     from matplotlib.axes import Axes
 
 PANEL_IN, ROW_IN, AROUND_IN = 1.5, 0.12, 0.45
@@ -34,7 +34,7 @@ MINUTES_FROM_S = 600.0
 """Longest time from which the axis counts in minutes."""
 
 
-def tradeoff_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
+def tradeoff_rows(rows: Sequence[Row]) -> list[Row]:
     """Keep what has both coordinates in worlds where second stages differ: only there is something to trade.
 
     Raises
@@ -42,44 +42,42 @@ def tradeoff_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
     ValueError
         Saying why there is nothing to draw.
     """
-    import polars as pl
-
-    known = rows.filter(pl.col("accuracy_frac").is_not_null() & pl.col("end_to_end_s").is_not_null())
-    shown = known.filter(pl.col("second_stage").n_unique().over("case") > 1)
-    if known.is_empty():
+    known = [row for row in rows if row["accuracy_frac"] is not None and row["end_to_end_s"] is not None]
+    num_stages = Counter(case for case, _ in {(row["case"], row["second_stage"]) for row in known})
+    shown = [row for row in known if num_stages[row["case"]] > 1]
+    if not known:
         raise ValueError("no run knows its accuracy")
-    if shown.is_empty():
+    if not shown:
         raise ValueError("in no world gates or aggregators differ, so that there is no accuracy to trade for time")
     return shown
 
 
 @styled()
-def draw_tradeoff(rows: "pl.DataFrame") -> bytes:
+def draw_tradeoff(rows: Sequence[Row]) -> bytes:
     """Draw policies, each with its time and its accuracy, as a PNG; colour tells the scheduler, shape the rest.
 
     Markers on one spot are drawn as rings around each other.
     """
     from matplotlib.lines import Line2D
 
-    every = rows.to_dicts()
-    cases = list(dict.fromkeys(row["case"] for row in every))
-    colours = scheduler_colours([row["scheduler"] for row in every])
-    settings = list(dict.fromkeys(setting_of(row) for row in every))
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    colours = scheduler_colours([row["scheduler"] for row in rows])
+    settings = list(dict.fromkeys(setting_of(row) for row in rows))
     markers = {name: MARKERS[i] if i < len(MARKERS) else f"${i + 1}$" for i, name in enumerate(settings)}
-    longest_s = max(row["end_to_end_s"] for row in every)
+    longest_s = max(row["end_to_end_s"].mean for row in rows)
     unit, unit_s = ("min", 60.0) if longest_s >= MINUTES_FROM_S else ("s", 1.0)
     num_columns = 1 if len(cases) == 1 else 2
     width_in = COLUMN_WIDTH_IN if num_columns == 1 else PAGE_WIDTH_IN
     point: dict[str, Any] = {"linestyle": "", "markersize": MARKER_PT}
-    schedulers = dict.fromkeys(row["scheduler"] for row in every)
+    schedulers = dict.fromkeys(row["scheduler"] for row in rows)
     handles = [Line2D([], [], marker="o", color=colours[name], label=name, **point) for name in schedulers]
     handles += [Line2D([], [], marker=markers[name], color=MUTED, label=name, **point) for name in settings]
-    foot = [part for line in _foot(every) for part in wrap(line, int(width_in / CHAR_IN))]
+    foot = [part for line in _foot(rows) for part in wrap(line, int(width_in / CHAR_IN))]
     num_rows = ceil(len(cases) / num_columns)
     figure = new_figure(AROUND_IN + num_rows * PANEL_IN + ROW_IN * (len(handles) + len(foot)) / num_columns, width_in)
     for place, case in enumerate(cases):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
-        _draw_panel(axes, [row for row in every if row["case"] == case], colours, markers, unit_s)
+        _draw_panel(axes, [row for row in rows if row["case"] == case], colours, markers, unit_s)
         axes.set_title(case)
         axes.set_xlabel(f"end-to-end time ({unit})")
         axes.set_ylabel("accuracy (%)")
@@ -87,16 +85,16 @@ def draw_tradeoff(rows: "pl.DataFrame") -> bytes:
     return png_bytes(figure)
 
 
-def setting_of(row: dict[str, Any]) -> str:
+def setting_of(row: Row) -> str:
     """Name a policy without its scheduler, and its gate without saying that it is one."""
     parts = row["policy"].removeprefix(row["scheduler"]).split()
     return " ".join(part.removeprefix("gate=").removeprefix("aggregator=") for part in parts) or "(no setting)"
 
 
 def _draw_panel(
-    axes: "Axes", rows: Sequence[dict[str, Any]], colours: dict[str, str], markers: dict[str, str], unit_s: float
+    axes: "Axes", rows: Sequence[Row], colours: dict[str, str], markers: dict[str, str], unit_s: float
 ) -> None:
-    points = [(row["end_to_end_s"] / unit_s, 100 * row["accuracy_frac"]) for row in rows]
+    points = [(row["end_to_end_s"].mean / unit_s, 100 * row["accuracy_frac"].mean) for row in rows]
     ends: list[tuple[float, float]] = list(points)
     for row, (time, accuracy) in zip(rows, points, strict=True):
         look: dict[str, Any] = {
@@ -105,10 +103,10 @@ def _draw_panel(
             "alpha": 0.4,
             "solid_capstyle": "butt",
         }
-        if across := estimate_of(row, "end_to_end_s").shown(least=0.0):
+        if across := row["end_to_end_s"].shown(least=0.0):
             axes.plot([end / unit_s for end in across], [accuracy] * 2, **look)
             ends += [(end / unit_s, accuracy) for end in across]
-        if up := estimate_of(row, "accuracy_frac").shown(least=0.0, most=1.0):
+        if up := row["accuracy_frac"].shown(least=0.0, most=1.0):
             axes.plot([time] * 2, [100 * end for end in up], **look)
             ends += [(time, 100 * end) for end in up]
     spans = [max(values) - min(values) for values in zip(*ends, strict=True)]
@@ -128,7 +126,7 @@ def _draw_panel(
     number_axis(axes.yaxis)
 
 
-def _foot(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _foot(rows: Sequence[Row]) -> list[str]:
     """Say in small type what the intervals are, and which skip shares are no measurement."""
     seeds = sorted({row["num_known"] for row in rows})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

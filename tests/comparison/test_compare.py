@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.commands.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline
+from mosaic.commands.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline, in_columns
 from mosaic.comparison.estimate import estimate, t_interval
 from mosaic.comparison.pairing import compare_runs
 from mosaic.comparison.run_table import RunPoint, collect_runs
@@ -50,7 +50,7 @@ def compare(root: Path, baseline="round_robin", **options):
 
 
 def rows_of(comparison) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**row) for row in comparison.rows.to_dicts()]
+    return [SimpleNamespace(**in_columns(row)) for row in comparison.rows]
 
 
 def row_of(comparison, policy):

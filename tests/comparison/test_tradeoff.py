@@ -2,11 +2,10 @@ import csv
 from itertools import product
 from types import SimpleNamespace
 
-import polars as pl
 import pytest
 
-from mosaic.commands.compare import TRADEOFF_COLUMNS, default_metric
-from mosaic.comparison.estimate import t_interval
+from mosaic.commands.compare import TRADEOFF_COLUMNS, default_metric, in_columns
+from mosaic.comparison.estimate import Estimate, t_interval
 from mosaic.comparison.pairing import ALWAYS, NEVER, compare_runs
 from mosaic.comparison.run_table import collect_runs
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
@@ -35,22 +34,19 @@ def make_pairs(root, changes=((0.60, 0.58), (0.62, 0.63))):
 
 
 def outcomes_of(root, baseline="round_robin"):
-    rows = compare_runs(collect_runs([root])[0], baseline=baseline).rows.to_dicts()
-    return {row["policy"]: SimpleNamespace(**row) for row in rows}
+    rows = compare_runs(collect_runs([root])[0], baseline=baseline).rows
+    return {row["policy"]: SimpleNamespace(**in_columns(row)) for row in rows}
 
 
-def make_outcome(scheduler="ilp", setting="gate=never", *, case="w", time_s=100.0, accuracy=0.6, **changes):
+def make_outcome(
+    scheduler="ilp", setting="gate=never", *, case="w", time_s=100.0, accuracy=0.6, num_known=4, **changes
+):
     row = {
         "case": case, "policy": f"{scheduler} {setting}".strip(), "scheduler": scheduler, "second_stage": setting,
-        "num_known": 4, "end_to_end_s": time_s, "end_to_end_low_s": time_s * 0.99, "end_to_end_high_s": time_s * 1.01,
-        "accuracy_frac": accuracy, "accuracy_low_frac": accuracy - 0.01, "accuracy_high_frac": accuracy + 0.01,
-        "skip_frac_source": None,
+        "num_known": num_known, "end_to_end_s": Estimate(time_s, time_s * 0.99, time_s * 1.01, num_known),
+        "accuracy_frac": Estimate(accuracy, accuracy - 0.01, accuracy + 0.01, num_known), "skip_frac_source": None,
     }  # fmt: skip
     return row | changes
-
-
-def table(*rows):
-    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def test_change_is_paired_with_the_run_that_never_skips(tmp_path):
@@ -115,10 +111,10 @@ def test_figure_needs_two_second_stages_in_one_world():
     same_gate = make_outcome("fifo")
     for rows in ([one], [one, elsewhere], [one, same_gate], [one, make_outcome("fifo", "a", accuracy_frac=None)]):
         with pytest.raises(ValueError, match="in no world gates or aggregators differ"):
-            tradeoff_rows(table(*rows))
+            tradeoff_rows(rows)
     with pytest.raises(ValueError, match="no run knows its accuracy"):
-        tradeoff_rows(table(one | {"accuracy_frac": None}))
-    assert tradeoff_rows(table(one, other, same_gate, elsewhere)).to_dicts() == [one, other, same_gate]
+        tradeoff_rows([one | {"accuracy_frac": None}])
+    assert tradeoff_rows([one, other, same_gate, elsewhere]) == [one, other, same_gate]
 
 
 def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_path, capsys):
@@ -184,7 +180,7 @@ def words_of(figure) -> list[str]:
 def test_colours_tell_schedulers_and_shapes_the_rest(drawn):
     policies = product(("round_robin", "ilp"), ("gate=never", "gate=majority tau=0.667"))
     rows = [make_outcome(*names, time_s=100.0 + 50 * n, accuracy=0.6 + n / 50) for n, names in enumerate(policies)]
-    draw_tradeoff(table(*rows))
+    draw_tradeoff(rows)
     words = words_of(drawn[0])
     assert words[:4] == ["round_robin", "ilp", "never", "majority tau=0.667"]
     assert "end-to-end time (s)" in words
@@ -194,7 +190,7 @@ def test_colours_tell_schedulers_and_shapes_the_rest(drawn):
 
 def test_markers_on_one_spot_are_rings_around_each_other(drawn):
     rows = [make_outcome(setting=f"gate=majority tau=0.{n}", time_s=700.0 + n / 100) for n in range(14)]
-    draw_tradeoff(table(*rows, make_outcome(time_s=2000.0)))
+    draw_tradeoff([*rows, make_outcome(time_s=2000.0)])
     words = words_of(drawn[0])
     assert all(words.count(f"majority tau=0.{n}") == 1 for n in range(14))
     points = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 1]
@@ -204,13 +200,14 @@ def test_markers_on_one_spot_are_rings_around_each_other(drawn):
 
 
 def test_intervals_need_three_seeds_and_stay_within_what_is_possible(drawn):
-    wide = {"accuracy_low_frac": -0.2, "accuracy_high_frac": 1.4, "end_to_end_low_s": -900.0}
-    for num_seeds in (2, 3):
-        rows = [
-            make_outcome("a", "x", num_known=num_seeds, **wide),
-            make_outcome("b", "y", num_known=num_seeds, **wide),
-        ]
-        draw_tradeoff(table(*rows))
+    for num_known in (2, 3):
+        wide = {
+            "num_known": num_known,
+            "end_to_end_s": Estimate(100.0, -900.0, 101.0, num_known),
+            "accuracy_frac": Estimate(0.6, -0.2, 1.4, num_known),
+        }
+        rows = [make_outcome("a", "x") | wide, make_outcome("b", "y") | wide]
+        draw_tradeoff(rows)
     two, three = (figure.axes[0] for figure in drawn)
     assert len(two.lines) == 2
     assert any("2 seeds, too few for an interval" in word for word in words_of(drawn[0]))
@@ -220,8 +217,7 @@ def test_intervals_need_three_seeds_and_stay_within_what_is_possible(drawn):
 
 
 def test_policies_without_a_setting_are_told_by_their_scheduler(drawn):
-    single = {"end_to_end_low_s": None, "end_to_end_high_s": None, "num_known": 1}
-    draw_tradeoff(table(make_outcome("a", "", **single), make_outcome("b", "", accuracy=0.5, num_known=1)))
+    draw_tradeoff([make_outcome("a", "", num_known=1), make_outcome("b", "", accuracy=0.5, num_known=1)])
     words = words_of(drawn[0])
     assert words.count("a") == words.count("b") == 1
     assert "one seed, no interval" in words
@@ -230,8 +226,8 @@ def test_policies_without_a_setting_are_told_by_their_scheduler(drawn):
 def test_fitted_skip_shares_are_declared_with_the_worlds_they_hold_in(drawn):
     fitted = {"skip_frac_source": "fitted"}
     other = make_outcome(case="v", skip_frac_source="measured", num_known=3)
-    draw_tradeoff(table(make_outcome(**fitted), make_outcome("b", **fitted)))
-    draw_tradeoff(table(make_outcome(**fitted), make_outcome("b", **fitted), other))
+    draw_tradeoff([make_outcome(**fitted), make_outcome("b", **fitted)])
+    draw_tradeoff([make_outcome(**fitted), make_outcome("b", **fitted), other])
     assert "skip shares and levels of accuracy are fitted" in words_of(drawn[0])
     assert "skip shares and levels of accuracy are fitted on w" in words_of(drawn[1])
     assert any("over 3 to 4 seeds" in word for word in words_of(drawn[1]))
