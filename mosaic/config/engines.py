@@ -110,6 +110,7 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs)
         with_confidence=backend.confidence or inputs.graph.rule.reads_confidence,
         options=options,
         problems=problems,
+        give_up=local.close,
         num_calibration_questions=backend.num_calibration_questions,
         replayed=None if is_live else _replayed(inputs),
     )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.errors import BackendError
+from mosaic.core.errors import BackendError, InUseError
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.safe_text import file_name
@@ -79,6 +79,8 @@ class EngineSite:
 
     Given whether anything else does: then no engine stays.
     """
+    give_up: Callable[[], object] = lambda: None
+    """Ends what this has started, where no run follows."""
     fingerprint: None = field(default=None, init=False)
     truth: None = field(default=None, init=False)
     _run: EngineBackend | None = field(default=None, init=False)
@@ -109,8 +111,12 @@ class EngineSite:
         InUseError
             If another command works there.
         """
-        with hold(self.journal), self.opened():
-            yield
+        try:
+            with hold(self.journal), self.opened():
+                yield
+        except InUseError:
+            self.give_up()
+            raise
 
     def backend(
         self,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
@@ -14,20 +15,25 @@ from mosaic.config.compose import CONF, compose_config
 from mosaic.config.engines import find_device
 from mosaic.config.job import RunSpec, backend_from, build_job
 from mosaic.core.engine_options import Device, EngineOptions, Order
+from mosaic.core.errors import InUseError
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
+from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.site import EngineSite
 from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
+from mosaic.runtime.run_lock import hold
 from mosaic.runtime.sweep import sweep_calls
 from sim.site import SimSite
 from sim.world.lengths import ClippedLognormal
 from sim.world.world import World
 from tests.calibration_questions import make_question
 from tests.commands.command_line import prepare
+from tests.engines.executor_runs import FAKE_ENGINE
 
 PUBLISHED = ("mmlu_pro", "medmcqa", "gpqa")
 FILE_EXPERT_BY_POOL = {"hybrid": "Qwen", "demo": "SmolLM2", "llama3_8b": "llama3_8b"}
@@ -463,6 +469,24 @@ def test_settings_reach_the_engines(questions: list[str]) -> None:
     given = made.call_args.kwargs
     assert (given["engines"].checkpoints, given["patience"].max_retries) == (Path("checkpoints"), 7)
     assert given["engines"].options == options_of("backend.device=cpu")
+
+
+def test_a_second_driver_that_is_refused_ends_the_fork_server_of_its_check(questions: list[str]) -> None:
+    made: list[LocalLauncher] = []
+
+    def launcher(*given: Any) -> LocalLauncher:
+        made.append(LocalLauncher(*given))
+        return made[-1]
+
+    fakes = {"LocalLauncher": launcher, "VLLM_ENGINE": FAKE_ENGINE, "loading_problems": lambda *given: []}
+    with patch.multiple("mosaic.config.engines", **fakes):
+        site = prepare(*questions, "cluster=local", "backend=vllm", "backend.device=cpu").job.site
+        assert isinstance(site, EngineSite)
+        assert not site.problems(False)
+    assert made[0].fork_server_pid is not None
+    with hold(site.journal), pytest.raises(InUseError), site.open():
+        pass
+    assert made[0].fork_server_pid is None
 
 
 def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
