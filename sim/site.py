@@ -125,9 +125,17 @@ class SimSite:
         *,
         name: str = "run",
         prefixes: Prompts | None = None,
+        earlier: Inputs | None = None,
+        is_measured: bool = False,
     ) -> Backend:
-        """Give the backend of the run."""
-        return self.backend_in(self.world)
+        """Give a backend in the world of the run, or in the calibration world.
+
+        Where something is measured every load is cold; sessions have the memory that they will have, and no turns to
+        wait for.
+        """
+        if is_measured:
+            return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
+        return self.backend_in(self.world, earlier)
 
     def backend_in(self, world: World, earlier: Inputs | None = None, use: GpuUse | None = None) -> SimBackend:
         """Give a backend in a world, in which some calls have ended before."""
@@ -170,17 +178,6 @@ class SimSite:
         """List the questions of the batch's own calls: prompts are visible to a scheduler."""
         known = {question.id: question for question in self.batch.questions}
         return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
-
-    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
-        """Give a backend in the calibration world.
-
-        Every load is cold; sessions have the memory that they will have, and no turns to wait for.
-        """
-        return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
-
-    def hindsight(self, earlier: Inputs) -> Backend | None:
-        """Give a backend in the world of the run."""
-        return self.backend_in(self.world, earlier)
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs that the workers make up, as many as the expert's cap allows."""

@@ -27,6 +27,7 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import CallKey
+from mosaic.engines.requests import RunContent
 from mosaic.engines.site import EngineSite
 from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.plan_file import load_plans, save_plans
@@ -98,7 +99,8 @@ def run_once(job: Job, name: str, plan: Plan) -> RunResult:
     site = engines_of(job)
     assert site.replayed is not None
     shutil.rmtree(FOLDER / name, ignore_errors=True)
-    result = execute(plan, job.workload.calls, site.replaying(site.replayed.run, name))
+    backend = site.make(site.journal / name, RunContent(outcomes=site.replayed.run), is_measured=True)
+    result = execute(plan, job.workload.calls, backend)
     if any(record.attempt for record in result.calls):
         raise DisturbedSweepError(f"{FOLDER / name}: a session was tried again, so that no time can be taken")
     return result

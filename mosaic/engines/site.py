@@ -125,18 +125,27 @@ class EngineSite:
         *,
         name: str = "run",
         prefixes: Prompts | None = None,
+        earlier: Inputs | None = None,
+        is_measured: bool = False,
     ) -> Backend:
-        """Give the backend of the run."""
+        """Give the backend of the run, or one to measure on, whose responses no batch shares."""
+        before, seed = earlier or {}, calibration_seed(self.profile_seed) if is_measured else self.seed
         if self.replayed is None:
-            content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self.seed)
+            content = RunContent(
+                prompts=lambda call, inputs: prompts(call, inputs_of(call, before, inputs)),
+                prefixes=prefixes,
+                questions=questions,
+                root_seed=seed,
+            )
         else:
-            content = RunContent(outcomes=self.replayed.run, root_seed=self.seed)
-        self._run = self._begun(name, content, is_measured=False)
-        return self._run
-
-    def _begun(self, name: str, content: RunContent, *, is_measured: bool) -> EngineBackend:
+            outcomes = self.replayed.calibration if is_measured else self.replayed.run
+            content = RunContent(
+                outcomes=lambda call, inputs: outcomes(call, inputs_of(call, before, inputs)), root_seed=seed
+            )
         backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
+        if not is_measured:
+            self._run = backend
         return backend
 
     def has_begun(self, name: str) -> bool:
@@ -165,30 +174,6 @@ class EngineSite:
             return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
         others = self.others()
         return list(zip(others.questions, prompt_tokens_by_question(others), strict=True))
-
-    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
-        """Give a backend whose responses no batch shares, even with the same questions."""
-        seed = calibration_seed(self.profile_seed)
-        if self.replayed is None:
-            content = RunContent(
-                prompts=lambda call, inputs: prompts(call, inputs_of(call, earlier, inputs)),
-                questions=questions,
-                root_seed=seed,
-            )
-        else:
-            outcomes = self.replayed.calibration
-            content = RunContent(
-                outcomes=lambda call, inputs: outcomes(call, inputs_of(call, earlier, inputs)), root_seed=seed
-            )
-        return self._begun(name, content, is_measured=True)
-
-    def replaying(self, outcomes: Outcomes, name: str) -> Backend:
-        """Give a backend whose calls write as many random tokens as their outcomes have, for a measurement."""
-        return self._begun(name, RunContent(outcomes=outcomes), is_measured=True)
-
-    def hindsight(self, earlier: Inputs) -> Backend | None:
-        """None: what models really say happens once."""
-        return None
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs that the workers make up; none that is lost, if it can.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Expected
-from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs, inputs_of
+from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.questions import Questions
@@ -96,12 +96,8 @@ def _send(
     show: Show,
 ) -> Sequence[CallRecord]:
     """Send calls of one layer, which read these records."""
-    earlier, write = dict(records), prompts_of(job.graph, questions)
-    backend = job.site.backend(
-        questions,
-        lambda call, inputs: write(call, inputs_of(call, earlier, inputs)),
-        name=f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first",
-    )
+    name = f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first"
+    backend = job.site.backend(questions, prompts_of(job.graph, questions), name=name, earlier=dict(records))
     plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
     with show("audit", Expected()) as shown:
         result = execute(plan, calls, backend, shown)

@@ -10,6 +10,7 @@ from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.questions import Questions
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, Reaction, shape_of
 from mosaic.runtime.planner import Planner, placed
+from mosaic.runtime.stages import backend_of
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import even_plan
 
@@ -19,7 +20,7 @@ def always_aggregate(
 ) -> AlwaysAggregate:
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already.
 
-    Without a planner the run was on servers, where nothing can be tried again.
+    On engines nothing can be tried again; without a planner the run was on servers.
     """
     if job.graph.asks_everybody:
         sessions = outcome.result.sessions
@@ -29,17 +30,14 @@ def always_aggregate(
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    if planner is None:
+    if planner is None or job.site.truth is None:
         return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
     records = {record.key: record for record in outcome.result.calls if record.key.node in first_nodes}
     stopped = [call for call in questions.first_calls if _is_stopped(records.get(call.key))]
     if stopped:
-        backend = job.site.hindsight({})
-        if backend is None:
-            return AlwaysAggregate()
         plan = even_plan(stopped, job.experts, job.site.places, job.cluster.num_workers)
-        records |= {record.key: record for record in execute(plan, stopped, backend).calls}
+        records |= {record.key: record for record in execute(plan, stopped, backend_of(job)).calls}
     layers = [
         [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
         for layer in job.graph.layers[1:]
@@ -64,11 +62,9 @@ def _run_without_gate(
         again.note(record)
     aggregator_s = 0.0
     for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
-        backend = job.site.hindsight(records)
-        if backend is None:
-            return AlwaysAggregate()
         calls = [call for node in layer for call in again.calls_of(node.name)]
-        result = execute(even_plan(calls, experts, job.site.places, job.cluster.num_workers), calls, backend)
+        plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
+        result = execute(plan, calls, backend_of(job, records))
         aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
         for record in result.calls:
             records[record.key] = record

@@ -47,7 +47,7 @@ class Site(Protocol):
 
     @property
     def truth(self) -> object:
-        """What decides how a run's calls come out, whoever plans it; None: only its engines know."""
+        """What decides how a run's calls come out, whoever plans it and however often; None: only its engines know."""
 
     @property
     def answers_source(self) -> str:
@@ -60,17 +60,23 @@ class Site(Protocol):
         *,
         name: str = "run",
         prefixes: Prompts | None = None,
+        earlier: Inputs | None = None,
+        is_measured: bool = False,
     ) -> Backend:
-        """Give the backend of the run.
+        """Give the backend of the run, of another that goes on by itself, or of a measurement.
 
         Parameters
         ----------
         questions, prompts
             What is asked.
         name
-            Of the run, or of another that goes on by itself.
+            Unique in the run.
         prefixes
             What prompts begin with, where they are prefilled ahead of time.
+        earlier
+            Records, of other backends, of calls that those of this one come after.
+        is_measured
+            Whether it measures: then its draws are others than the run's.
         """
 
     def has_begun(self, name: str) -> bool:
@@ -90,22 +96,6 @@ class Site(Protocol):
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
         """List the questions that sweeps go through in turn, with the tokens of their prompts."""
-
-    def measuring(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
-        """Give a backend to measure on.
-
-        Parameters
-        ----------
-        name
-            Of the measurement, unique in the run.
-        questions, prompts
-            What is asked.
-        earlier
-            Records, of other measurements, of calls that those of this one come after.
-        """
-
-    def hindsight(self, earlier: Inputs) -> Backend | None:
-        """Give a backend that meets the run's own draws once more; None: there is none."""
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs of workers where an expert may run."""

@@ -295,7 +295,9 @@ class FirstStretch(Generic[_T]):
         job = self.job
         is_resumed = job.site.has_begun(other.name)
         self.tell(stage.announcement())
-        backend = job.site.measuring(other.name, other.questions, other.prompts, other.earlier)
+        backend = job.site.backend(
+            other.questions, other.prompts, name=other.name, earlier=other.earlier, is_measured=True
+        )
         with self.show(stage.title, Expected()) as shown:
             takes_over = other.may_lose and job.site.way != "simulated"  # simulated workers are not lost
             anew = [_spread_anew(job)] if takes_over else []
@@ -426,11 +428,11 @@ def pilot_of(view: View) -> Pilot:
     )
 
 
-def backend_of(job: Job) -> Backend:
-    """Give the backend of a run, which asks the batch's questions."""
+def backend_of(job: Job, earlier: Inputs | None = None) -> Backend:
+    """Give the backend of a run, which asks the batch's questions, or those that calls of these records leave."""
     known = {question.id: question for question in job.workload.questions}
     prefixes = None if job.graph.prefill_order is None else prompts_of(job.graph, known, is_whole=False)
-    return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes)
+    return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes, earlier=earlier)
 
 
 def _spread_anew(job: Job) -> Controller:

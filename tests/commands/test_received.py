@@ -229,8 +229,8 @@ def test_names_of_models_and_of_question_files_are_data(
     assert job.workload.name == NAMED
     made: list[Path] = []
     monkeypatch.setattr(job.site, "make", lambda path, content, **_: made.append(path) or SimpleNamespace())
-    job.site.measuring(f"profile_aggregate_{OUTSIDE}_tp1", {}, lambda call, inputs: "", {})
-    job.site.measuring("..", {}, lambda call, inputs: "", {})
+    job.site.backend({}, lambda call, inputs: "", name=f"profile_aggregate_{OUTSIDE}_tp1", is_measured=True)
+    job.site.backend({}, lambda call, inputs: "", name="..", is_measured=True)
     assert [path.parent.resolve() for path in made] == [journal, journal]
     assert ".." not in {path.name for path in made}
 

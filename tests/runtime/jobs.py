@@ -61,7 +61,8 @@ class MeasuringSite:
     def __init__(self, make: Callable[[], Backend], num_workers: int = 1, begun: Sequence[str] = ()) -> None:
         self.make, self.num_workers, self.begun, self.names = make, num_workers, begun, []
 
-    def measuring(self, name, questions, prompts, earlier) -> Backend:
+    def backend(self, questions, prompts, *, name, earlier, is_measured) -> Backend:
+        assert is_measured
         self.names.append(name)
         return self.make()
 

@@ -136,7 +136,7 @@ class Losing:
     def places(self, expert):
         return [(0,), (2,), (3,)]
 
-    def backend(self, questions, prompts, *, prefixes):
+    def backend(self, questions, prompts, **named):
         return self.scripted
 
 

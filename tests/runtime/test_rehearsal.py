@@ -138,8 +138,8 @@ class Asking(MeasuringSite):
     def calibration(self, experts):
         return self.batch
 
-    def measuring(self, name, questions, prompts, earlier):
-        self.backends.append(super().measuring(name, questions, prompts, earlier))
+    def backend(self, questions, prompts, **named):
+        self.backends.append(super().backend(questions, prompts, **named))
         self.places = lambda expert: [(0,)]
         return self.backends[-1]
 
@@ -152,7 +152,7 @@ def test_a_rehearsal_goes_on_without_the_workers_that_are_lost() -> None:
     assert site.names == ["calibration_0", "calibration_1"]
     assert any(session.workers == (1,) for session in site.backends[0].sessions)
     alone = Asking(job.workload)
-    alone.measuring = super(Asking, alone).measuring
+    alone.backend = super(Asking, alone).backend
     with pytest.raises(BackendError, match=r"worker 1: its node is gone\): no place is left for"):
         rehearse_job(replace(job, site=alone))
 
