@@ -31,6 +31,9 @@ tests/config/test_reaction_options.py.
 """
 FAST = ("ablate_tau", "answers")
 """Studies whose rows take a second or two."""
+MEASURED_AT = {"quotes": (0, -1)}
+"""Places among a study's points that are measured anew, where not the last alone: of GPQA's pilots an expert has one
+size of session."""
 CUT_BY_CLOCK = ("quotes",)
 """Studies whose plans have two wall seconds: on a busy machine one may be cut, and its row be another."""
 
@@ -86,10 +89,10 @@ def test_a_measurement_made_anew_is_the_committed_one(name) -> None:
     for table, sweep in study.tables.items():
         if sweep.in_turn or (name, table) in NOT_AGAIN:  # in turn: it takes times of the machine itself
             continue
-        point = sweep.points[-1]
-        found = sweep.measure(point, 0)
-        kept = read_table(committed / f"{table}.csv", key_types(sweep)).filter(**point.labels, seed=0)
-        rows = [found] if isinstance(found, Mapping) else found
-        for row, old in zip(rows, kept.to_dicts(), strict=True):
-            numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-            assert {key: old[key] for key in numbers} == pytest.approx(numbers, rel=1e-9)
+        kept = read_table(committed / f"{table}.csv", key_types(sweep))
+        for point in [sweep.points[place] for place in MEASURED_AT.get(name, (-1,))]:
+            found = sweep.measure(point, 0)
+            rows = [found] if isinstance(found, Mapping) else found
+            for row, old in zip(rows, kept.filter(**point.labels, seed=0).to_dicts(), strict=True):
+                numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+                assert {key: old[key] for key in numbers} == pytest.approx(numbers, rel=1e-9)
