@@ -1,6 +1,6 @@
 """What every backend promises. To add a backend, add it to BACKENDS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Idle, Ready, Started, Tick
 from mosaic.core.plan import Plan, Session
@@ -21,15 +21,7 @@ from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, Watcher
 from tests.engines.contract_backends import make_fake_executor, make_fake_servers, make_vllm_executor
 from tests.engines.executor_runs import has_vllm
-from tests.factories import (
-    make_call,
-    make_cluster,
-    make_expert,
-    make_plan,
-    make_session,
-    some_calls,
-    worker_queue,
-)
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, some_calls, worker_queue
 from tests.runtime.replay import Replay
 from tests.sim.cluster_runs import make_backend
 
@@ -60,10 +52,13 @@ NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "vllm" else []) 
 
 
 def true_outcome(call, inputs=None):
-    return Outcome(3 + 7 * (call.key.slot + len(call.key.question) + int(call.key.question[1:] or 0)) % 40, answer="B")
+    tokens = 3 + 7 * (call.key.slot + len(call.key.question) + int(call.key.question[1:] or 0)) % 40
+    return Outcome(tokens, answer="B", visible_tokens=2)
 
 
-A, B, T = some_calls("A", 30), some_calls("B", 20), some_calls("T", 5)
+A, B = some_calls("A", 30), some_calls("B", 20)
+T = [make_call(f"T{i}", expert="T", node=AGGREGATE, after=(CallKey("earlier", PROPOSE, i),)) for i in range(5)]
+"""They need calls of an earlier run."""
 
 
 class Five(NamedTuple):
@@ -95,7 +90,7 @@ def make_five(name: str, folder: Path) -> Five:
     plan = make_plan(
         make_session(3, A[:20], workers=(0,)),
         make_session(1, B, workers=(1,)),
-        make_session(4, T, workers=(0, 1)),
+        replace(make_session(4, T, workers=(0, 1)), node=AGGREGATE),
         make_session(0, A[20:], workers=(2,), after=(1,)),
         make_session(2, late, workers=(2,)),
         num_workers=3,
@@ -152,6 +147,7 @@ def test_what_came_out_is_what_would_really_happen(five, result):
         record = by_key[call.key]
         assert (record.output_tokens, record.answer) == (true_outcome(call).output_tokens, "B")
         assert (record.prompt_tokens, record.status) == (call.prompt_tokens, CallStatus.FINISHED)
+        assert record.visible_tokens == (record.output_tokens if five.is_remote else 2)
 
 
 def test_a_call_lives_in_order_and_inside_its_session(five, result):
@@ -170,8 +166,8 @@ def test_a_call_lives_in_order_and_inside_its_session(five, result):
 
 def test_sessions_count_their_calls_and_tokens(five, result):
     plan = five.plan
-    assert [record.session for record in result.sessions] == [session.id for session in plan.sessions]
-    for record in result.sessions:
+    for record, session in zip(result.sessions, plan.sessions, strict=True):
+        assert (record.session, record.expert, record.node) == (session.id, session.expert, session.node)
         mine = [call for call in result.calls if call.session == record.session]
         assert record.num_calls == len(mine)
         assert record.output_tokens == sum(call.output_tokens for call in mine)
@@ -268,8 +264,9 @@ def open_ended(number: int, expert: str, *workers: int) -> Session:
 OPENED = Open(open_ended(0, "A", 0))
 
 
-def drive_three(backend: Backend, *controllers, **options) -> RunResult:
-    return drive(backend, controllers, num_workers=3, **options)
+def answer(backend: Backend, table: Mapping[str, Sequence[Command]], *controllers, **options) -> RunResult:
+    """Give the commands of a table, by the name of the event that they answer."""
+    return drive(backend, [Answers(table), *controllers], num_workers=3, **options)
 
 
 def statuses(result: RunResult) -> dict[str, str]:
@@ -278,20 +275,9 @@ def statuses(result: RunResult) -> dict[str, str]:
 
 def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
     first, more, other = A[0], A[1:4], B[:3]
-    result = drive_three(
-        backend,
-        Answers(
-            {
-                "started": [OPENED, Submit(first, 0)],
-                f"finished {first.key}": [
-                    *(Submit(call, 0) for call in more),
-                    Open(open_ended(1, "B", 1)),
-                    *(Submit(call, 1) for call in other),
-                    Close(1),
-                ],
-            }
-        ),
-    )
+    submits = [*(Submit(call, 0) for call in more), *(Submit(call, 1) for call in other)]
+    behind = [Open(open_ended(1, "B", 1)), *submits, Close(1)]
+    result = answer(backend, {"started": [OPENED, Submit(first, 0)], f"finished {first.key}": behind})
     assert statuses(result) == dict.fromkeys(["A0", "A1", "A2", "A3", "B0", "B1", "B2"], "finished")
     one, two = result.sessions
     assert (one.num_calls, two.num_calls, two.workers) == (4, 3, (1,))
@@ -302,19 +288,15 @@ def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
 
 def test_sessions_of_an_expert_share_its_queue(backend):
     calls = A[:12]
-    opened = [OPENED, Open(open_ended(1, "A", 1))]
     submitted = [Submit(call, "A") for call in calls]
-    result = drive_three(backend, Answers({"started": [*submitted, *opened]}))
+    result = answer(backend, {"started": [*submitted, OPENED, Open(open_ended(1, "A", 1))]})
     assert statuses(result) == {call.key.question: "finished" for call in calls}
     assert sum(session.num_calls for session in result.sessions) == 12
     assert [session.session for session in result.sessions] == [0, 1]
 
 
 def test_a_call_that_waits_in_its_experts_queue_can_be_cancelled(backend):
-    result = drive_three(
-        backend,
-        Answers({"started": [Submit(A[0], "A"), Submit(A[1], "A"), Cancel(A[0].key), Open(open_ended(0, "A", 0))]}),
-    )
+    result = answer(backend, {"started": [Submit(A[0], "A"), Submit(A[1], "A"), Cancel(A[0].key), OPENED]})
     assert statuses(result) == {"A0": "cancelled", "A1": "finished"}
     cancelled = next(record for record in result.calls if record.status is CallStatus.CANCELLED)
     assert (cancelled.output_tokens, cancelled.session, cancelled.workers) == (0, -1, ())
@@ -323,21 +305,9 @@ def test_a_call_that_waits_in_its_experts_queue_can_be_cancelled(backend):
 def test_a_call_goes_on_in_another_session(backend):
     """A1 waits behind the load of worker 0's second session and moves to worker 1; A2 moves while it may run."""
     moving = [A[1], A[2]]
-    result = drive_three(
-        backend,
-        Answers(
-            {
-                "started": [
-                    Open(open_ended(0, "A", 0)),
-                    Open(open_ended(1, "A", 1)),
-                    *(Submit(call, 0) for call in moving),
-                    Submit(A[0], 1),
-                    Move(A[1].key, 1),
-                ],
-                "ready 1": [Move(A[2].key, 1)],
-            }
-        ),
-    )
+    submits = [*(Submit(call, 0) for call in moving), Submit(A[0], 1)]
+    started = [OPENED, Open(open_ended(1, "A", 1)), *submits, Move(A[1].key, 1)]
+    result = answer(backend, {"started": started, "ready 1": [Move(A[2].key, 1)]})
     assert statuses(result) == {"A0": "finished", "A1": "finished", "A2": "finished"}
     by_key = {record.key: record for record in result.calls}
     assert (by_key[A[1].key].session, by_key[A[1].key].workers) == (1, (1,))
@@ -346,104 +316,37 @@ def test_a_call_goes_on_in_another_session(backend):
 
 
 def test_moving_and_cutting_what_has_ended_does_nothing(backend):
-    result = drive_three(
-        backend,
-        Answers(
-            {
-                "started": [OPENED, Open(open_ended(1, "A", 1)), Submit(A[0], 0)],
-                f"finished {A[0].key}": [Move(A[0].key, 1), Cut(A[0].key, 1), Cancel(A[0].key), Close(0), Close(0)],
-            }
-        ),
-    )
+    late = [Move(A[0].key, 1), Cut(A[0].key, 1), Cancel(A[0].key), Close(0), Close(0)]
+    started = [OPENED, Open(open_ended(1, "A", 1)), Submit(A[0], 0)]
+    result = answer(backend, {"started": started, f"finished {A[0].key}": late})
     (record,) = result.calls
-    assert (record.session, record.status, record.output_tokens) == (
-        0, CallStatus.FINISHED, true_outcome(A[0]).output_tokens,
-    )  # fmt: skip
+    assert (record.session, record.status) == (0, CallStatus.FINISHED)
+    assert record.output_tokens == true_outcome(A[0]).output_tokens
 
 
 def test_a_call_that_is_cut_has_no_answer(backend):
     longest = max(A, key=lambda call: true_outcome(call).output_tokens)
     assert true_outcome(longest).output_tokens > 10
-    result = drive_three(
-        backend,
-        Answers({"started": [OPENED, Submit(longest, 0), Cut(longest.key, 5)]}),
-    )
+    result = answer(backend, {"started": [OPENED, Submit(longest, 0), Cut(longest.key, 5)]})
     (record,) = result.calls
     assert (record.status, record.answer) == (CallStatus.CUT, None)
     assert 5 <= record.output_tokens <= 7
 
 
 def test_a_session_that_loses_all_its_calls_is_never_loaded(backend):
-    result = drive_three(
-        backend,
-        Answers(
-            {
-                "started": [
-                    OPENED, Submit(A[0], 0), Close(0),
-                    Open(open_ended(1, "B", 0)), Submit(B[0], 1), Close(1),
-                ],
-                "ready 0": [Cancel(B[0].key)],
-            }
-        ),
-    )  # fmt: skip
+    started = [OPENED, Submit(A[0], 0), Close(0), Open(open_ended(1, "B", 0)), Submit(B[0], 1), Close(1)]
+    result = answer(backend, {"started": started, "ready 0": [Cancel(B[0].key)]})
     assert [session.session for session in result.sessions] == [0]
     assert statuses(result) == {"A0": "finished", "B0": "cancelled"}
 
 
 def test_ticks_come_while_a_run_lasts(backend):
     watcher = Watcher()
-    opening = Answers({"started": [OPENED, *(Submit(call, 0) for call in A)]})
-    drive_three(backend, opening, watcher, tick_s=0.005)  # a quiet machine serves all in less than 0.05 s
+    started = [OPENED, *(Submit(call, 0) for call in A)]
+    answer(backend, {"started": started}, watcher, tick_s=0.005)  # a quiet machine serves all in less than 0.05 s
     ticks = [event.ts for event in watcher.events if isinstance(event, Tick)]
     assert ticks
     assert ticks == sorted(ticks)
-
-
-# The second stage: the aggregator's calls need those of an earlier run, and its session spans four workers.
-
-MERGED = [
-    make_call(f"q{i}", expert="W", node=AGGREGATE, after=tuple(CallKey(f"q{i}", PROPOSE, s) for s in range(i % 4)))
-    for i in range(12)
-]
-
-
-def merged_outcome(call, inputs=None):
-    """An aggregator's outcome follows what its call needs."""
-    return Outcome(5 + 10 * len(call.after), answer="ABCD"[len(call.after)], visible_tokens=4)
-
-
-@pytest.fixture
-def aggregating(kind, tmp_path) -> Backend:
-    experts = [make_expert("A"), make_expert("W", tp_degree=4)]
-    return kind.make(merged_outcome, experts=experts, cluster=make_cluster(4), folder=tmp_path)
-
-
-def merge_plan(*shards) -> Plan:
-    return make_plan(
-        *(
-            replace(make_session(number, shard, workers=(0, 1, 2, 3)), node=AGGREGATE)
-            for number, shard in enumerate(shards)
-        ),
-        num_workers=4,
-    )
-
-
-def test_calls_that_need_an_earlier_run_are_served_over_four_workers(kind, aggregating):
-    result = execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED, aggregating)
-    first, second = result.sessions
-    for session, num_calls in ((first, 7), (second, 5)):
-        assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
-        assert session.num_calls == num_calls
-    assert (first.load_s > 0, second.load_s) == (not kind.is_remote, 0), "it stays on its workers"
-    assert first.end_ts <= second.load_start_ts
-    records = {record.key: record for record in result.calls}
-    assert len(result.calls) == len(records) == len(MERGED)
-    for number, call in enumerate(MERGED):
-        record, expected, session = records[call.key], merged_outcome(call), first if number < 7 else second
-        assert (record.workers, record.status) == ((0, 1, 2, 3), CallStatus.FINISHED)
-        assert session.start_ts <= record.admitted_ts <= record.finished_ts <= session.end_ts
-        assert (record.output_tokens, record.answer) == (expected.output_tokens, expected.answer)
-        assert record.visible_tokens == (expected.output_tokens if kind.is_remote else expected.visible_tokens)
 
 
 @pytest.mark.parametrize(
@@ -451,18 +354,12 @@ def test_calls_that_need_an_earlier_run_are_served_over_four_workers(kind, aggre
     [
         ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
         ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
-        (
-            [OPENED, Open(open_ended(0, "A", 1))],
-            "session 0 of 'A': id must be one that no session has",
-        ),
+        ([OPENED, Open(open_ended(0, "A", 1))], "session 0 of 'A': id must be one that no session has"),
         ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
         ([Submit(A[0], 7)], "session must be one that was opened and not closed, got 7"),
         ([OPENED, Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
         ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
-        (
-            [OPENED, Close(0), Submit(A[0], 0)],
-            "session must be one that was opened and not closed, got 0",
-        ),
+        ([OPENED, Close(0), Submit(A[0], 0)], "session must be one that was opened and not closed, got 0"),
         ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
         ([Close(7)], "session must be one that was opened, got 7"),
         ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
@@ -471,12 +368,9 @@ def test_calls_that_need_an_earlier_run_are_served_over_four_workers(kind, aggre
             [OPENED, Submit(A[0], 0), Move(A[0].key, 1)],
             "A0/propose/0: session must be one that was opened and not closed, got 1",
         ),
-        (
-            [OPENED, Submit(A[0], 0), Open(open_ended(1, "B", 1)), Move(A[0].key, 1)],
-            "A0/propose/0 is for 'A'",
-        ),
+        ([OPENED, Submit(A[0], 0), Open(open_ended(1, "B", 1)), Move(A[0].key, 1)], "A0/propose/0 is for 'A'"),
     ],
 )
 def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):
     with pytest.raises(BackendError, match=message):
-        drive_three(backend, Answers({"started": commands}))
+        answer(backend, {"started": commands})
