@@ -19,7 +19,7 @@ import typer
 from mosaic.comparison.estimate import Estimate
 from mosaic.comparison.labels import label_runs
 from mosaic.comparison.pairing import METRICS, NEVER, Comparison, Row, compare_runs
-from mosaic.comparison.run_table import RunPoint, collect_runs, seen_from_here
+from mosaic.comparison.run_points import RunPoint, collect_runs, seen_from_here
 from mosaic.comparison.table import describe
 from mosaic.core.checks import require
 from mosaic.core.safe_text import printable

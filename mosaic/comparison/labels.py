@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from mosaic.comparison.run_table import RunPoint
+from mosaic.comparison.run_points import RunPoint
 
 POLICY_GROUPS = ("scheduler", "costs", "plan", "gate", "exit", "aggregator", "pipeline", "topology", "profile")
 """Groups that a policy may choose. All others make the world in which policies meet."""

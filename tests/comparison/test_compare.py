@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mosaic.commands.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline, in_columns
 from mosaic.comparison.estimate import estimate, t_interval
 from mosaic.comparison.pairing import compare_runs
-from mosaic.comparison.run_table import RunPoint, collect_runs
+from mosaic.comparison.run_points import RunPoint, collect_runs
 from tests.commands.command_line import mosaic_status
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from mosaic.commands.compare import TRADEOFF_COLUMNS, default_metric, in_columns
 from mosaic.comparison.estimate import Estimate, t_interval
 from mosaic.comparison.pairing import ALWAYS, NEVER, compare_runs
-from mosaic.comparison.run_table import collect_runs
+from mosaic.comparison.run_points import collect_runs
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
 from tests.commands.command_line import mosaic_status
 from tests.comparison.test_compare import make_run

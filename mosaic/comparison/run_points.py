@@ -1,26 +1,17 @@
-"""Reads run folders: what a comparison needs of each, and all of them as one table."""
+"""Reads run folders: what a comparison needs of each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mosaic.core.errors import RunFolderError
 from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, read_config, read_summary
 from mosaic.report.summary_text import describe_disturbances
 
-if TYPE_CHECKING:
-    import polars as pl
-
 NEEDED = (
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_failed_calls", "expert_makespan_s",
     "end_to_end_s", "gpu_idle_frac", "num_loads", "problem_fingerprint",
-)  # fmt: skip
-TEXTS = ("workload", "scheduler", "gate", "aggregator", "problem_fingerprint", "skip_frac_source")
-COUNTS = ("seed", "num_workers", "num_calls")
-NUMBERS = (
-    "expert_makespan_s", "end_to_end_s", "gpu_idle_frac", "num_loads", "skip_frac", "accuracy_frac",
-    "always_aggregate_accuracy_frac",
 )  # fmt: skip
 
 
@@ -44,19 +35,6 @@ class RunPoint:
     @property
     def seed(self) -> int:
         return int(self.summary["seed"])
-
-
-def run_table(runs: Sequence[RunPoint]) -> "pl.DataFrame":
-    """Lay runs out as a row each; null where a summary is null, or is of an older shape and lacks the key."""
-    import polars as pl
-
-    schema: dict[str, Any] = dict.fromkeys(("folder", *TEXTS), pl.String)
-    schema |= dict.fromkeys(COUNTS, pl.Int64) | dict.fromkeys(NUMBERS, pl.Float64)
-    rows = [
-        {"folder": str(run.folder)} | {name: run.summary.get(name) for name in schema if name != "folder"}
-        for run in runs
-    ]
-    return pl.DataFrame(rows, schema=schema)
 
 
 def collect_runs(folders: Sequence[Path], *, disturbed: bool = False) -> tuple[list[RunPoint], list[str]]:
