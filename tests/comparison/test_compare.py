@@ -411,7 +411,7 @@ def test_swapping_policy_and_baseline_inverts_the_speedup(walls):
             folder=Path(f"{name}{seed}"),
             summary={
                 "workload": "w", "scheduler": name, "seed": seed, "expert_makespan_s": wall_s, "gpu_idle_frac": None,
-                "num_loads": None, "problem_fingerprint": "f", "end_to_end_s": wall_s,
+                "gate": None, "num_loads": None, "problem_fingerprint": "f", "end_to_end_s": wall_s,
             },
             leaves={"seed": seed},
         )
