@@ -22,14 +22,13 @@ from mosaic.config.errors import (
     BAD_INPUT,
     BAD_INPUT_STATUS,
     FAILED_CALLS_STATUS,
-    Failed,
     exit_with_message,
     explain_error,
     say,
 )
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import Point, launch_of
-from mosaic.config.run_start import begin, check_start, has_failed_calls, is_blank
+from mosaic.config.run_start import begin, check_start, has_failed_calls
 from mosaic.core.commands import encode_action
 from mosaic.core.safe_text import printable
 from mosaic.figures.replay import report_replay
@@ -58,61 +57,51 @@ def run_command() -> None:
     with exit_with_message():
         launch = launch_of(sys.argv[1:])
         if launch.sweep_dir is None:
-            for point in launch.points:
-                run_point(point)
-            return
-        run_sweep(launch.points, launch.sweep_dir, launch.side_by_side)
+            sys.exit(max(map(run_point, launch.points), default=0))
+        sys.exit(run_sweep(launch.points, launch.sweep_dir, launch.side_by_side))
 
 
-def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str, Any] | None) -> None:
-    """Run all points, whichever of them fail.
+def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str, Any] | None) -> int:
+    """Run all points, whichever of them fail; gives the exit status of the first that has failed.
 
     Raises
     ------
     Exception
-        That with which the first of the failed points has failed.
+        A mistake of our own, where that came first.
     """
     from joblib import Parallel, delayed
 
     tries = (delayed(try_point)(point, f"hydra.sweep.dir={sweep_dir}") for point in points)
     ended = Parallel(**({"n_jobs": 1} if side_by_side is None else side_by_side))(tries)
-    failed = next((error for error in ended if error is not None), None)
-    if failed is not None:
+    failed: int | Exception | None = next(filter(None, ended), None)
+    if isinstance(failed, Exception):
         raise failed
-    print(f"compare: mosaic compare {sweep_dir}")
-
-
-def try_point(point: Point, again: str) -> Exception | None:
-    """Run a point of a sweep; gives the error that it failed with, and says what is wrong with its input."""
-    try:
-        run_point(point, again)
-    except Failed as failed:
+    if failed is not None:
         return failed
+    print(f"compare: mosaic compare {sweep_dir}")
+    return 0
+
+
+def try_point(point: Point, again: str) -> int | Exception:
+    """Run a point of a sweep, and say what is wrong with its input; gives its exit status, or our own mistake."""
+    try:
+        return run_point(point, again)
     except BAD_INPUT as error:
         say(printable(f"error: {point.name}: {explain_error(error)}"))
-        return Failed(BAD_INPUT_STATUS)
+        return BAD_INPUT_STATUS
     except Exception as mistake:
         return mistake
-    return None
 
 
-def run_point(point: Point, again: str | None = None) -> None:
-    """Run a point as `run_resolved` does; a folder without a file is not left behind.
-
-    Raises
-    ------
-    Failed
-        If calls have no result.
-    """
+def run_point(point: Point, again: str | None = None) -> int:
+    """Run a point as `run_resolved` does, and give the exit status; a folder without a file is not left behind."""
     spare_garbage_collector()
     point.folder.mkdir(parents=True, exist_ok=True)
     try:
-        num_failed = run_resolved(point, again)
+        return FAILED_CALLS_STATUS if run_resolved(point, again) else 0
     finally:
         with suppress(OSError):  # it is not empty
             point.folder.rmdir()
-    if num_failed:
-        raise Failed(FAILED_CALLS_STATUS)
 
 
 def run_resolved(point: Point, again: str | None = None) -> int:
@@ -128,7 +117,7 @@ def run_resolved(point: Point, again: str | None = None) -> int:
         The override that sends the same command to the same folder; None: the folder as a single run's.
     """
     folder, stamped = point.folder, as_recorded(point.config)
-    tries_again = is_blank(folder) or has_failed_calls(folder)
+    tries_again = has_failed_calls(folder)
     if not tries_again and completed_with(folder, stamped):
         print(f"already complete with this configuration: {folder}")
         return num_failed_calls(folder)

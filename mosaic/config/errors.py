@@ -38,14 +38,6 @@ RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
 """Choices of a group that are called otherwise than in the version before."""
 
 
-class Failed(MosaicError):
-    """A run, or a point of a sweep that goes on, has failed and has said why; the command ends with a status of it."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 def say(line: str) -> None:
     """Print a line beside the results."""
     print(line, file=sys.stderr, flush=True)
@@ -76,8 +68,6 @@ def exit_with_message() -> Iterator[None]:
     with printable_output():
         try:
             yield
-        except Failed as failed:
-            sys.exit(failed.status)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _is_output_closed():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is dropped

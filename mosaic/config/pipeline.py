@@ -39,10 +39,6 @@ from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
 from sim.hardware.iteration_time import iteration_time
 
-SCHEDULERS = {"data_parallel": DataParallel}
-"""Of a node's placement, beside the run's own."""
-COSTS = {"affine": AffineCosts}
-
 
 class Pipeline(NamedTuple):
     """The call graph of a run, and how its upper nodes may be placed."""
@@ -280,14 +276,13 @@ def _placements(
     require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
     rule, given = "by whole numbers that are at least 1", aggregator.scheduler_by_degree or {}
     schedulers = by_number(given, "aggregator.scheduler_by_degree", rule, at_least=1)
-    costs = aggregator.costs
     degrees = _placeable(expert, aggregator.tp_degrees, machines, options)
     return NodePlacements(
         placements=tuple(
-            Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)
+            Placement(tp_degree=degree, scheduler=DataParallel() if degree in schedulers else None)
             for degree in degrees
         ),
-        costs=partial(COSTS[costs], options=options) if costs is not None and len(degrees) > 1 else None,
+        costs=partial(AffineCosts, options=options) if aggregator.costs is not None and len(degrees) > 1 else None,
     )
 
 

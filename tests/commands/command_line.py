@@ -16,7 +16,7 @@ from unittest.mock import patch
 from mosaic.commands.app import main as mosaic_command
 from mosaic.commands.run import run_command, run_resolved
 from mosaic.config.compose import compose_config
-from mosaic.config.errors import FAILED_CALLS_STATUS, Failed, exit_with_message
+from mosaic.config.errors import FAILED_CALLS_STATUS, exit_with_message
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import Point
 from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
@@ -77,8 +77,8 @@ def run_point(*overrides: str) -> Outcome:
     def run() -> None:
         with exit_with_message():
             num_failed = run_resolved(Point(keeping(compose_config(asked)), Path(folder), tuple(asked)))
-            if num_failed:
-                raise Failed(FAILED_CALLS_STATUS)
+        if num_failed:
+            sys.exit(FAILED_CALLS_STATUS)
 
     return _watch(run)
 
