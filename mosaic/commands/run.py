@@ -71,8 +71,7 @@ def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str
     """
     from joblib import Parallel, delayed
 
-    tries = (delayed(try_point)(point, f"hydra.sweep.dir={sweep_dir}") for point in points)
-    ended = Parallel(**({"n_jobs": 1} if side_by_side is None else side_by_side))(tries)
+    ended = Parallel(**({"n_jobs": 1} if side_by_side is None else side_by_side))(map(delayed(try_point), points))
     failed: int | Exception | None = next(filter(None, ended), None)
     if isinstance(failed, Exception):
         raise failed
@@ -82,10 +81,10 @@ def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str
     return 0
 
 
-def try_point(point: Point, again: str) -> int | Exception:
+def try_point(point: Point) -> int | Exception:
     """Run a point of a sweep, and say what is wrong with its input; gives its exit status, or our own mistake."""
     try:
-        return run_point(point, again)
+        return run_point(point)
     except BAD_INPUT as error:
         say(printable(f"error: {point.name}: {explain_error(error)}"))
         return BAD_INPUT_STATUS
@@ -93,28 +92,21 @@ def try_point(point: Point, again: str) -> int | Exception:
         return mistake
 
 
-def run_point(point: Point, again: str | None = None) -> int:
+def run_point(point: Point) -> int:
     """Run a point as `run_resolved` does, and give the exit status; a folder without a file is not left behind."""
     spare_garbage_collector()
     point.folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FAILED_CALLS_STATUS if run_resolved(point, again) else 0
+        return FAILED_CALLS_STATUS if run_resolved(point) else 0
     finally:
         with suppress(OSError):  # it is not empty
             point.folder.rmdir()
 
 
-def run_resolved(point: Point, again: str | None = None) -> int:
+def run_resolved(point: Point) -> int:
     """Run a point into its folder, unless that is done already; gives the calls that have no result.
 
     A point of a sweep prints a line, a single run a screen.
-
-    Parameters
-    ----------
-    point
-        What to run.
-    again
-        The override that sends the same command to the same folder; None: the folder as a single run's.
     """
     folder, stamped = point.folder, as_recorded(point.config)
     tries_again = has_failed_calls(folder)
@@ -138,7 +130,7 @@ def run_resolved(point: Point, again: str | None = None) -> int:
         if is_real:
             begin(folder, stamped)
             say(f"run folder: {folder}{goes_on}")
-        with resumable(folder, again or f"hydra.run.dir={folder}") if is_real else nullcontext():
+        with resumable(point) if is_real else nullcontext():
             outcome = mosaic.run(
                 job,
                 show=partial(show_stage, is_simulated=not is_real),
@@ -208,14 +200,14 @@ def explain_only(
 
 
 @contextmanager
-def resumable(folder: Path, place: str) -> Iterator[None]:
+def resumable(point: Point) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
-    again = f"the same command with {place}"
+    again = f"the same command with {point.again}"
     try:
         yield
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop or 'stopped'}. To go on: {again}") from None
     except BAD_INPUT:
-        if (folder / JOURNAL).exists():
+        if (point.folder / JOURNAL).exists():
             say(f"what has finished is kept: {again} goes on from there")
         raise

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,20 +37,13 @@ from mosaic.pipelines.prompts import check_texts
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
 
-class Mode(StrEnum):
-    """Where a response comes from."""
-
-    LIVE = "live"
-    """The model reads the real prompt and decides what to write."""
-    REPLAY = "replay"
-    """The model writes as many tokens as the simulated world says, and the world says what they mean."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSection:
     """Engines of vLLM."""
 
-    mode: Mode
+    mode: Literal["live", "replay"]
+    """Live: the model reads the real prompt and decides what to write. Replay: it writes as many tokens as the
+    simulated world says, and the world says what they mean."""
     device: Literal["auto", "gpu", "cpu"]
     checkpoints: Name
     confidence: bool
@@ -86,7 +78,7 @@ def vllm(config: Mapping[str, Any]) -> Backend:
 
 
 def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs) -> EngineSite:
-    is_live, cluster, ray = backend.mode is Mode.LIVE, inputs.machines.cluster, inputs.machines.ray
+    is_live, cluster, ray = backend.mode == "live", inputs.machines.cluster, inputs.machines.ray
     rule = "auto in live mode: random weights answer nothing"
     is_dummy = options.loading.dummy_weights
     require(not (is_live and is_dummy), "backend.engine.load_format", rule, options.loading.load_format)
@@ -148,7 +140,7 @@ def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> T
         If there is none, or nothing is written.
     """
     rule = "answers where nothing is written (backend.mode=replay)"
-    require(backend.mode is Mode.LIVE, "exit.similarity", rule, "embeddings")
+    require(backend.mode == "live", "exit.similarity", rule, "embeddings")
     found = find_checkpoint(expert.checkpoint, Path(backend.checkpoints), weights=True, tokenizer=True)
     return TokenEmbeddings(found, expert.context_tokens, options)
 

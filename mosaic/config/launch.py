@@ -50,6 +50,13 @@ class Point(NamedTuple):
     """Among the points of a sweep."""
     also_chosen: str = ""
     """Groups that were chosen by another group's file, and neither by the command line nor by default."""
+    sweep_dir: str | None = None
+    """The folder of its sweep, as it was named."""
+
+    @property
+    def again(self) -> str:
+        """The override that sends the same command to the same folder."""
+        return f"hydra.run.dir={self.folder}" if self.sweep_dir is None else f"hydra.sweep.dir={self.sweep_dir}"
 
 
 class Launch(NamedTuple):
@@ -136,7 +143,8 @@ def _sweep(composer: Composer, master: DictConfig) -> Launch:
         folder = Path(os.path.abspath(Path(whole, below)))
         if not folder.resolve().is_relative_to(Path(whole).resolve()):
             raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {below!r}")
-        point = Point(plain(config), folder, tuple(overrides), from_file_name(os.path.relpath(folder, whole)))
+        told = from_file_name(os.path.relpath(folder, whole))
+        point = Point(plain(config), folder, tuple(overrides), name=told, sweep_dir=whole)
         name = point.config["backend"]["name"]
         is_real = name in ("vllm", "endpoint")  # points on real engines would time each other
         require(not is_real or launcher == "basic", "hydra/launcher", f"basic with backend={name}", launcher)
