@@ -162,12 +162,9 @@ def finish(
     files |= replayed
     with timed(wall_s_by_step, "draw"):
         files["timeline.png"] = draw_timeline(
-            result.sessions,
-            num_workers=outcome.plans[0].num_workers,
+            result,
             experts=summary["experts"],
             predicted_makespan_s=summary["predicted_expert_makespan_s"],
-            resumptions=result.resumptions,
-            lost_workers=result.lost_workers,
             pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
     leave(folder, spec, stamped, summary, outcome.plans, outcome, wall_s_by_step=wall_s_by_step, files=files)

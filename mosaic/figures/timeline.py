@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mosaic.core.results import LostWorker, Resumption, SessionRecord
+from mosaic.core.results import RunResult, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.figures.style import (
     COLUMN_WIDTH_IN,
@@ -48,29 +48,23 @@ LOST_LOOK: Mapping[str, Any] = {
 
 @styled()
 def draw_timeline(
-    sessions: Sequence[SessionRecord],
-    *,
-    num_workers: int,
-    experts: Sequence[str],
-    predicted_makespan_s: float | None = None,
-    resumptions: Sequence[Resumption] = (),
-    lost_workers: Sequence[LostWorker] = (),
-    pilot_s: float = 0.0,
+    result: RunResult, *, experts: Sequence[str], predicted_makespan_s: float | None = None, pilot_s: float = 0.0
 ) -> bytes:
     """Draw a run as a PNG of one column's width.
 
     The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
     dashed mark where it is known. Makespans are counted from the end of a pilot, which is marked too.
     """
+    sessions, num_workers = result.sessions, result.num_workers
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
     predicted_ts = pilot_s + (predicted_makespan_s or 0.0)
-    limit_s = max(makespan_s, predicted_ts, *(loss.ts for loss in lost_workers)) * 1.015 or 1.0
+    limit_s = max(makespan_s, predicted_ts, *(loss.ts for loss in result.lost_workers)) * 1.015 or 1.0
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
     names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
     marks = _marks(sessions, makespan_s, predicted_makespan_s, pilot_s)
-    handles = _legend(sessions, names, colours, resumptions, lost_workers)
+    handles = _legend(result, names, colours)
     num_rows = -(-len(handles) // num_legend_columns(handles, COLUMN_WIDTH_IN))
     above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * num_rows
     height_in = above_in + num_workers * lane_in + below_in
@@ -82,9 +76,9 @@ def draw_timeline(
     draw_lanes(axes, sessions, colours, num_workers, limit_s)
     for session in sessions:
         _label(axes, session, names[session.session], colours[session.expert])
-    for resumption in resumptions:
+    for resumption in result.resumptions:
         axes.axvline(resumption.ts, **RESUMED_LOOK)
-    axes.plot([loss.ts for loss in lost_workers], [loss.worker for loss in lost_workers], **LOST_LOOK)
+    axes.plot([loss.ts for loss in result.lost_workers], [loss.worker for loss in result.lost_workers], **LOST_LOOK)
     step = max(1, round(0.12 / lane_in))
     axes.set_yticks(range(0, num_workers, step), [f"worker {worker}" for worker in range(0, num_workers, step)])
     axes.set_xlabel("time (s)")
@@ -94,17 +88,12 @@ def draw_timeline(
     return png_bytes(figure)
 
 
-def _legend(
-    sessions: Sequence[SessionRecord],
-    names: Mapping[int, str | None],
-    colours: Mapping[str, str],
-    resumptions: Sequence[Resumption],
-    lost_workers: Sequence[LostWorker],
-) -> "list[Artist]":
+def _legend(result: RunResult, names: Mapping[int, str | None], colours: Mapping[str, str]) -> "list[Artist]":
     """Make what the legend explains: experts without a name in a box, and what disturbed the run."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    sessions, resumptions = result.sessions, result.resumptions
     named = {session.expert for session in sessions if names[session.session]}
     present = {session.expert for session in sessions}
     handles: list[Artist] = [load_patch()]
@@ -114,7 +103,7 @@ def _legend(
     if resumptions:
         times = f" {len(resumptions)} times" if len(resumptions) > 1 else ""
         handles.append(Line2D([], [], **RESUMED_LOOK, label=f"resumed{times}"))
-    if lost_workers:
+    if result.lost_workers:
         handles.append(Line2D([], [], **LOST_LOOK, label="worker lost"))
     return handles
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from mosaic.core.results import LostWorker, Resumption
+from mosaic.core.results import LostWorker, Resumption, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.figures.style import COLUMN_WIDTH_IN, INK, PALETTE, expert_colours, text_colour
 from mosaic.figures.timeline import BAR, ROW_IN, apart, draw_timeline
@@ -23,8 +23,9 @@ def share_of(png: bytes, colour: str) -> float:
     return float(np.all(np.abs(pixels(png) - to_rgb(colour)) < 0.01, axis=2).mean())
 
 
-def draw(sessions, **changes) -> bytes:
-    return draw_timeline(sessions, **({"num_workers": 2, "experts": ("A", "B", "C")} | changes))
+def draw(sessions, *, experts=("A", "B", "C"), predicted_makespan_s=None, num_workers=2, **disturbed) -> bytes:
+    result = RunResult(calls=(), sessions=tuple(sessions), num_workers=num_workers, **disturbed)
+    return draw_timeline(result, experts=experts, predicted_makespan_s=predicted_makespan_s)
 
 
 def test_timeline_is_one_column_wide_and_equal_for_equal_runs():
