@@ -1,7 +1,7 @@
 """Pairs runs by world and seed, and sums up, policy by policy, times, ratios to the baseline, skips and accuracy."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -114,17 +114,22 @@ def _name(folder: str) -> str:
     return folder.rsplit("/", 1)[-1]
 
 
-def _partners(run: Row, others: Sequence[Row], on: Sequence[str], near: str) -> list[Row]:
-    """Find the runs that equal one in ``on``: itself, else those alike in ``near``, else any."""
-    equal = [other for other in others if all(other[name] == run[name] for name in on)]
-    alike = [other for other in equal if other[near] == run[near]]
-    return [other for other in equal if other is run] or alike or equal
+def _partners(
+    runs: Sequence[Row], others: Sequence[Row], on: Sequence[str], near: str
+) -> Iterator[tuple[Row, list[Row]]]:
+    """Find for each run those that equal it in ``on``: itself, else those alike in ``near``, else any."""
+    key, by_key = itemgetter(*on), defaultdict(list)
+    for other in others:
+        by_key[key(other)].append(other)
+    for run in runs:
+        equal = by_key[key(run)]
+        alike = [other for other in equal if other[near] == run[near]]
+        yield run, [other for other in equal if other is run] or alike or equal
 
 
 def _pair(runs: Sequence[Row], base: Sequence[Row], baseline: str) -> None:
     """Add the time of the baseline's run beside each, and the ratio where both served the same calls."""
-    for run in runs:
-        partners = _partners(run, base, ("case", "seed"), "beside_scheduler")
+    for run, partners in _partners(runs, base, ("case", "seed"), "beside_scheduler"):
         if len({other["time_s"] for other in partners}) > 1:
             raise ValueError(
                 f"--baseline {baseline!r} is ambiguous for {run['policy']} on {run['case']}, seed {run['seed']}: "
@@ -139,8 +144,8 @@ def _add_changes(runs: Sequence[Row]) -> None:
     """Add the change of accuracy against a run that never skips, where all such runs agree, and against itself."""
     never = [run for run in runs if run["gate"] == NEVER and run["accuracy_frac"] is not None]
     same = ("case", "seed", "scheduler", "problem_fingerprint")
-    for run in runs:
-        found = {other["accuracy_frac"] for other in _partners(run, never, same, "beside_gate")}
+    for run, partners in _partners(runs, never, same, "beside_gate"):
+        found = {other["accuracy_frac"] for other in partners}
         never_frac = found.pop() if len(found) == 1 else None
         for name, other in ((NEVER, never_frac), (ALWAYS, run["always_aggregate_accuracy_frac"])):
             is_known = None not in (run["accuracy_frac"], other)
