@@ -25,6 +25,7 @@ from mosaic.config.errors import (
     exit_with_message,
     explain_error,
     say,
+    stoppable,
 )
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import Point, launch_of
@@ -201,9 +202,8 @@ def resumable(point: Point) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
     again = f"the same command with {point.again}"
     try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{stop or 'stopped'}. To go on: {again}") from None
+        with stoppable(f"To go on: {again}"):
+            yield
     except BAD_INPUT:
         if (point.folder / JOURNAL).exists():
             say(f"what has finished is kept: {again} goes on from there")
