@@ -10,7 +10,7 @@ holds at whichever moment one stops, and the same command with another --until g
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_output import digest_of, read_lines
 from mosaic.report.display import show_stage
-from mosaic.report.run_folder import CONFIG, JOURNAL, differing_keys, read_config, read_summary
+from mosaic.report.run_folder import CONFIG, JOURNAL, differing_keys, read_config, read_summary, without_keys
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import RUN, read_journal
@@ -104,7 +104,7 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     """
     recorded = read_config(folder)
     check_received(recorded, overrides, folder / CONFIG)
-    config = _without_digests(recorded)
+    config = without_keys(recorded, lambda key: key.endswith("_sha256"))
     differing = differing_keys(recorded, as_recorded(config))
     if differing:
         raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
@@ -115,23 +115,11 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     return job, str(recorded["workload"].get("path_sha256", job.workload.name))
 
 
-def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_digests(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if not str(key).endswith("_sha256")
-    }
-
-
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
     """Read how the experts' calls ended last; one that finished once has finished."""
     first = set(job.graph.first_nodes)
     ended = [record for record in read_journal(journal / RUN).ended if record.key.node in first]
-    return {record.key: record for record in sorted(ended, key=_has_finished)}
-
-
-def _has_finished(record: CallRecord) -> bool:
-    return record.status is CallStatus.FINISHED
+    return {record.key: record for record in sorted(ended, key=lambda record: record.status is CallStatus.FINISHED)}
 
 
 def changed(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from mosaic.config.compose import FILE_KEYS
 from mosaic.core.checks import require, require_name
+from mosaic.report.run_folder import flatten
 
 _Made = TypeVar("_Made")
 
@@ -71,7 +72,8 @@ def once(config: Mapping[str, Any], label: str, build: Callable[[], _Made]) -> _
 
     Of a group that names a file it is built anew: the file may have changed.
     """
-    if _names_a_file(config):
+    leaves = flatten(config).items()
+    if any(key.rpartition(".")[2] in FILE_KEYS and isinstance(value, str) for key, value in leaves):
         return build()
     key = f"{label}: {config!r}"
     if key not in _kept:
@@ -92,10 +94,3 @@ def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
         if not found:
             raise
         raise TypeError(f"{label} {problem}") from error
-
-
-def _names_a_file(config: Mapping[str, Any]) -> bool:
-    return any(
-        _names_a_file(value) if isinstance(value, Mapping) else key in FILE_KEYS and isinstance(value, str)
-        for key, value in config.items()
-    )

@@ -10,6 +10,7 @@ from mosaic.config.batch import MODELS
 from mosaic.config.compose import CONF, parsed
 from mosaic.config.instantiation import TARGET
 from mosaic.core.checks import require
+from mosaic.report.run_folder import flatten
 
 _OWN = re.compile(rf"\b{TARGET}:\s*((?:mosaic|sim)\.[\w.]+)")
 _HARMLESS = (None, False, "auto")
@@ -56,10 +57,11 @@ def _asked_for(config: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     for key, name in _targets(config, ""):
         if not isinstance(name, str) or name not in own_targets():
             yield key, name, "code"
+    leaves = flatten(config)
     for key in _RUN_CODE:
-        if (value := _value_at(config, key)) not in _HARMLESS:
+        if (value := leaves.get(key)) not in _HARMLESS:
             yield key, value, "code"
-    servers = _value_at(config, "backend.endpoints")
+    servers = leaves.get("backend.endpoints")
     if isinstance(servers, list) and any(isinstance(each, Mapping) and each.get("api_key_env") for each in servers):
         yield "backend.endpoints", servers, "server that gets a key"
 
@@ -74,9 +76,3 @@ def _targets(value: object, key: str) -> Iterator[tuple[str, object]]:
     elif isinstance(value, list):
         for number, entry in enumerate(value):
             yield from _targets(entry, f"{key}[{number}]")
-
-
-def _value_at(config: object, key: str) -> object:
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, Mapping) else None
-    return config

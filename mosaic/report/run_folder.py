@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -166,7 +166,8 @@ def begin_run(folder: str | Path, config: Config, *, may_differ: Collection[str]
 
 def _check_same(folder: str | Path, config: Config, kind: str, may_differ: Collection[str] = ()) -> None:
     found = read_config(folder)
-    keys = differing_keys(_without_practical(found), _without_practical(_parsed(_yaml(config))))
+    deciding = (without_keys(each, PRACTICAL_KEYS.__contains__) for each in (found, _parsed(_yaml(config))))
+    keys = differing_keys(*deciding)
     differing = tuple(key for key in keys if key not in may_differ)
     if differing:
         raise RunFolderError(
@@ -223,11 +224,11 @@ def differing_keys(left: Config, right: Config) -> tuple[str, ...]:
     return tuple(sorted(key for key in a.keys() | b.keys() if repr(a.get(key, ...)) != repr(b.get(key, ...))))
 
 
-def _without_practical(value: Any) -> Any:
-    """Leave out of a configuration what decides no answer."""
+def without_keys(value: Any, is_left_out: Callable[[str], bool]) -> Any:
+    """Leave keys out of a configuration, wherever they stand."""
     if isinstance(value, Mapping):
-        return {key: _without_practical(item) for key, item in value.items() if key not in PRACTICAL_KEYS}
-    return [_without_practical(item) for item in value] if isinstance(value, list) else value
+        return {key: without_keys(item, is_left_out) for key, item in value.items() if not is_left_out(str(key))}
+    return [without_keys(item, is_left_out) for item in value] if isinstance(value, list) else value
 
 
 def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> str:
