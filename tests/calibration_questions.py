@@ -1,8 +1,12 @@
 """Calibration questions from strings of letters."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from mosaic.core.workload import AnswerKind, Question
 from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot
+from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
 
 SETTING = {"workload": "letters", "answers": "made up", "expert X": "none"}
 
@@ -47,3 +51,10 @@ def make_question(
     """Make a graded question with four options."""
     ballot = make_ballot_of(votes, name=name, gold=gold, experts=experts, skills=skills, comparable=comparable)
     return grade_ballot(ballot, aggregator, same)
+
+
+def save_answers(folder: Path, questions: Sequence[CalibrationQuestion], setting: CalibrationContext = SETTING) -> Path:
+    """Write calibration answers; gives the file."""
+    path = folder / "answers.parquet"
+    path.write_bytes(encode_calibration_answers(questions, setting))
+    return path

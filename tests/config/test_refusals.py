@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.config.errors import BAD_INPUT, explain_error
-from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
-from tests.calibration_questions import SETTING, make_question
+from tests.calibration_questions import make_question, save_answers
 from tests.commands.command_line import DEMO, QUICK, SMALL, prepare
 from tests.config.test_wiring import NODES
 
@@ -25,8 +24,6 @@ BUDGETS = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 BOTH = (*BUDGETS, "pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
 SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
 BY_DEGREE = "aggregator.scheduler_by_degree"
-MANY = 40
-"""Questions of the calibration file."""
 
 LINE = {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf"]}
 CONTENTS = {
@@ -53,8 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, lines in CONTENTS.items():
         texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
         (made / name).write_text("".join(f"{text}\n" for text in texts))
-    graded = [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(MANY)]
-    (made / "letters.parquet").write_bytes(encode_calibration_answers(graded, SETTING))
+    save_answers(made, [make_question("c")])
     return made
 
 
@@ -195,8 +191,8 @@ FILES = [
     ("plan.path=TMP/plan.json", "TMP/plan.json: not JSON (JSON is malformed"),
     ("gate=calibrated; gate.calibration=TMP/plan.json", "TMP/plan.json: must be a parquet table of calibration"),
     (
-        "gate=calibrated; gate.calibration=TMP/letters.parquet",
-        "must hold answers of what runs here, got TMP/letters.parquet ... is 'letters' there and 'mmlu_pro' here",
+        "gate=calibrated; gate.calibration=TMP/answers.parquet",
+        "must hold answers of what runs here, got TMP/answers.parquet ... is 'letters' there and 'mmlu_pro' here",
     ),
 ]
 """Files that are not there, or of another kind."""

@@ -20,7 +20,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.site import EngineSite
-from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
+from mosaic.pipelines.rules.calibration_file import CalibrationContext
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile
@@ -31,7 +31,7 @@ from mosaic.runtime.sweep import sweep_calls
 from sim.site import SimSite
 from sim.world.lengths import ClippedLognormal
 from sim.world.world import World
-from tests.calibration_questions import make_question
+from tests.calibration_questions import make_question, save_answers
 from tests.commands.command_line import prepare
 from tests.engines.executor_runs import FAKE_ENGINE
 
@@ -145,15 +145,13 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
         overrides.append(f"aggregator.expert={small}")
     if point.get("gate") in ("weighted", "calibrated"):
         setting = make(*overrides, "gate=never", journal=folder / "journal").setting
-        overrides.append(f"gate.calibration={write_calibration(folder / 'calibration.parquet', setting)}")
+        overrides.append(f"gate.calibration={write_calibration(folder, setting)}")
     return overrides
 
 
-def write_calibration(path: Path, setting: CalibrationContext) -> Path:
+def write_calibration(folder: Path, setting: CalibrationContext) -> Path:
     """Write answers to 40 questions, on half of which all experts agree."""
-    graded = [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)]
-    path.write_bytes(encode_calibration_answers(graded, setting))
-    return path
+    return save_answers(folder, [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)], setting)
 
 
 def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> RunSpec:
@@ -298,8 +296,7 @@ def test_a_degree_that_the_hardware_was_not_measured_at_is_left_out_beside_anoth
 
 
 def test_a_gate_is_not_calibrated_on_the_batch_itself(tmp_path: Path) -> None:
-    file = tmp_path / "c.parquet"
-    file.write_bytes(encode_calibration_answers([make_question("q3"), make_question("other")], small(tmp_path).setting))
+    file = save_answers(tmp_path, [make_question("q3"), make_question("other")], small(tmp_path).setting)
     with pytest.raises(ValueError, match="gate.calibration must hold other questions than the batch, got 1 of .*'q3'"):
         small(tmp_path, "gate=calibrated", f"gate.calibration={file}")
     assert small(tmp_path, "gate=weighted", f"gate.calibration={file}").job.graph.upper_nodes, "it promises nothing"
@@ -322,7 +319,7 @@ def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
     tmp_path: Path, overrides: list[str], differs: str
 ) -> None:
     setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
-    file = write_calibration(tmp_path / "c.parquet", setting)
+    file = write_calibration(tmp_path, setting)
     with pytest.raises(ValueError, match=f"must hold answers of what runs here, got {file}: {differs}"):
         make(*GPQA_FILE, f"gate.calibration={file}", *overrides)
 
@@ -332,12 +329,12 @@ def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
 )
 def test_a_gate_keeps_its_promise_wherever_the_same_experts_run(tmp_path: Path, overrides: list[str]) -> None:
     setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
-    file = write_calibration(tmp_path / "c.parquet", setting)
+    file = write_calibration(tmp_path, setting)
     assert make(*GPQA_FILE, f"gate.calibration={file}", *overrides).job.graph.rule.name == "calibrated"
 
 
 def test_weighted_votes_are_of_the_same_experts_only(tmp_path: Path) -> None:
-    file = write_calibration(tmp_path / "c.parquet", make("workload=gpqa", "gate=never").setting)
+    file = write_calibration(tmp_path, make("workload=gpqa", "gate=never").setting)
     weighted = ("gate=weighted", f"gate.calibration={file}")
     assert make("workload=medmcqa", *weighted).job.graph.rule.name == "weighted"
     with pytest.raises(ValueError, match="what runs here, got .*: expert Gemma is .*What was learned there"):

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -12,17 +11,11 @@ from hypothesis import strategies as st
 from mosaic.pipelines.rules.ballot import Ballot, Decision
 from mosaic.pipelines.rules.calibrated import Calibrated, plurality_thresholds
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
-from mosaic.pipelines.rules.calibration_file import encode_calibration_answers, load_calibration_answers
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
-from tests.calibration_questions import SETTING, make_ballot_of, make_question
+from tests.calibration_questions import make_ballot_of, make_question, save_answers
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def save(folder: Path, questions: Sequence[CalibrationQuestion], name: str = "answers") -> Path:
-    path = folder / f"{name}.parquet"
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
-    return path
 
 
 def draw(num: int, *, seed: int = 0, loss_at_2_1: float = 0.0) -> list[CalibrationQuestion]:
@@ -38,7 +31,7 @@ def draw(num: int, *, seed: int = 0, loss_at_2_1: float = 0.0) -> list[Calibrati
 
 
 def test_agreement_that_costs_nothing_is_skipped(tmp_path: Path) -> None:
-    gate = Calibrated(calibration=save(tmp_path, draw(1000)), accepted_loss_frac=0.01)
+    gate = Calibrated(calibration=save_answers(tmp_path, draw(1000)), accepted_loss_frac=0.01)
     # ABC never loses either, as the lowest slot is right.
     assert gate.chosen == pytest.approx(1 / 3)
     assert gate.num_fit + gate.num_certify == 1000
@@ -49,7 +42,7 @@ def test_agreement_that_costs_nothing_is_skipped(tmp_path: Path) -> None:
 
 
 def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
-    gate = Calibrated(calibration=save(tmp_path, draw(1000, loss_at_2_1=0.2)), accepted_loss_frac=0.02)
+    gate = Calibrated(calibration=save_answers(tmp_path, draw(1000, loss_at_2_1=0.2)), accepted_loss_frac=0.02)
     assert gate.chosen == 1
     assert [test.setting for test in gate.tests] == [1, 2 / 3]
     assert gate.decide(make_ballot_of("AAA")).skip
@@ -63,7 +56,7 @@ def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
 
 
 def test_too_few_questions_skip_nothing(tmp_path: Path) -> None:
-    gate = Calibrated(calibration=save(tmp_path, draw(350)), accepted_loss_frac=0.005)
+    gate = Calibrated(calibration=save_answers(tmp_path, draw(350)), accepted_loss_frac=0.005)
     assert gate.chosen is None
     assert gate.decide(make_ballot_of("AAA")) == Decision(False, "A", 1.0)
     (note,) = gate.notes()
@@ -80,7 +73,7 @@ def test_too_few_questions_skip_nothing(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_there_is_not_blamed_on_the_number_of_questions(tmp_path: Path) -> None:
     questions = [make_question(f"q{number}", "AAA", gold="B", aggregator="B") for number in range(400)]
-    gate = Calibrated(calibration=save(tmp_path, questions))
+    gate = Calibrated(calibration=save_answers(tmp_path, questions))
     assert gate.chosen is None
     assert "questions lose 100.0 pp, so they cannot promise a loss of at most 1 pp" in gate.notes()[0]
 
@@ -90,19 +83,19 @@ def test_what_made_profiles_certifies_nothing(tmp_path: Path, confidence: str) -
     questions = draw(600, loss_at_2_1=0.1)
     fit, certify = split_calibration(questions, 0.3)
     wrong = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in fit]
-    before = Calibrated(calibration=save(tmp_path, questions, "before"), accepted_loss_frac=0.03)
-    after = Calibrated(calibration=save(tmp_path, [*wrong, *certify], "after"), accepted_loss_frac=0.03)
+    before = Calibrated(calibration=save_answers(tmp_path, questions), accepted_loss_frac=0.03)
+    after = Calibrated(calibration=save_answers(tmp_path, [*wrong, *certify]), accepted_loss_frac=0.03)
     assert (before.chosen, before.tests) == (after.chosen, after.tests)
     assert before.chosen is not None
     spoilt = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in certify]
     other = Calibrated(
-        calibration=save(tmp_path, [*fit, *spoilt], "other"), accepted_loss_frac=0.03, confidence=confidence
+        calibration=save_answers(tmp_path, [*fit, *spoilt]), accepted_loss_frac=0.03, confidence=confidence
     )
     assert not any(other.decide(question.ballot).skip for question in spoilt)
 
 
 def test_reliabilities_come_from_the_other_part(tmp_path: Path) -> None:
-    path = save(tmp_path, draw(900, loss_at_2_1=0.3))
+    path = save_answers(tmp_path, draw(900, loss_at_2_1=0.3))
     gate = Calibrated(calibration=path, accepted_loss_frac=0.03, confidence="weighted")
     fit, certify = split_calibration(load_calibration_answers(path), 0.3)
     assert (gate.num_fit, gate.num_certify) == (len(fit), len(certify))
@@ -121,7 +114,7 @@ def test_weighted_losses_are_of_the_weighted_answer(tmp_path: Path) -> None:
     questions = [
         make_question(f"q{number}", f"A{letters[number % 3] * 2}", gold="A", aggregator="A") for number in range(900)
     ]
-    path = save(tmp_path, questions)
+    path = save_answers(tmp_path, questions)
     plurality = Calibrated(calibration=path, accepted_loss_frac=0.02)
     assert plurality.chosen is None or plurality.chosen > 2 / 3
     assert not plurality.decide(make_ballot_of("ABB")).skip
@@ -130,7 +123,7 @@ def test_weighted_losses_are_of_the_weighted_answer(tmp_path: Path) -> None:
 
 
 def test_the_report_is_json(tmp_path: Path) -> None:
-    gate = Calibrated(calibration=save(tmp_path, draw(300)), accepted_loss_frac=0.05)
+    gate = Calibrated(calibration=save_answers(tmp_path, draw(300)), accepted_loss_frac=0.05)
     report = json.loads(json.dumps(gate.report()))
     assert report["threshold"] == gate.chosen
     assert (report["num_certify"], report["num_fit"]) == (gate.num_certify, gate.num_fit)
@@ -161,7 +154,7 @@ def test_the_configured_gates_are_the_defaults(tmp_path: Path, name: str) -> Non
     from hydra.utils import instantiate
 
     config = yaml.safe_load((ROOT / "conf" / "gate" / f"{name}.yaml").read_text(encoding="utf-8"))
-    path = {"calibration": str(save(tmp_path, draw(20)))} if "calibration" in config else {}
+    path = {"calibration": str(save_answers(tmp_path, draw(20)))} if "calibration" in config else {}
     gate = instantiate({**config, **path}, _convert_="all")
     assert gate.name == name
     given = {"majority": {"tau": 0.6667}, "unanimous": {"tau": 1, "name": name}}.get(name, path)
@@ -188,13 +181,6 @@ def posterior_by_bayes(ballot: Ballot, rates: dict[str, float], num_options: int
     }
     total = sum(likelihood.values())
     return {truth: value / total for truth, value in likelihood.items()}
-
-
-def test_posterior_by_hand() -> None:
-    # Four options; X right in 0.7 of cases, Y in 0.4: for A 0.7 * 0.2, for B 0.1 * 0.4, for the others 0.1 * 0.2 each.
-    answer, probability = posterior(make_ballot_of("AB"), reliabilities(X=0.7, Y=0.4))
-    assert answer == "A"
-    assert probability == pytest.approx(0.14 / (0.14 + 0.04 + 2 * 0.02))
 
 
 @given(
@@ -269,9 +255,7 @@ def test_skill_decides_whose_vote_counts() -> None:
 
 
 def test_the_gate_skips_from_its_posterior_on(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    questions = [make_question(f"q{number}", "AAB") for number in range(20)]
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
+    path = save_answers(tmp_path, [make_question(f"q{number}", "AAB") for number in range(20)])
     gate = Weighted(calibration=path)
     ballot = make_ballot_of("ABC")
     answer, probability = posterior(ballot, gate.reliabilities)
@@ -286,10 +270,8 @@ def test_the_gate_skips_from_its_posterior_on(tmp_path: Path) -> None:
 
 
 def test_questions_that_certify_teach_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
     questions = [make_question(f"q{number}", "AAB" if number < 6 else "BBA") for number in range(20)]
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
-    gate = Weighted(calibration=path, min_posterior=0.7)
+    gate = Weighted(calibration=save_answers(tmp_path, questions), min_posterior=0.7)
     learned = gate.learned_without({f"q{number}" for number in range(6, 40)})
     assert learned.reliabilities == learn_reliabilities(questions[:6])
     assert (learned.num_questions, learned.threshold) == (6, 0.7)

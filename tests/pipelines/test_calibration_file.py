@@ -23,7 +23,7 @@ from mosaic.pipelines.rules.calibration_file import (
     load_context,
     name_differences,
 )
-from tests.calibration_questions import SETTING, make_question
+from tests.calibration_questions import SETTING, make_question, save_answers
 from tests.factories import make_call, make_expert
 
 QUESTIONS = st.lists(
@@ -58,8 +58,7 @@ def save(folder: Path, rows: list[dict[str, object]] | None = None, **changes: o
 def test_the_table_holds_all_that_gates_need(
     tmp_path_factory: pytest.TempPathFactory, questions: list[CalibrationQuestion]
 ) -> None:
-    path = tmp_path_factory.mktemp("table") / "answers.parquet"
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
+    path = save_answers(tmp_path_factory.mktemp("table"), questions)
     assert load_calibration_answers(path) == tuple(questions)
 
 
@@ -72,9 +71,7 @@ def test_mathematical_and_free_text_answers_survive(tmp_path: Path) -> None:
         ),
         grade_ballot(make_ballot(text, [Vote("X", "a cat"), Vote("Y", "a dog")], None), "a dog", str.__eq__),
     )
-    path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
-    loaded = load_calibration_answers(path)
+    loaded = load_calibration_answers(save_answers(tmp_path, questions))
     assert loaded == questions
     assert [question.ballot.comparable for question in loaded] == [True, False]
     assert loaded[0].ballot.votes == (Vote("X", "0.5"), Vote("X", "0.5"))
@@ -243,16 +240,14 @@ def test_a_setting_names_all_that_decides_answers() -> None:
 
 
 def test_a_file_keeps_its_setting(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers([make_question()], setting_of()))
+    path = save_answers(tmp_path, [make_question()], setting_of())
     assert load_context(path) == setting_of()
     pq.write_table(pq.read_table(path).slice(0, 2), path)
     assert load_context(path) == setting_of(), "a part of the table is of the same"
 
 
 def test_a_file_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers([make_question()], setting_of()))
+    path = save_answers(tmp_path, [make_question()], setting_of())
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     with pytest.raises(ValueError, match="gate.calibration must say what its answers are of .*Make it again, with"):
         load_context(path)

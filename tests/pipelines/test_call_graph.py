@@ -215,12 +215,6 @@ def test_a_gate_that_accepts_one_node_does_not_excuse_another_that_failed(is_fai
     assert final.source is (AnswerSource.NOT_AGGREGATED if is_failed else AnswerSource.AGGREGATOR)
 
 
-def test_without_an_aggregator_the_majority_answers() -> None:
-    alone = mixture_of_agents(None, rule=Never(), compare=comparisons())
-    final = final_of(answered(make_question("q", answer="B"), ["A", "B", "B"]), graph=alone)
-    assert (final.answer, final.source, final.correct) == ("B", AnswerSource.MAJORITY, True)
-
-
 @pytest.mark.parametrize(
     ("kind", "gold", "answer", "correct"),
     [

@@ -10,12 +10,11 @@ from mosaic.pipelines import Calibrated, FasterMoa, Majority, Never, Rule
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End, comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import Order, Scope
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import agreement, ended, make_question
-from tests.calibration_questions import SETTING
 from tests.calibration_questions import make_question as calibrated
+from tests.calibration_questions import save_answers
 from tests.factories import make_expert
 from tests.question_courses import Course, courses, run
 
@@ -165,10 +164,13 @@ def test_at_risk_the_whole_first_layer_decides() -> None:
 
 
 def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tmp_path) -> None:
-    path = tmp_path / "answers.parquet"
     said = [calibrated(f"c{i}", "AAB" if i % 2 else "AAA", gold="A") for i in range(600)]
-    path.write_bytes(encode_calibration_answers(said, SETTING))
-    values = {"calibration": path, "accepted_loss_frac": 0.05, "risk_frac": 0.05, "fit_frac": 0.3}
+    values = {
+        "calibration": save_answers(tmp_path, said),
+        "accepted_loss_frac": 0.05,
+        "risk_frac": 0.05,
+        "fit_frac": 0.3,
+    }
     made = Calibrated(**values, scope="question", order="slot")
     assert made.chosen is not None
     assert made.chosen <= 2 / 3

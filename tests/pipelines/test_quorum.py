@@ -14,12 +14,11 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.rules.calibrated import Calibrated
-from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority, Never, Rule, decided_by_plurality, decided_by_trying
 from mosaic.pipelines.rules.weighted import Weighted
 from mosaic.pipelines.walk import walk
 from tests.answered_questions import answered, make_moa, make_question, make_tree
-from tests.calibration_questions import SETTING, make_ballot_of
+from tests.calibration_questions import make_ballot_of, save_answers
 from tests.calibration_questions import make_question as calibrated
 from tests.factories import make_call, make_expert
 from tests.question_courses import courses, run
@@ -78,9 +77,8 @@ def test_what_cannot_be_compared_or_tried_is_never_settled() -> None:
 @pytest.fixture(scope="module")
 def gates(tmp_path_factory) -> list[Rule]:
     """Gates of every kind, some of them taught on questions that X and Y mostly get right."""
-    path = tmp_path_factory.mktemp("gates") / "calibration.parquet"
     said = [calibrated(f"c{i}", "AAB" if i % 4 else "BAA", gold="A" if i % 5 else "B") for i in range(400)]
-    path.write_bytes(encode_calibration_answers(said, SETTING))
+    path = save_answers(tmp_path_factory.mktemp("gates"), said)
     promise = {"calibration": path, "accepted_loss_frac": 0.3}
     return [
         Majority(),

@@ -88,27 +88,12 @@ def test_a_mean_loss_at_the_accepted_one_is_rejected_at_most_at_the_risk(accepte
     assert rejected > 0, "a test that never rejects would also pass"
 
 
-def test_more_questions_reject_more_often() -> None:
-    losses = draw(0.0, 0.015, (300, 4000), seed=3)
-    shares = [float((betting_p_values(losses[:, :num], 0.01) <= 0.05).mean()) for num in (250, 1000, 2000, 4000)]
-    assert shares == sorted(shares)
-    assert shares[0] < 0.2
-    assert shares[-1] > 0.9
-
-
 def test_enough_questions_tell_any_margin() -> None:
     """44 losses and 36 gains in 1,000: 0.8 pp, where 1 is accepted. Large stakes alone would never see it."""
     losses = np.random.default_rng(2).permutation(np.repeat([1, -1, 0], [44 * 400, 36 * 400, 920 * 400]))
     assert betting_p_values(losses, 0.01) < 0.05
     assert betting_p_values(losses[:20_000], 0.01) > 0.05
     assert betting_p_values(losses, 0.008) > 0.05
-
-
-def test_a_small_variance_needs_fewer_questions() -> None:
-    by_variance = [betting_p_values(draw(0.0, variance, (200, 1500), seed=3), 0.01) for variance in (0.005, 0.05)]
-    shares = [float((p_values <= 0.05).mean()) for p_values in by_variance]
-    assert shares[0] > 0.85
-    assert shares[1] < 0.3
 
 
 def skipping(scores: np.ndarray, losses: np.ndarray) -> Callable[[float], np.ndarray]:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from mosaic.core.workload import Question
 from mosaic.pipelines import Calibrated, FasterMoa, Weighted
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, plurality
-from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import TAU_TOLERANCE, Majority, Never, Rule
-from tests.calibration_questions import SETTING, make_question
+from tests.calibration_questions import make_question, save_answers
 
 ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=7)
 TAUS = st.floats(min_value=0.01, max_value=1.0)
@@ -77,15 +76,10 @@ def test_without_a_comparison_answers_stay_as_they_are() -> None:
     assert plurality(made) == (None, 0.0)
 
 
-CALIBRATED = [(f"c{number}", votes, "A") for number, votes in enumerate(("AAA", "BAA", "ABC", "AAB", "AAA"))]
-
-
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("limits") / "answers.parquet"
-    questions = [make_question(name, votes, gold=gold) for name, votes, gold in CALIBRATED]
-    path.write_bytes(encode_calibration_answers(questions, SETTING))
-    return path
+    votes = ("AAA", "BAA", "ABC", "AAB", "AAA")
+    return save_answers(tmp_path_factory.mktemp("limits"), [make_question(f"c{n}", of) for n, of in enumerate(votes)])
 
 
 @pytest.mark.parametrize(
