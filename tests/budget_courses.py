@@ -15,15 +15,9 @@ from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, Observed, grade_ballot
 from mosaic.pipelines.rules.rule import Majority, Never
-from mosaic.runtime.layers import Layers
-from mosaic.runtime.loop import drive
-from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.stopping import stopping_controllers
 from tests.answered_questions import make_moa, make_question
-from tests.factories import make_cluster
-from tests.runtime.planners import make_planner
-from tests.runtime.test_layers import batch_of
-from tests.sim.cluster_runs import make_backend
+from tests.runtime.planners import batch_of, run_layers
 
 SLOTS = range(3)
 GATES = {None: Never(), 1.0: Majority(tau=1), 2 / 3 - 1e-3: Majority()}
@@ -80,16 +74,11 @@ class Course(NamedTuple):
     def run(self) -> tuple[RunResult, Questions]:
         """Run it on the simulator."""
         graph, batch = self.graph, batch_of(self.num_questions, 3)
-        planner, questions = make_planner(graph, "ABC", num_workers=self.num_workers), Questions(batch, graph)
-        expected = graph.expected_calls(batch, {}, {AGGREGATE: 300})
-        layers = (
-            Layers(questions, planner)
-            if self.has_barrier
-            else PlannedAhead(questions=questions, planner=planner, expected=expected)
-        )
-        backend = make_backend(self.outcome, experts=planner.experts, cluster=make_cluster(self.num_workers))
-        controllers = [layers, *stopping_controllers(questions, is_cancelling=self.has_quorum)]
-        return drive(backend, controllers, num_workers=self.num_workers), questions
+        return run_layers(
+            graph, batch, self.outcome, recruited="ABC", num_workers=self.num_workers,
+            expected=None if self.has_barrier else graph.expected_calls(batch, {}, {AGGREGATE: 300}),
+            stops=lambda questions: stopping_controllers(questions, is_cancelling=self.has_quorum),
+        )  # fmt: skip
 
 
 @st.composite

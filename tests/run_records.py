@@ -1,6 +1,7 @@
 """Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from mosaic.core.plan import LengthPrediction, Plan, PredictedTimes, Session, SolveReport, SolveStatus
@@ -163,3 +164,10 @@ SMALL_ANSWERS = (
     FinalAnswer("q2", "B", AnswerSource.MAJORITY, 1.0, ("B", "B"), "A", False),
 )
 """Final answers to the three questions of the small run."""
+
+
+def assert_no_worker_overlaps(result: RunResult) -> None:
+    """Check that no worker loads or serves two sessions at once."""
+    for worker in range(result.num_workers):
+        mine = [session for session in result.sessions if worker in session.workers]
+        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(sorted(mine, key=lambda one: one.load_start_ts)))

@@ -12,6 +12,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE
 from mosaic.runtime.journal import FILE_NAME, EndedCall, Entry, frame, read_entries, read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
+from tests.run_tables import bodies_of
 
 NUM_QUESTIONS = 80
 
@@ -34,8 +35,7 @@ def unskipped(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def answers_of(path: Path) -> dict[str, dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
+    return {name: body["mosaic"] for name, body in bodies_of(path.with_name("questions.jsonl")).items()}
 
 
 def num_asked(out: Path) -> int:

@@ -17,14 +17,11 @@ from tests.commands.command_line import Outcome
 from tests.commands.tiny_batch import read_completions
 from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch
 from tests.engines.fake_run import run_fake
+from tests.run_tables import bodies_of, rows
 
 
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def body_of(line: dict) -> dict:
-    return line["response"]["body"]
 
 
 def test_every_question_has_a_line_in_the_order_of_the_input(done: Path) -> None:
@@ -36,35 +33,30 @@ def test_every_question_has_a_line_in_the_order_of_the_input(done: Path) -> None
 
 def test_openai_s_own_types_read_the_output(done: Path) -> None:
     out = done.parent / "questions.out.jsonl"
-    for line, read in zip(lines_of(out), read_completions(out).values(), strict=True):
-        assert read.choices[0].message.content == body_of(line)["choices"][0]["message"]["content"] != ""
+    for body, read in zip(bodies_of(done).values(), read_completions(out).values(), strict=True):
+        assert read.choices[0].message.content == body["choices"][0]["message"]["content"] != ""
         assert read.usage.total_tokens == read.usage.prompt_tokens + read.usage.completion_tokens
 
 
 def test_usage_is_that_of_all_calls_and_votes_are_the_experts(done: Path) -> None:
-    calls = pq.read_table(done.parent / "questions.mosaic" / "calls.parquet").to_pylist()
     written, asked = Counter(), Counter()
-    for call in calls:
+    for call in rows(done.with_suffix(".mosaic"), "calls"):
         written[call["question"]] += call["output_tokens"]
         asked[call["question"]] += 1
-    lines = lines_of(done.parent / "questions.out.jsonl")
-    for line in lines:
-        body = body_of(line)
-        assert body["usage"]["completion_tokens"] == written[line["custom_id"]]
-        assert body["mosaic"]["num_calls"] == asked[line["custom_id"]]
+    bodies = bodies_of(done)
+    for name, body in bodies.items():
+        assert body["usage"]["completion_tokens"] == written[name]
+        assert body["mosaic"]["num_calls"] == asked[name]
         assert [vote["expert"] for vote in body["mosaic"]["votes"]] == list(NAMES[:3])
-    sources = {(body_of(line)["mosaic"]["source"], body_of(line)["mosaic"]["num_calls"]) for line in lines}
+    sources = {(body["mosaic"]["source"], body["mosaic"]["num_calls"]) for body in bodies.values()}
     assert sources == {("majority", 3), ("aggregator", 4)}
 
 
 def test_the_text_says_the_final_answer(done: Path) -> None:
-    answers = {
-        row["question"]: row for row in pq.read_table(done.parent / "questions.mosaic" / "answers.parquet").to_pylist()
-    }
-    for line in lines_of(done.parent / "questions.out.jsonl"):
-        body, answer = body_of(line), answers[line["custom_id"]]
-        assert body["mosaic"]["answer"] == answer["answer"]
-        assert body["mosaic"]["source"] == answer["source"]
+    bodies = bodies_of(done)
+    for answer in rows(done.with_suffix(".mosaic"), "answers"):
+        body = bodies[answer["question"]]
+        assert (body["mosaic"]["answer"], body["mosaic"]["source"]) == (answer["answer"], answer["source"])
         assert body["choices"][0]["message"]["content"] == f"The answer is {answer['answer']}.", "without its thinking"
 
 
@@ -129,10 +121,8 @@ def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models:
 def test_request_parameters_reach_the_engine(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number, max_tokens=3) for number in range(6)])
     assert run_mosaic("batch", path, *models).status == 0
-    calls = pq.read_table(tmp_path / "questions.mosaic" / "calls.parquet").to_pylist()
-    assert max(call["output_tokens"] for call in calls) == 3
-    lines = lines_of(tmp_path / "questions.out.jsonl")
-    assert {body_of(line)["choices"][0]["finish_reason"] for line in lines} <= {"stop", "length"}
+    assert max(call["output_tokens"] for call in rows(path.with_suffix(".mosaic"), "calls")) == 3
+    assert {body["choices"][0]["finish_reason"] for body in bodies_of(path).values()} <= {"stop", "length"}
 
 
 def test_models_may_come_from_a_litellm_file(models: list[str], tmp_path: Path) -> None:
@@ -145,8 +135,7 @@ def test_models_may_come_from_a_litellm_file(models: list[str], tmp_path: Path) 
         "batch", path, "--models", models_file, "--aggregator", "none", "--checkpoints", checkpoints, *models[6:]
     )
     assert outcome.status == 0, outcome.err
-    votes = [body_of(line)["mosaic"]["votes"] for line in lines_of(tmp_path / "questions.out.jsonl")]
-    assert {vote["expert"] for vote in votes[0]} == {"ada", "bob", "cyd"}
+    assert {vote["expert"] for vote in bodies_of(path)["q0"]["mosaic"]["votes"]} == {"ada", "bob", "cyd"}
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ PATIENT = ("backend.engine.max_num_seqs=2", "backend.patience.max_retries=50", "
 """Two calls at a time, so that a batch is long enough to be killed often."""
 
 
-def start(*words: object) -> "subprocess.Popen[str]":
+def start(*words: object, command: str = "batch") -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.engines.fake_batch", "batch", *map(str, words)],
+        [sys.executable, "-m", "tests.engines.fake_batch", command, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "1"},
         stdout=subprocess.PIPE,

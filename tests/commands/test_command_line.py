@@ -24,6 +24,7 @@ from tests.commands.command_line import (
     run_process,
     start_process,
 )
+from tests.config.test_wiring import SCHEDULERS
 from tests.report.test_metrics import KEYS as SUMMARY_KEYS
 from tests.report.test_tables import ANSWER_COLUMNS, CALL_COLUMNS, SESSION_COLUMNS
 from tests.run_tables import rows, summary_of
@@ -34,10 +35,6 @@ FILES = {
 }  # fmt: skip
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
-
-SCHEDULERS = (
-    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust",
-)  # fmt: skip
 
 
 def read_calls(folder: Path, role: str = "propose") -> list[dict[str, Any]]:

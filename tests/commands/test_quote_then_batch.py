@@ -1,16 +1,12 @@
 """`mosaic quote FILE` and then `mosaic batch FILE`: each call of the batch is asked once."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands.command_line import ROOT
-from tests.engines.executor_runs import hear_ctrl_c
+from tests.commands.test_batch_kills import start
 from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch
 from tests.run_tables import bodies_of, times_finished
 
@@ -129,14 +125,10 @@ def test_a_quote_and_a_batch_that_are_killed_ask_each_call_once(models: list[str
 
 def kill_after(command: str, words: list[object], path: Path, num_calls: int) -> None:
     """Start a command, and kill its process when so many calls of the batch have ended."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.engines.fake_batch", command, *map(str, words)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=hear_ctrl_c,
-    )  # fmt: skip
+    process = start(*words, command=command)
     journal = path.with_suffix(".mosaic") / "journal"
     while not journal.exists() or times_finished(path).total() < num_calls:
-        assert process.poll() is None, process.stdout.read().decode()
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     process.kill()
     process.communicate()

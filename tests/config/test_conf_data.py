@@ -32,13 +32,8 @@ AGGREGATORS = {"mmlu_pro": "LlamaR1", "medmcqa": "Exaone", "gpqa": "QwenR1"}
 NO_ARGUMENTS = ("aggregator", "report")
 """Keys of a workload that make no questions."""
 KV_BYTES_PER_TOKEN = {
-    "LlamaR1": 131_072,
-    "QwenR1": 57_344,
-    "Gemma": 344_064,
-    "Exaone": 131_072,
-    "GLM": 40_960,
-    "Qwen": 57_344,
-}
+    "LlamaR1": 131_072, "QwenR1": 57_344, "Gemma": 344_064, "Exaone": 131_072, "GLM": 40_960, "Qwen": 57_344,
+}  # fmt: skip
 NUM_PARAMETERS = {"LlamaR1": 8.03e9, "QwenR1": 7.62e9, "Gemma": 9.24e9, "Exaone": 7.82e9, "GLM": 9.40e9, "Qwen": 7.62e9}
 
 

@@ -13,7 +13,7 @@ from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.job import build_job, simulated_job
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import PROPOSE
-from mosaic.planning.profiles import Profile
+from mosaic.planning.profiles import Profile, SweepPoint
 from mosaic.report.run_folder import write_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.run import measure
@@ -50,6 +50,17 @@ def write(
     return folder
 
 
+def profile_from(folder: Path) -> Profile:
+    """The profile that a job reads off a run's folder."""
+    profile = build_job(compose_config([*GPQA, f"profile.path={folder}"])).job.profile
+    assert profile is not None
+    return profile
+
+
+def points_of(profile: Profile, expert: str = "LlamaR1") -> tuple[SweepPoint, ...]:
+    return next(entry.points for entry in profile.entries if entry.expert == expert)
+
+
 def test_another_batch_is_planned_from_a_run_folder_and_takes_what_was_predicted(tmp_path, outcome) -> None:
     folder = write(tmp_path / "run", outcome)
     given = [f"profile.path={folder}", f"profile.aggregator_path={folder}"]
@@ -82,10 +93,7 @@ def test_a_session_in_which_the_run_had_stopped_prices_nothing(tmp_path, outcome
     sessions = [one for one in outcome.result.sessions if (one.expert, one.node) == ("LlamaR1", "propose")]
     session = max(sessions, key=lambda one: one.end_ts)
     stopped = write(tmp_path / "run", outcome, resumptions=[{"ts": session.end_ts - 0.001, "pause_s": 1.0}])
-    job = build_job(compose_config([*GPQA, f"profile.path={stopped}"])).job
-    assert job.profile is not None
-    entry = next(entry for entry in job.profile.entries if entry.expert == "LlamaR1")
-    took_s = [point.session_s for point in entry.points]
+    took_s = [point.session_s for point in points_of(profile_from(stopped))]
     assert session.end_ts - session.start_ts not in took_s
     assert all(one.end_ts - one.start_ts in took_s for one in sessions if one != session)
 
@@ -96,23 +104,16 @@ def test_a_session_prices_its_calls_and_not_how_long_it_stayed_open(tmp_path, ou
         replace(one, end_ts=one.end_ts + 1_000) if one.expert == "Gemma" else one for one in outcome.result.sessions
     ]
     open_longer = write(tmp_path / "longer", outcome, replace(outcome.result, sessions=tuple(open_for_longer)))
-    profiles = [
-        build_job(compose_config([*GPQA, f"profile.path={path}"])).job.profile for path in (folder, open_longer)
-    ]
-    assert profiles[0] is not None
-    assert profiles[1] is not None
-    assert profiles[0].entries == profiles[1].entries
+    assert profile_from(folder).entries == profile_from(open_longer).entries
 
 
 def test_a_session_with_a_call_that_was_tried_again_or_moved_prices_nothing(tmp_path, outcome) -> None:
     session = min((one for one in outcome.result.sessions if one.expert == "LlamaR1"), key=lambda one: one.end_ts)
     calls = [one._replace(attempt=int(one.session == session.session)) for one in outcome.result.calls]
     folder = write(tmp_path / "run", outcome, replace(outcome.result, calls=tuple(calls)))
-    job = build_job(compose_config([*GPQA, f"profile.path={folder}"])).job
-    assert job.profile is not None
-    points = {entry.expert: len(entry.points) for entry in job.profile.entries}
     num_sessions = sum((one.expert, one.node) == ("LlamaR1", "propose") for one in outcome.result.sessions)
-    assert points["LlamaR1"] in (num_sessions - 1, 2 * (num_sessions - 1)), "with halves, or without"
+    num_points = len(points_of(profile_from(folder)))
+    assert num_points in (num_sessions - 1, 2 * (num_sessions - 1)), "with halves, or without"
 
 
 def test_a_run_folder_that_is_made_anew_is_another_configuration(tmp_path, outcome) -> None:

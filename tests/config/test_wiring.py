@@ -24,7 +24,6 @@ from mosaic.pipelines.rules.calibration_file import CalibrationContext
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.run_lock import hold
 from mosaic.runtime.sweep import sweep_calls
@@ -47,9 +46,7 @@ FITTING = [
     ("request_log", "llama3_8b", "flexicache_h100"),
 ]
 """Workload, pool and hardware that go together."""
-SCHEDULERS = [
-    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust",
-]  # fmt: skip
+SCHEDULERS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust"]
 COSTS = ["paper", "affine", "piecewise"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
@@ -271,15 +268,6 @@ def test_overrides_reach_the_values() -> None:
     assert site.world.thinking == {"LlamaR1": 77, "QwenR1": 77}, "who thinks shows the end of the text only"
 
 
-@pytest.mark.parametrize(("workload", "expert"), [("mmlu_pro", "LlamaR1"), ("medmcqa", "Exaone"), ("gpqa", "QwenR1")])
-def test_the_aggregator_is_the_workloads(workload: str, expert: str) -> None:
-    config = compose_config([f"workload={workload}"])
-    spec = build_job(config)
-    assert aggregator_of(spec)[0].name == expert
-    lengths = site_of(spec).world.aggregator_lengths[expert]
-    assert lengths.mean == config["world"]["merged_tokens"][expert]["mean"]["value"]
-
-
 def test_a_workload_without_an_aggregator_takes_the_pools(tmp_path: Path) -> None:
     assert aggregator_of(make("workload=medmcqa", "workload.aggregator=null"))[0].name == "LlamaR1"
     own = small(tmp_path, "workload.aggregator=SmolLM2", "+world.merged_tokens.SmolLM2={sample: [9], source: measured}")
@@ -300,37 +288,6 @@ def test_a_gate_is_not_calibrated_on_the_batch_itself(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gate.calibration must hold other questions than the batch, got 1 of .*'q3'"):
         small(tmp_path, "gate=calibrated", f"gate.calibration={file}")
     assert small(tmp_path, "gate=weighted", f"gate.calibration={file}").job.graph.upper_nodes, "it promises nothing"
-
-
-GPQA_FILE = ("workload=gpqa", "gate=calibrated")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "differs"),
-    [
-        (["workload=medmcqa"], "workload is 'gpqa' there and 'medmcqa' here; node aggregate is 'QwenR1 after"),
-        (["aggregator.expert=Gemma"], "node aggregate is 'QwenR1 after propose, unsettled' there and 'Gemma after"),
-        (["pool.experts.QwenR1.checkpoint=other"], "expert QwenR1 is .* there and 'other, temperature"),
-        (["pool.experts.Gemma.temperature=0"], "expert Gemma is .* there and .*, temperature 0, "),
-        (["~pool.experts.Qwen"], "expert Qwen is .* there and 'absent' here"),
-    ],
-)
-def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
-    tmp_path: Path, overrides: list[str], differs: str
-) -> None:
-    setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
-    file = write_calibration(tmp_path, setting)
-    with pytest.raises(ValueError, match=f"must hold answers of what runs here, got {file}: {differs}"):
-        make(*GPQA_FILE, f"gate.calibration={file}", *overrides)
-
-
-@pytest.mark.parametrize(
-    "overrides", [["seed=3"], ["cluster.num_workers=2", "aggregator=dp"], ["scheduler=round_robin", "costs=affine"]]
-)
-def test_a_gate_keeps_its_promise_wherever_the_same_experts_run(tmp_path: Path, overrides: list[str]) -> None:
-    setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
-    file = write_calibration(tmp_path, setting)
-    assert make(*GPQA_FILE, f"gate.calibration={file}", *overrides).job.graph.rule.name == "calibrated"
 
 
 def test_weighted_votes_are_of_the_same_experts_only(tmp_path: Path) -> None:
@@ -377,11 +334,6 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
     assert [[node.name for node in layer] for layer in graph.layers] == [["propose"], ["merge"], ["final"]]
     assert [expert.name for expert in graph.nodes[1].experts] == ["SmolLM2", "QwenHalf"]
     assert graph.nodes[2].min_output_tokens == 40
-
-
-def test_an_early_quorum_is_one_key(tmp_path: Path) -> None:
-    for override in ("pipeline.quorum=true", "pipeline.reactions=[quorum]"):
-        assert small(tmp_path, override).job.reactions == {Reaction.QUORUM}
 
 
 def small(folder: Path, *overrides: str, store: Path | None = None) -> RunSpec:

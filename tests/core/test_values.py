@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.plan import prediction_from_sample
-from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Question, Workload
+from mosaic.core.workload import PROPOSE, CallKey, Question, Workload
 from mosaic.planning.baselines import RoundRobin
 from tests.factories import (
     make_call,
@@ -26,14 +26,6 @@ from tests.factories import (
 def test_the_engine_may_take_its_share_of_the_memory() -> None:
     assert make_gpu(memory_gib=80).usable_bytes == int(0.9 * 80 * 2**30)
     assert replace(make_gpu(memory_gib=1), memory_utilization_frac=1).usable_bytes == 2**30
-
-
-@given(st.integers(1, 16))
-def test_a_uniform_cluster_numbers_its_workers(num_workers: int) -> None:
-    cluster = make_cluster(num_workers)
-    assert cluster.num_workers == num_workers
-    assert [worker.id for worker in cluster.workers] == list(range(num_workers))
-    assert {worker.gpu for worker in cluster.workers} == {make_gpu()}
 
 
 def test_workers_are_selected_in_the_order_asked_for() -> None:
@@ -113,10 +105,6 @@ def test_all_workers_together_hold_every_kv_head_at_least_once(num_kv_heads: int
 def test_output_stops_at_its_maximum_or_at_the_end_of_the_context(prompt_tokens: int, limit: int) -> None:
     expert = make_expert(max_output_tokens=4096, context_tokens=9192)
     assert expert.output_limit(prompt_tokens) == limit
-
-
-def test_a_key_reads_as_question_role_and_slot() -> None:
-    assert str(CallKey("q7", AGGREGATE, 2)) == "q7/aggregate/2"
 
 
 def test_experts_come_in_the_order_in_which_calls_name_them() -> None:

@@ -6,7 +6,7 @@ import pytest
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.figures.replay import draw_replay, replay_errors, replay_metrics, replay_table, report_replay
 from mosaic.report.tables import calls_parquet
-from mosaic.workloads.request_log import load_request_log, measured_records
+from mosaic.workloads.request_log import measured_records
 from tests.run_records import make_failed, make_record
 from tests.workloads.test_request_log import make_line, write_log
 
@@ -88,13 +88,3 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     assert table.count("+0.0%") == 8
     assert json.loads(files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
     assert files["replay.png"].startswith(b"\x89PNG")
-
-
-def test_run_of_other_calls_is_refused(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    log = write_log(other, make_line("c"))
-    assert load_request_log(log, expert="A").num_calls_by_expert == {"A": 1}
-    with pytest.raises(ValueError, match="must be those of the log"):
-        replay_errors([], measured_records(log, expert="A"))

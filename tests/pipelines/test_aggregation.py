@@ -61,11 +61,6 @@ def scaffold_tokens(num_responses: int) -> int:
     return count_text_tokens(prompt) - 2 - num_responses
 
 
-def test_prompt_tokens_are_scaffold_twice_the_question_and_what_the_responses_show():
-    records = (make_record(0, visible_tokens=100), make_record(1, output_tokens=70), make_record(2, visible_tokens=5))
-    assert call_of(QUESTION, records).prompt_tokens == scaffold_tokens(3) + 2 * 10 + 100 + 70 + 5
-
-
 def test_call_comes_after_all_that_it_may_read_and_pays_for_what_finished():
     read = (make_record(0, visible_tokens=0), make_record(1, status=CallStatus.FAILED), make_record(2))
     call = call_of(QUESTION, read)

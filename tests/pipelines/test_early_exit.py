@@ -4,19 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.results import CallRecord
 from mosaic.core.workload import AnswerKind, Call, CallKey
 from mosaic.pipelines import Calibrated, FasterMoa, Majority, Never, Rule
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.final_answers import AnswerSource, End, comparisons
+from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.rule import Order, Scope
-from mosaic.pipelines.walk import walk
-from tests.answered_questions import agreement, ended, make_question
+from tests.answered_questions import agreement, make_question
 from tests.calibration_questions import make_question as calibrated
 from tests.calibration_questions import save_answers
 from tests.factories import make_expert
-from tests.question_courses import Course, courses, run
+from tests.question_courses import Came, Course, courses, run
 
 W, M = make_expert("W"), make_expert("M")
 
@@ -110,57 +108,50 @@ def test_nobody_asks_or_reads_more_than_where_everybody_answers(data, shape: str
     assert (came.end.answer.source is AnswerSource.MAJORITY) >= came.end.decision.skip
 
 
-def agreed(shape: str, says: dict[str, str], rule: Rule | None = None) -> tuple[End, set[str], int]:
-    """Let all agents of a node give an answer, by slot; the end, the nodes that were asked, and how many were cut."""
+def agreed(shape: str, says: dict[str, str], rule: Rule | None = None) -> Came:
+    """Let all agents of a node give an answer, by slot."""
     question = make_question("q", answer="A")
     first = first_of(shape)
     keys = [*(call.key for call in first), *upper_of(shape)]
     course = Course(question, first, {key: (says[key.node][key.slot], 0.9) for key in keys}, keys, set())
-    came = run(graph_of(shape, rule or agreement()), course, cancels=True)
-    return came.end, {key.node for key in came.calls}, came.num_cancelled
+    return run(graph_of(shape, rule or agreement()), course, cancels=True)
+
+
+def asked(came: Came) -> set[str]:
+    return {key.node for key in came.calls}
 
 
 def test_a_successor_whose_inputs_agree_is_left_out_and_so_is_all_above_it_where_that_settles_the_answer() -> None:
     says = {"leaf_0": "AAB", "leaf_1": "BAA", "leaf_2": "ABB", "mid_0": "B", "mid_1": "B", "mid_2": "B", "last": "B"}
-    end, asked, num_cancelled = agreed("tree", says)
-    assert (end.answer.answer, end.answer.source, end.decision.skip) == ("A", AnswerSource.MAJORITY, True)
-    assert asked == {"leaf_0", "leaf_1", "leaf_2"}
-    assert num_cancelled == 1 + 0 + 3, "the third of the first leaf, and the whole third leaf"
+    came = agreed("tree", says)
+    answer, decision = came.end.answer, came.end.decision
+    assert (answer.answer, answer.source, decision.skip) == ("A", AnswerSource.MAJORITY, True)
+    assert asked(came) == {"leaf_0", "leaf_1", "leaf_2"}
+    assert came.num_cancelled == 1 + 0 + 3, "the third of the first leaf, and the whole third leaf"
 
 
 def test_upper_layers_are_asked_where_the_successors_differ() -> None:
     says = {"leaf_0": "AAB", "leaf_1": "ABC", "leaf_2": "BBB", "mid_0": "D", "mid_1": "C", "mid_2": "D", "last": "C"}
-    end, asked, _ = agreed("tree", says)
-    assert (end.answer.answer, end.answer.source) == ("C", AnswerSource.AGGREGATOR)
-    assert asked == {"leaf_0", "leaf_1", "leaf_2", "mid_1", "last"}
-    assert [vote.answer for vote in end.ballot.votes] == ["A", "C", "B"]
+    came = agreed("tree", says)
+    assert (came.end.answer.answer, came.end.answer.source) == ("C", AnswerSource.AGGREGATOR)
+    assert asked(came) == {"leaf_0", "leaf_1", "leaf_2", "mid_1", "last"}
+    assert [vote.answer for vote in came.end.ballot.votes] == ["A", "C", "B"]
 
 
 def test_the_last_agent_reads_the_response_that_stands_for_a_successor_that_was_left_out() -> None:
-    graph = graph_of("tree", agreement())
-    question = make_question("q", answer="A")
-    says = {"leaf_0": "BAA", "leaf_1": "ABC", "leaf_2": "BBB", "mid_1": "C"}
-    keys = [CallKey("q", name, slot) for name, answers in says.items() for slot in range(len(answers))]
-    first = first_of("tree")
-    done: dict[CallKey, CallRecord] = {}
-    calls = {call.key: call for call in first}
-    for key in keys:
-        calls |= {call.key: call for call in walk(graph, question, first, done).submit}
-        if key in calls:
-            done[key] = ended(calls[key], says[key.node][key.slot])
-    (last,) = walk(graph, question, first, done).submit
+    says = {"leaf_0": "BAA", "leaf_1": "ABC", "leaf_2": "BBB", "mid_0": "D", "mid_1": "C", "mid_2": "D", "last": "C"}
+    last = agreed("tree", says).calls[CallKey("q", "last", 0)]
     assert last.after == (CallKey("q", "leaf_0", 1), CallKey("q", "mid_1", 0), CallKey("q", "leaf_2", 0))
 
 
 def test_at_risk_the_whole_first_layer_decides() -> None:
     says = {"leaf_0": "AAA", "leaf_1": "AAB", "leaf_2": "ABB", "mid_0": "B", "mid_1": "B", "mid_2": "B", "last": "B"}
-    end, asked, num_cancelled = agreed("tree", says, RULES["at risk"](Order.SLOT))
-    assert (end.answer.answer, end.decision.skip) == ("A", True)
-    assert num_cancelled == 4, "six of nine are settled with the seventh: two leaves, and two that read others"
-    assert asked <= {"leaf_0", "leaf_1", "leaf_2", "mid_0", "mid_1"}
-    no_vote = {**says, "leaf_2": "BBB"}
-    end, asked, num_cancelled = agreed("tree", no_vote, RULES["at risk"](Order.SLOT))
-    assert (end.answer.answer, end.answer.source, num_cancelled) == ("B", AnswerSource.AGGREGATOR, 0)
+    came = agreed("tree", says, RULES["at risk"](Order.SLOT))
+    assert (came.end.answer.answer, came.end.decision.skip) == ("A", True)
+    assert came.num_cancelled == 4, "six of nine are settled with the seventh: two leaves, and two that read others"
+    assert asked(came) <= {"leaf_0", "leaf_1", "leaf_2", "mid_0", "mid_1"}
+    came = agreed("tree", {**says, "leaf_2": "BBB"}, RULES["at risk"](Order.SLOT))
+    assert (came.end.answer.answer, came.end.answer.source, came.num_cancelled) == ("B", AnswerSource.AGGREGATOR, 0)
 
 
 def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tmp_path) -> None:

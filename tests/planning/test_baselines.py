@@ -4,7 +4,7 @@ import pytest
 
 from mosaic.core.plan import Plan
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin, windows
-from mosaic.planning.scheduler import predict_times, split_calls
+from mosaic.planning.scheduler import split_calls
 from tests.factories import (
     make_call,
     make_calls,
@@ -30,29 +30,53 @@ def test_round_robin_reproduces_the_papers_placement() -> None:
     ]
 
 
-def test_round_robin_deals_gangs_in_turn() -> None:
-    plan = RoundRobin().plan(make_problem({"A": 1, "B": 1, "C": 1}, num_workers=4, tp_degree={"A": 2, "B": 2, "C": 1}))
-    assert where(plan) == [("A", (0, 1), 1), ("B", (2, 3), 1), ("C", (2,), 1)]
+FOUR = {"A": 2, "B": 1, "C": 30, "D": 1}
+ONE_LARGE = make_mixed_cluster(make_gpu("small"), make_gpu("small"), make_gpu("large"))
 
 
-def test_round_robin_moves_on_to_the_next_worker_that_fits() -> None:
-    cluster = make_mixed_cluster(make_gpu("small"), make_gpu("small"), make_gpu("large"))
-    plan = RoundRobin().plan(make_problem({"A": 1, "B": 1}, cluster=cluster, misfits=[("A", "small")]))
-    assert where(plan) == [("A", (2,), 1), ("B", (1,), 1)]
-
-
-def test_least_loaded_places_in_first_seen_order() -> None:
-    # 10 s a load, 1 s a call: A on 0 until 12, B on 1 until 11, C on the less loaded 1, D on 0.
-    plan = LeastLoaded().plan(make_problem({"A": 2, "B": 1, "C": 30, "D": 1}))
-    assert where(plan) == [("A", (0,), 2), ("B", (1,), 1), ("C", (1,), 30), ("D", (0,), 1)]
-    assert plan.predicted_makespan_s == 51.0
-
-
-def test_least_loaded_longest_first_balances_better() -> None:
-    problem = make_problem({"A": 2, "B": 1, "C": 30, "D": 1})
-    plan = LeastLoaded(longest_first=True).plan(problem)
-    assert where(plan)[0] == ("C", (0,), 30)
-    assert plan.predicted_makespan_s == 40.0
+@pytest.mark.parametrize(
+    ("scheduler", "num_calls", "changes", "placed", "seconds"),
+    [
+        pytest.param(
+            RoundRobin(), {"A": 1, "B": 1, "C": 1}, {"num_workers": 4, "tp_degree": {"A": 2, "B": 2, "C": 1}},
+            [("A", (0, 1), 1), ("B", (2, 3), 1), ("C", (2,), 1)], 22.0, id="round robin deals gangs in turn",
+        ),
+        pytest.param(
+            RoundRobin(), {"A": 1, "B": 1}, {"cluster": ONE_LARGE, "misfits": [("A", "small")]},
+            [("A", (2,), 1), ("B", (1,), 1)], 11.0, id="round robin moves on to the next worker that fits",
+        ),
+        # 10 s a load, 1 s a call: A on 0 until 12, B on 1 until 11, C on the less loaded 1, D on 0.
+        pytest.param(
+            LeastLoaded(), FOUR, {}, [("A", (0,), 2), ("B", (1,), 1), ("C", (1,), 30), ("D", (0,), 1)], 51.0,
+            id="least loaded in first-seen order",
+        ),
+        pytest.param(
+            LeastLoaded(longest_first=True), FOUR, {},
+            [("C", (0,), 30), ("A", (1,), 2), ("B", (1,), 1), ("D", (1,), 1)], 40.0, id="the longest first",
+        ),
+        pytest.param(
+            DataParallel(), {"A": 2}, {"num_workers": 4}, [("A", (0,), 1), ("A", (1,), 1)], 11.0,
+            id="data parallel leaves workers out when calls are few",
+        ),
+        pytest.param(
+            Fifo(window_questions=2), {"A": 4}, {"num_workers": 1}, [("A", (0,), 2), ("A", (0,), 2)], 14.0,
+            id="fifo keeps an expert resident into the next window",
+        ),
+        # A: 0-13, B: 0-12, then A again goes to worker 1, where it must load again.
+        pytest.param(
+            Fifo(window_questions=5), {"A": 5, "B": 2}, {}, [("A", (0,), 3), ("B", (1,), 2), ("A", (1,), 2)], 24.0,
+            id="fifo sends a session to the worker free first",
+        ),
+        pytest.param(
+            RoundRobin(), {"A": 5, "B": 1}, {"tp_degree": {"A": 1, "B": 2}}, [("A", (0,), 5), ("B", (0, 1), 1)], 26.0,
+            id="a gang waits for its busiest worker",
+        ),
+    ],
+)  # fmt: skip
+def test_plans_by_hand(scheduler, num_calls, changes, placed, seconds) -> None:
+    plan = scheduler.plan(make_problem(num_calls, **changes))
+    assert where(plan) == placed
+    assert plan.predicted_makespan_s == seconds
 
 
 def test_data_parallel_waits_for_every_replica_of_the_expert_before() -> None:
@@ -60,12 +84,6 @@ def test_data_parallel_waits_for_every_replica_of_the_expert_before() -> None:
     assert where(plan) == [("A", (0,), 2), ("A", (1,), 1), ("B", (0,), 1), ("B", (1,), 1)]
     assert [session.after for session in plan.sessions] == [(), (), (0, 1), (0, 1)]
     assert [times.start_s for times in plan.predicted] == [0.0, 0.0, 12.0, 12.0]
-    assert plan.predicted_makespan_s == 23.0
-
-
-def test_data_parallel_leaves_workers_out_when_calls_are_few() -> None:
-    plan = DataParallel().plan(make_problem({"A": 2}, num_workers=4))
-    assert where(plan) == [("A", (0,), 1), ("A", (1,), 1)]
 
 
 def test_fifo_windows_group_by_question_not_by_call() -> None:
@@ -74,22 +92,6 @@ def test_fifo_windows_group_by_question_not_by_call() -> None:
         {"A": 2, "B": 2},
         {"A": 1, "B": 1},
     ]
-
-
-def test_fifo_keeps_an_expert_resident_into_the_next_window() -> None:
-    problem = make_problem({"A": 4}, num_workers=1)
-    plan = Fifo(window_questions=2).plan(problem)
-    assert where(plan) == [("A", (0,), 2), ("A", (0,), 2)]
-    assert [times.load_s for times in plan.predicted] == [10.0, 0.0]
-    assert plan.predicted_makespan_s == 14.0
-
-
-def test_fifo_sends_a_session_to_the_worker_free_first() -> None:
-    # A: 0-13, B: 0-12, then A again goes to worker 1, where it must load again.
-    problem = make_problem({"A": 5, "B": 2}, calls=make_calls({"A": 5, "B": 2}))
-    plan = Fifo(window_questions=5).plan(problem)
-    assert where(plan) == [("A", (0,), 3), ("B", (1,), 2), ("A", (1,), 2)]
-    assert plan.predicted_makespan_s == 24.0
 
 
 def test_shards_are_interleaved_so_that_they_are_alike() -> None:
@@ -102,9 +104,3 @@ def test_shards_are_interleaved_so_that_they_are_alike() -> None:
 def test_shard_sizes_must_add_up() -> None:
     with pytest.raises(ValueError, match=r"add up to 3 calls, got \[1, 1\]"):
         split_calls(make_calls({"A": 3}), (1, 1))
-
-
-def test_gang_waits_for_its_busiest_worker() -> None:
-    problem = make_problem({"A": 5, "B": 1}, num_workers=2, tp_degree={"A": 1, "B": 2})
-    plan = RoundRobin().plan(problem)
-    assert predict_times(problem, plan.sessions)[1].start_s == 15.0

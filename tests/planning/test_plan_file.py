@@ -75,17 +75,12 @@ def put(value: object, *path: str | int) -> Callable[[dict[str, Any]], None]:
     ("change", "message"),
     [
         (drop("sessions"), r"layers\[0\]: Object missing required field `sessions`"),
-        (drop("costs"), r"layers\[0\]: Object missing required field `costs`"),
         (put(None, "costs"), r"layers\[0\]\.costs: Expected `str`, got `null`"),
-        (drop("lower_bound_s"), r"layers\[0\]: Object missing required field `lower_bound_s`"),
         (put(-1, "lower_bound_s"), r"layers\[0\]: plan: lower_bound_s must be at least 0, got -1"),
         (put("4", "num_workers"), r"layers\[0\]\.num_workers: Expected `int`, got `str`"),
-        (put(True, "num_workers"), r"layers\[0\]\.num_workers: Expected `int`, got `bool`"),
         (put({}, "sessions"), r"layers\[0\]\.sessions: Expected `array`, got `object`"),
         (put(3, "sessions", 0), r"layers\[0\]\.sessions\[0\]: Expected `object`, got `int`"),
-        (put("x", "sessions", 0, "id"), r"layers\[0\]\.sessions\[0\]\.id: Expected `int`, got `str`"),
         (put(1, "sessions", 0, "id"), r"layers\[0\]: plan: session id must be unique, got 1 twice"),
-        (put(3, "sessions", 0, "node"), r"layers\[0\]\.sessions\[0\]\.node: Expected `str`, got `int`"),
         (
             put("propose", "sessions", 0, "role"),
             r"layers\[0\]\.sessions\[0\]: unknown key 'role', known are \['after', ",
@@ -100,7 +95,6 @@ def put(value: object, *path: str | int) -> Callable[[dict[str, Any]], None]:
             put([["q0", "propose"]], "sessions", 0, "shard"),
             r"\.shard\[0\]: Expected `array` of length 3, got 2",
         ),
-        (put([["q0", 1, 0]], "sessions", 0, "shard"), r"sessions\[0\]\.shard\[0\]\[1\]: Expected `str`, got `int`"),
         (put(-1.0, "predicted", 0, "end_s"), r"predicted\[0\]: predicted times: end_s must be at least 0, got -1\.0"),
         (put(float("nan"), "predicted", 0, "end_s"), r"not JSON \(JSON is malformed: invalid character"),
         (put("soon", "predicted", 0, "load_s"), r"layers\[0\]\.predicted\[0\]\.load_s: Expected `float`, got `str`"),
@@ -108,7 +102,6 @@ def put(value: object, *path: str | int) -> Callable[[dict[str, Any]], None]:
         (put(0, "lengths", "A", "mean"), r"layers\[0\]\.lengths\[\.\.\.\]: length prediction: mean must be above 0"),
         (put("lucky", "solve", "status"), r"layers\[0\]\.solve\.status: Invalid enum value 'lucky'"),
         (put("x", "solve", "gap_frac"), r"layers\[0\]\.solve\.gap_frac: Expected `float \| null`, got `str`"),
-        (put([1], "notes"), r"layers\[0\]\.notes\[0\]: Expected `str`, got `int`"),
     ],
 )
 def test_broken_plan_names_the_key(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:

@@ -26,7 +26,6 @@ from mosaic.planning.program.solve import risk_s, solve_instance
 from tests.factories import (
     SlottedSessions,
     assert_plan_valid,
-    make_cluster,
     make_expert,
     make_gpu,
     make_mixed_cluster,
@@ -265,11 +264,6 @@ def test_a_tail_is_spread_over_more_workers() -> None:
         check_plan(plan, narrow)
 
 
-def test_work_that_splits_well_stays_on_single_workers() -> None:
-    problem = bent_problem({"A": 20}, {"A": (LinearTerms(0.0, 1.0),)}, degrees={"A": (2,)})
-    assert sorted(session.workers for session in EXACT.plan(problem).sessions) == [(0,), (1,)]
-
-
 def test_limits_that_are_given_hold() -> None:
     problem = make_problem({"A": 40, "B": 40, "C": 40}, num_workers=3, load_s=0.0)
     free = EXACT.plan(problem)
@@ -459,10 +453,3 @@ def test_symmetry_moves_narrow_gangs_with_the_wide_block() -> None:
     symmetry = find_symmetry(instance)
     assert symmetry is not None
     assert order_blocks(((1, 1, 2, 0), (1, 3)), symmetry) == ((2, 0, 1, 1), (3, 1))
-
-
-def test_unlike_workers_have_no_symmetry() -> None:
-    cluster = make_mixed_cluster(make_gpu("fast"), make_gpu("slow"))
-    problem = make_problem({"A": 4}, cluster=cluster, slowdown_by_gpu={"slow": 2.0})
-    assert find_symmetry(make_instance(problem)) is None
-    assert find_symmetry(make_instance(make_problem({"A": 0}, cluster=make_cluster(2)))) is None

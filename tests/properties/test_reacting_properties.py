@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Watcher
 from tests.factories import make_call
+from tests.run_records import assert_no_worker_overlaps
 from tests.runtime.replay import Replay
 from tests.sim.random_runs import runs
 
@@ -86,9 +87,7 @@ def assert_whole(result) -> None:
         assert (record.first_token_ts is None) == (record.output_tokens == 0)
         assert record.finished_ts >= submits[record.key].ts
         assert record.status is not CallStatus.FAILED
-    for worker in range(result.num_workers):
-        mine = [session for session in result.sessions if worker in session.workers]
-        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(mine))
+    assert_no_worker_overlaps(result)
     times = [action.ts for action in result.actions]
     assert times == sorted(times)
     opened: set[int] = set()

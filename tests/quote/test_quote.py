@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mosaic
 from experiments.studies.quotes import calibrate_without, conformal_quantile
-from mosaic.commands.quote import parse_sizes, quote_batch
+from mosaic.commands.quote import parse_sizes, quote_batch, simulator_on
 from mosaic.config.errors import NOT_REACHED_STATUS
 from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.problem import Request
 from mosaic.quote import run_quote_pilot
-from mosaic.quote.forecast import Simulator, spread_of
+from mosaic.quote.forecast import spread_of
 from mosaic.quote.lengths import Lengths, fit_lengths
 from mosaic.quote.pilot import merging_waves, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
@@ -34,7 +35,6 @@ from mosaic.quote.quotation import (
 )
 from mosaic.quote.worlds import Batch, PilotQuestion, draw_world, draw_worlds
 from mosaic.runtime.static_plan import execute
-from sim.cluster.session_times import SimulatedSessions
 from tests.commands.command_line import mosaic_status
 from tests.factories import make_expert
 
@@ -67,19 +67,10 @@ def make_quotation(*offers: Offer, **changes) -> Quotation:
 @pytest.mark.parametrize("scheduler", ["ilp", "data_parallel"])
 def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
     job, site = simulated_job([*SMALL, f"scheduler={scheduler}"])
-    import mosaic
-
     planned = mosaic.plan(job)
     result = execute(planned.plan, job.workload.calls, site.backend_in(site.world))
     requests = {r.key: Request(r.prompt_tokens, r.output_tokens) for r in result.calls}
-    sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, job.cluster, site.settings)
-    simulator = Simulator(
-        experts={e.name: e for e in job.experts},
-        sessions=sessions,
-        workers=job.cluster.workers,
-        loads=sessions.load_s,
-        unloads=sessions.unload_s,
-    )
+    simulator = simulator_on(job, site.hardware, job.cluster, site.settings)
     end_s = max(session.end_ts for session in result.sessions)
     assert simulator.plan_s(planned.plan, requests) == pytest.approx(end_s)
     slower = replace(simulator, load_factor=2.0, serve_factor=2.0)
@@ -320,10 +311,8 @@ def test_the_command_quotes_as_text_and_as_json(capsys) -> None:
 
 
 def test_the_same_pilot_gives_the_same_quote() -> None:
-    planned_at_once = [
-        *SMALL,
-        "scheduler=round_robin",
-    ]  # the program's time is limited, so a busy machine plans otherwise
+    # The program's time is limited, so a busy machine plans otherwise.
+    planned_at_once = [*SMALL, "scheduler=round_robin"]
     made = [quote_batch(planned_at_once, sizes=(2,), per_expert=20).to_json() for _ in range(2)]
     assert made[0] == made[1]
 

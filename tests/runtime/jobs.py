@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
-from mosaic.core.workload import AGGREGATE, Call, Expert, Question, Workload
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
@@ -116,6 +116,13 @@ def make_job(graph: CallGraph | None = None, *, questions=(), world: Any = None,
         **changes,
     }  # fmt: skip
     return Job(**arguments)
+
+
+def merge_calls(number: int) -> tuple[Call, ...]:
+    """Calls of the aggregator W, each behind a call of an expert."""
+    return tuple(
+        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),)) for i in range(number)
+    )
 
 
 def measuring_job(site: MeasuringSite, num_calls: Mapping[str, int], **changes: Any) -> Job:

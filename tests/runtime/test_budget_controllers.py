@@ -22,7 +22,7 @@ from tests.answered_questions import make_moa
 from tests.budget_courses import SLOTS, Course, courses
 from tests.run_records import make_record
 from tests.runtime.jobs import make_job
-from tests.runtime.test_layers import batch_of
+from tests.runtime.planners import batch_of
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -20,14 +20,11 @@ from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.layers import Layers
-from mosaic.runtime.loop import drive
-from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.planner import Planned
-from tests.answered_questions import make_batch, make_moa, make_question, make_tree
-from tests.factories import assert_plan_valid, make_call, make_cluster
-from tests.runtime.planners import make_planner
-from tests.sim.cluster_runs import make_backend
+from tests.answered_questions import make_moa, make_question, make_tree
+from tests.factories import assert_plan_valid
+from tests.run_records import assert_no_worker_overlaps
+from tests.runtime.planners import batch_of, run_layers
 
 
 class Run(NamedTuple):
@@ -44,42 +41,15 @@ def submits(run: Run) -> list[tuple[float, Submit]]:
     return [(action.ts, action.command) for action in run.result.actions if isinstance(action.command, Submit)]
 
 
-def batch_of(num_questions: int, num_calls: int = 4) -> Workload:
-    workload = make_batch(*((make_question(f"q{i}", answer="A"), num_calls) for i in range(num_questions)))
-    experts = "ABCD"
-    calls = tuple(
-        make_call(call.key.question, expert=experts[call.key.slot], slot=call.key.slot) for call in workload.calls
-    )
-    return Workload(name="test", questions=workload.questions, calls=calls)
-
-
-def run_graph(
-    graph: CallGraph,
-    batch: Workload,
-    says: Mapping[CallKey, str],
-    *,
-    num_workers: int = 2,
-    expected: tuple[tuple[Call, ...], ...] | None = None,
-    plans=(),
-    stays: bool = False,
-) -> Run:
-    """Run a pipeline whose calls say what a table has: without a barrier where expected calls are given."""
-    planner = make_planner(graph, num_workers=num_workers)
+def run_graph(graph: CallGraph, batch: Workload, says: Mapping[CallKey, str], **options: Any) -> Run:
+    """Run a pipeline whose calls say what a table has."""
+    planned: list[tuple[Planned, int]] = []
 
     def outcome(call: Call, inputs) -> Outcome:
         assert set(inputs) == set(call.after)
         return Outcome(5 + 37 * (call.prompt_tokens + call.key.slot) % 90, says[call.key])
 
-    backend = make_backend(outcome, experts=planner.experts, cluster=make_cluster(num_workers))
-    questions, planned = Questions(batch, graph), []
-
-    def told(made: Planned, first_session: int) -> None:
-        planned.append((made, first_session))
-
-    has_barrier = expected is None
-    free = PlannedAhead(questions=questions, planner=planner, expected=expected or (), on_plan=told, stays=stays)
-    pipeline = Layers(questions, planner, plans, told) if has_barrier else free
-    return Run(drive(backend, [pipeline], num_workers=num_workers), questions, planned)
+    return Run(*run_layers(graph, batch, outcome, on_plan=lambda *made: planned.append(made), **options), planned)
 
 
 class Case(NamedTuple):
@@ -120,9 +90,7 @@ def assert_just_what_is_needed(run: Run, case: Case) -> None:
         assert final is not None
         last = CallKey(name, "final" if name in case.split else "merge", 0)
         assert (final.answer, final.source) == (case.says[last], AnswerSource.AGGREGATOR)
-    for worker in range(run.result.num_workers):
-        mine = [session for session in run.result.sessions if worker in session.workers]
-        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(mine))
+    assert_no_worker_overlaps(run.result)
     records = {record.key: record for record in run.result.calls}
     for _, command in submits(run):
         assert all(ends[key] <= records[command.call.key].queued_ts for key in command.call.after)

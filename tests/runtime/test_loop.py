@@ -1,9 +1,13 @@
 """The one loop: who hears what, what is done about it, and how an interrupted run goes on."""
 
+import time
+
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus, LostWorker, Resumption
+from mosaic.core.view import View
+from mosaic.runtime.controller import Timed
 from mosaic.runtime.loop import QUOTE, drive
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
@@ -87,6 +91,27 @@ def test_ticks_come_where_somebody_wants_them() -> None:
         watcher = Watcher()
         run(Answers({"started": [OPEN[0], Submit(A0, 0)]}), watcher, tick_s=tick_s)
         assert any(isinstance(event, Tick) for event in watcher.events) == is_told
+
+
+class Slow:
+    reacts = True
+
+    def on(self, event, view):
+        time.sleep(0.02)
+        yield Close(1)  # a generator: its seconds are those in which it is gone through
+        time.sleep(0.02)
+        yield Close(2)
+
+
+def test_the_seconds_of_a_controller_are_counted():
+    timed = Timed(Slow())
+    assert timed.reacts
+    assert timed.total_s == 0
+    assert timed.on(Started(0.0), View(1)) == [Close(1), Close(2)]
+    once_s = timed.total_s
+    assert once_s >= 0.04
+    timed.on(Started(0.0), View(1))
+    assert timed.total_s >= once_s + 0.04
 
 
 # A run that was interrupted goes on

@@ -27,9 +27,8 @@ from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_plan, make_profile, make_session
 from tests.runtime.jobs import Told, make_job
-from tests.runtime.planners import make_planner
+from tests.runtime.planners import batch_of, make_planner
 from tests.runtime.replay import Replay
-from tests.runtime.test_layers import batch_of
 from tests.runtime.test_quorum_controller import Course, assert_same, backend_of, courses, run
 from tests.sim.cluster_runs import make_backend
 

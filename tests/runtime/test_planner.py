@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
-from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
+from mosaic.core.errors import InfeasibleError, ProfileError
+from mosaic.core.workload import AGGREGATE, PROPOSE
+from mosaic.planning.baselines import DataParallel, RoundRobin
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.planner import NodePlacements, Placement, Planner, placed
@@ -24,16 +24,11 @@ from tests.factories import (
     make_gpu,
     make_profile,
 )
+from tests.runtime.jobs import merge_calls
 
 GANG = make_entry("W", tp_degree=4, load_s=20.0, fixed_s=0.0, per_call_s=1.0)
 ALONE = make_entry("W", tp_degree=1, load_s=40.0, fixed_s=50.0, per_call_s=2.0)
 POOL = (make_expert("A"), make_expert("W", max_replicas=2), make_expert("B"))
-
-
-def merge_calls(number: int) -> tuple[Call, ...]:
-    return tuple(
-        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),)) for i in range(number)
-    )
 
 
 def make_planner(*tp_degrees: int, entries=(GANG, ALONE), **changes: Any) -> Planner:
@@ -95,28 +90,6 @@ def test_no_degree_is_cheaper_than_the_one_that_is_kept(prices, number: int, deg
     assert sorted(served) == sorted(call.key for call in merge_calls(number))
 
 
-@pytest.mark.parametrize(
-    "scheduler", [Ilp(), RoundRobin(), Fifo(), LeastLoaded(), DataParallel()], ids=lambda scheduler: scheduler.name
-)
-@pytest.mark.parametrize("number", [1, 3, 30])
-def test_over_four_gpus_it_is_one_session_of_the_runs_scheduler(scheduler, number: int) -> None:
-    planned = plan_merging(number, 4, scheduler=scheduler)
-    (session,) = planned.plan.sessions
-    assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
-    assert session.shard == tuple(call.key for call in merge_calls(number))
-    assert planned.plan.scheduler == scheduler.name
-    assert_plan_valid(planned.plan, planned.problem)
-
-
-@pytest.mark.parametrize(("number", "sizes"), [(1, [1]), (3, [1, 1, 1]), (30, [8, 8, 7, 7])])
-def test_alone_it_is_a_replica_on_every_gpu_whatever_the_scheduler_and_its_cap(number: int, sizes: list[int]) -> None:
-    planned = plan_merging(number, 1, scheduler=RoundRobin())
-    assert [len(session.shard) for session in planned.plan.sessions] == sizes
-    assert [session.workers for session in planned.plan.sessions] == [(worker,) for worker in range(len(sizes))]
-    assert planned.plan.scheduler == "data_parallel"
-    assert_plan_valid(planned.plan, planned.problem)
-
-
 def test_a_choice_is_priced_by_its_own_model_and_a_single_degree_as_the_run_is() -> None:
     assert plan_merging(8, 4, costs=PaperCosts).plan.costs == "paper"
     assert plan_merging(8, 1, costs=PaperCosts).plan.costs == "paper"
@@ -159,14 +132,6 @@ def test_nodes_of_a_layer_are_priced_by_the_profiles_of_both() -> None:
 def test_lost_workers_get_nothing() -> None:
     planned = make_planner(1, scheduler=RoundRobin()).plan(merge_calls(9), lost={0: "unplugged", 2: "on fire"})
     assert {session.workers for session in planned.plan.sessions} == {(1,), (3,)}
-
-
-def test_a_saved_plan_is_taken_if_it_is_of_these_calls() -> None:
-    planner = make_planner(4)
-    saved = planner.plan(merge_calls(8)).plan
-    assert planner.plan(merge_calls(8), saved=saved).plan is saved
-    with pytest.raises(PlanError):
-        planner.plan(merge_calls(9), saved=saved)
 
 
 def test_what_cannot_be_priced_or_placed_is_refused() -> None:

@@ -9,7 +9,7 @@ import mosaic
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.vote_patterns import EARLY
 from mosaic.runtime.promise import batch_patterns, calibration_patterns, promise_of
-from tests.commands.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_into
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 TAUGHT = ("gate=never", "pipeline.leave_one_out=true")
@@ -18,9 +18,7 @@ BUDGETS = ("pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
 
 
 def answers_of(folder: Path, *overrides: str) -> Path:
-    outcome = run_point(*FEW, *TAUGHT, *overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    return folder / "calibration_answers.parquet"
+    return run_into(folder, *FEW, *TAUGHT, *overrides) / "calibration_answers.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +59,10 @@ def test_what_is_compared_does_not_depend_on_what_was_cancelled_or_cut(
 def test_an_exit_is_compared_by_its_first_layer(tmp_path: Path) -> None:
     tree = (*SMALL, *QUICK, "topology=tree")
     asked = {"taught": ("workload.part=calibration", "workload.num_calibration_questions=120"), "own": ()}
-    for name, part in asked.items():
-        outcome = run_point(*tree, *part, "exit=never", f"hydra.run.dir={tmp_path / name}")
-        assert outcome.status == 0, outcome.err
-    files = {name: tmp_path / name / "calibration_answers.parquet" for name in asked}
+    files = {
+        name: run_into(tmp_path / name, *tree, *part, "exit=never") / "calibration_answers.parquet"
+        for name, part in asked.items()
+    }
     prepared = prepare(*tree, "exit=calibrated", f"exit.calibration={files['taught']}", "exit.accepted_loss_frac=0.3")
     graph = prepared.job.graph
     known = calibration_patterns(load_calibration_answers(files["own"]), graph.rule, graph.budgets, is_early=True)

@@ -1,6 +1,5 @@
 """Early quorum on the simulator: what is cancelled, what that costs, and that the answers are the same."""
 
-from itertools import pairwise
 from typing import NamedTuple
 
 from hypothesis import given, settings
@@ -9,23 +8,20 @@ from hypothesis import strategies as st
 from mosaic.core.commands import Cancel
 from mosaic.core.events import Finished, Lost
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.results import CallStatus, Inputs, RunResult
 from mosaic.core.view import View
-from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
-from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_cluster
-from tests.run_records import make_record
-from tests.runtime.planners import make_planner
+from tests.run_records import assert_no_worker_overlaps, make_record
+from tests.runtime.planners import batch_of, make_planner, run_layers
 from tests.runtime.replay import Replay
-from tests.runtime.test_layers import batch_of
 from tests.sim.cluster_runs import make_backend
 
 
@@ -36,6 +32,9 @@ class Course(NamedTuple):
     lengths: dict[CallKey, int]
     num_workers: int
     has_barrier: bool
+
+    def outcome(self, call: Call, inputs: Inputs) -> Outcome:
+        return Outcome(self.lengths[call.key], self.says[call.key])
 
 
 @st.composite
@@ -60,24 +59,17 @@ def courses(draw) -> Course:
 
 def run(course: Course, *, has_quorum: bool) -> tuple[RunResult, Questions]:
     batch, graph = batch_of(course.num_questions), course.graph
-    planner, questions = make_planner(graph, num_workers=course.num_workers), Questions(batch, graph)
     expected = graph.expected_calls(batch, {}, dict.fromkeys(("merge", "final", AGGREGATE), 300))
-    layers = (
-        Layers(questions, planner)
-        if course.has_barrier
-        else PlannedAhead(questions=questions, planner=planner, expected=expected)
-    )
-    controllers = [layers, Quorum(questions)] if has_quorum else [layers]
-    return drive(backend_of(course, planner), controllers, num_workers=course.num_workers), questions
+    return run_layers(
+        graph, batch, course.outcome, num_workers=course.num_workers,
+        expected=None if course.has_barrier else expected,
+        stops=lambda questions: [Quorum(questions)] if has_quorum else [],
+    )  # fmt: skip
 
 
 def backend_of(course: Course, planner=None):
     planner = planner or make_planner(course.graph, num_workers=course.num_workers)
-    return make_backend(
-        lambda call, inputs: Outcome(course.lengths[call.key], course.says[call.key]),
-        experts=planner.experts,
-        cluster=make_cluster(course.num_workers),
-    )
+    return make_backend(course.outcome, experts=planner.experts, cluster=make_cluster(course.num_workers))
 
 
 def assert_same(alone: RunResult, other: RunResult) -> None:
@@ -90,9 +82,7 @@ def assert_same(alone: RunResult, other: RunResult) -> None:
         assert record.status in (CallStatus.FINISHED, CallStatus.CANCELLED)
         if record.status is CallStatus.FINISHED:
             assert (record.answer, record.prompt_tokens, record.output_tokens) == said[record.key]
-    for worker in range(other.num_workers):
-        mine = [session for session in other.sessions if worker in session.workers]
-        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(sorted(mine, key=lambda s: s.load_start_ts)))
+    assert_no_worker_overlaps(other)
 
 
 @settings(max_examples=75, deadline=None)

@@ -13,7 +13,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
-from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert
+from mosaic.core.workload import AGGREGATE, Call, Expert
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
@@ -25,18 +25,12 @@ from mosaic.runtime.rehearsal import Rehearsal, price_by_rehearsal
 from mosaic.runtime.sweep import MAX_REPEATS, NUM_SWEPT_CALLS
 from mosaic.runtime.unpriced import gangs_of
 from mosaic.runtime.unpriced import waves_of as make_waves
-from tests.factories import make_call, make_cluster, make_expert
+from tests.factories import make_cluster, make_expert
 from tests.run_records import make_record, make_result, make_session
-from tests.runtime.jobs import MeasuringSite, make_job, measured_on
+from tests.runtime.jobs import MeasuringSite, make_job, measured_on, merge_calls
 from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
 from tests.sim.oracle import LinearTime
-
-
-def merge_calls(number: int) -> tuple[Call, ...]:
-    return tuple(
-        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),)) for i in range(number)
-    )
 
 
 def stopwatch(seconds: Callable[[int, int], float] = lambda worker, num_calls: 1.0 + num_calls, **changes) -> Scripted:
@@ -200,7 +194,7 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
 
 
 def test_waves_that_were_interrupted_are_left_out() -> None:
-    expert, calls = make_expert("W"), tuple(make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40))
+    expert, calls = make_expert("W"), merge_calls(40)
     whole, partly = (run_waves(expert, calls, 2, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0}))
     assert len(partly.points) == len(whole.points) - 1
     assert partly.output_tokens == whole.output_tokens, "lengths are what they are"

@@ -13,7 +13,7 @@ from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
-from mosaic.workloads.loaders import count_text_tokens, draw_experts, file_workload
+from mosaic.workloads.loaders import draw_experts, file_workload
 
 
 def write(folder: Path, name: str, *lines: object) -> Path:
@@ -105,29 +105,7 @@ def test_questions_that_name_their_experts_keep_them_beside_routed_ones(tmp_path
     assert file_workload(path=path, profiles=profiles, seed=4) == file_workload(path=path, profiles=profiles, seed=4)
 
 
-def test_tokens_are_a_quarter_of_the_characters_rounded_up() -> None:
-    assert [count_text_tokens(text) for text in ("a", "abcd", "abcde")] == [1, 1, 2]
-
-
 COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
-
-
-@pytest.mark.parametrize(
-    ("line", "kind", "num_options", "answer"),
-    [
-        ({"question": COLOURS, "answer": "(c)"}, AnswerKind.CHOICE, 3, "C"),
-        ({"prompt_tokens": 40, "answer": "H"}, AnswerKind.CHOICE, 8, "H"),
-        ({"question": "Find x.", "answer": r"\frac{3}{4}"}, AnswerKind.MATH, None, r"\frac{3}{4}"),
-        ({"question": "Who wrote Emma?", "answer": "Jane Austen"}, AnswerKind.TEXT, None, "Jane Austen"),
-        ({"prompt_tokens": 40}, AnswerKind.TEXT, None, None),
-    ],
-)
-def test_a_file_says_by_text_and_gold_how_answers_compare(
-    tmp_path: Path, line: dict[str, object], kind: AnswerKind, num_options: int | None, answer: str | None
-) -> None:
-    path = write(tmp_path, "q.jsonl", {"id": "a", "experts": ["A"], **line})
-    (question,) = file_workload(path=path).questions
-    assert (question.answer_kind, question.num_options, question.answer) == (kind, num_options, answer)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ COLOURS = "Which colour? The options are: (A) red (B) green (C) blue"
 
 
 @pytest.mark.parametrize(
-    "gold, letter", [("C", "C"), ("(C)", "C"), ("C.", "C"), ("c", "C"), (" (b) ", "B"), (None, None)]
-)
-def test_listed_options_make_a_choice(gold: str | None, letter: str | None) -> None:
+    ("gold", "letter"),
+    [
+        ("C", "C"), ("(C)", "C"), ("C.", "C"), ("c", "C"), (" (b) ", "B"), ("(b)", "B"), ("**B**", "B"),
+        ("Option B", "B"), ("option b", "B"), ("Green", "B"), (None, None),
+    ],
+)  # fmt: skip
+def test_listed_options_make_a_choice_by_letter_or_text(gold: str | None, letter: str | None) -> None:
     assert question_kind(COLOURS, gold) == (CHOICE, 3, letter)
-
-
-def test_gold_may_be_the_text_of_an_option() -> None:
-    assert question_kind(COLOURS, "Green") == (CHOICE, 3, "B")
 
 
 @pytest.mark.parametrize(
@@ -46,34 +46,13 @@ def test_a_gold_letter_without_options_makes_a_choice(gold: str, num_options: in
     assert question_kind("Let f(A) be the area (A) of it.", gold) == (CHOICE, num_options, gold.strip("()."))
 
 
-def test_a_gold_letter_beyond_the_listed_options_is_refused() -> None:
-    with pytest.raises(ValueError, match="answer must be one of the listed options ABC, got 'E'"):
-        question_kind(COLOURS, "E")
-
-
-@pytest.mark.parametrize("gold", ["Option B", "option b", "**B**", "(b)"])
-def test_a_gold_letter_may_be_dressed(gold: str) -> None:
-    assert question_kind(COLOURS, gold) == (CHOICE, 3, "B")
-
-
 @pytest.mark.parametrize(
     "gold",
     [
-        "73",
-        "033",
-        "-1.5",
-        "1,234",
-        "3/4",
-        "75%",
-        r"\frac{3}{4}",
-        r"$\sqrt{2}$",
-        "x^2 + 1",
-        "2pi",
-        "42 cm",
-        "(1, 2]",
+        "73", "033", "-1.5", "1,234", "3/4", "75%", r"\frac{3}{4}", r"$\sqrt{2}$", "x^2 + 1", "2pi", "42 cm", "(1, 2]",
         "n(n+1)/2",
     ],
-)
+)  # fmt: skip
 def test_numbers_and_formulas_are_mathematics(gold: str) -> None:
     assert question_kind("Find it.", gold) == (MATH, None, gold)
     assert question_kind("In triangle (A) the sides (A) and (B) meet. Find it.", gold) == (MATH, None, gold)

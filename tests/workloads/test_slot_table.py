@@ -124,12 +124,6 @@ def test_calibration_questions_are_others_of_the_same_kind() -> None:
     assert sorted(question.prompt_tokens for question in calibration.questions) == [12, 16, 20, 48, 76]
 
 
-def test_calibration_slots_are_in_proportion() -> None:
-    # 15 slots for 5 : 3 : 1 : 0, that is 8.33, 5 and 1.67.
-    calibration = make_table(part="calibration", num_calibration_questions=5)
-    assert calibration.num_calls_by_expert == {"A": 8, "B": 5, "C": 2}
-
-
 def test_the_first_seen_order_passes_over_experts_without_calibration_slots() -> None:
     order = ["C", "B", "A"]
     assert [call.expert for call in make_table(first_seen=order).calls][:3] == order
