@@ -12,7 +12,7 @@ import pytest
 
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import without_effect
-from mosaic.config.job import RunSpec, build_job
+from mosaic.config.job import build_job
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.report.run_folder import flatten
 from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_into, run_point
@@ -211,10 +211,6 @@ def told(value: object) -> str:
     return repr(getattr(value, "__dict__", None) or value)
 
 
-def content(spec: RunSpec) -> str:
-    return told(spec)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [(*FEW, "aggregator=auto"), (*FEW, "aggregator=none", "backend=none"), (*FEW, "topology=tree")]
@@ -222,11 +218,11 @@ def content(spec: RunSpec) -> str:
 def test_every_leaf_changes_the_run_is_refused_or_is_listed(overrides: tuple[str, ...]) -> None:
     config = compose_config(list(overrides))
     spec = build_job(config)
-    as_it_is, inert = content(spec), without_effect(config, spec.job)
+    as_it_is, inert = told(spec), without_effect(config, spec.job)
     silent = []
     for key in leaves_of(config):
         try:
-            other = content(build_job(with_change(config, key)))
+            other = told(build_job(with_change(config, key)))
         except Exception:  # a bad value is refused
             continue
         if other == as_it_is and not any(key == name or key.startswith(f"{name}.") for name in inert):

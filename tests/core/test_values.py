@@ -75,10 +75,6 @@ def test_an_empty_sample_predicts_nothing() -> None:
 KEY = CallKey("q0", PROPOSE, 0)
 
 
-def make_question(**changes: object) -> Question:
-    return Question(**{"id": "q0", "prompt_tokens": 100, **changes})  # type: ignore[arg-type]
-
-
 def test_a_llama_8b_has_the_published_sizes() -> None:
     shape = make_shape()
     assert shape.weight_bytes == 16_060_000_000
@@ -109,7 +105,7 @@ def test_output_stops_at_its_maximum_or_at_the_end_of_the_context(prompt_tokens:
 
 def test_experts_come_in_the_order_in_which_calls_name_them() -> None:
     calls = [make_call(f"q{i}", expert=name) for i, name in enumerate("BABCB")]
-    questions = [make_question(id=f"q{i}") for i in range(5)]
+    questions = [Question(id=f"q{i}", prompt_tokens=100) for i in range(5)]
     workload = Workload(name="w", questions=questions, calls=calls)  # type: ignore[arg-type]
     assert list(workload.num_calls_by_expert.items()) == [("B", 3), ("A", 1), ("C", 1)]
     assert isinstance(workload.calls, tuple)
@@ -118,7 +114,12 @@ def test_experts_come_in_the_order_in_which_calls_name_them() -> None:
 
 @pytest.mark.parametrize(
     ("value", "field"),
-    [(make_shape(), "num_layers"), (make_expert(), "name"), (make_question(), "id"), (make_call(), "expert")],
+    [
+        (make_shape(), "num_layers"),
+        (make_expert(), "name"),
+        (Question(id="q0", prompt_tokens=100), "id"),
+        (make_call(), "expert"),
+    ],
 )
 def test_values_cannot_be_changed(value: object, field: str) -> None:
     with pytest.raises(FrozenInstanceError):

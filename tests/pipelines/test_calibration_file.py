@@ -46,11 +46,21 @@ def rows_of_one() -> list[dict[str, object]]:
     return list(table.to_pylist())
 
 
-def save(folder: Path, rows: list[dict[str, object]] | None = None, **changes: object) -> Path:
-    """Write rows, or the rows of one question with some columns changed in all of them."""
+def save(folder: Path, rows: list[dict[str, object]]) -> Path:
     path = folder / "answers.parquet"
-    pq.write_table(pa.Table.from_pylist(rows or [{**row, **changes} for row in rows_of_one()]), path)
+    pq.write_table(pa.Table.from_pylist(rows), path)
     return path
+
+
+def every(**changes: object) -> list[dict[str, object]]:
+    """The rows of one question, with some columns changed in all of them."""
+    return [{**row, **changes} for row in rows_of_one()]
+
+
+def change_row(number: int, **changes: object) -> list[dict[str, object]]:
+    rows = rows_of_one()
+    rows[number] |= changes
+    return rows
 
 
 @settings(max_examples=40)
@@ -83,7 +93,7 @@ def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
 
 
 def test_other_columns_are_ignored(tmp_path: Path) -> None:
-    assert load_calibration_answers(save(tmp_path, remark="kept by somebody")) == (make_question(),)
+    assert load_calibration_answers(save(tmp_path, every(remark="kept by somebody"))) == (make_question(),)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +116,6 @@ def test_the_loss_is_the_aggregators_correctness_minus_the_gates(
     assert question.loss_if_skipped("A" if majority_correct else "B") == loss
 
 
-def change_row(number: int, **changes: object) -> list[dict[str, object]]:
-    rows = rows_of_one()
-    rows[number] |= changes
-    return rows
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -122,11 +126,21 @@ def change_row(number: int, **changes: object) -> list[dict[str, object]]:
             [{name: row[name] for name in row if name not in ("gold", "correct")} for row in rows_of_one()],
             r"columns must be a superset of .*\['gold', 'correct'\] are missing",
         ),
+        (every(aggregator_correct=None), r"question q: aggregator_correct must be given \(.*gate=never\)"),
+        (every(correct=None), "question q: correct must be given"),
+        (every(prompt_tokens=0), "question q: prompt_tokens must be at least 1"),
+        (every(answer_kind="riddle"), "question q: answer_kind must be one of"),
+        (every(slot=0), "question q: slots must be 0, 1, 2 and so on, each once"),
+        (every(slot="first"), "must be a parquet table of calibration answers"),
+        (every(answer=None, correct=True), "question q: correct must be false for an unparsable answer"),
+        (every(aggregator_answer=None), "question q: aggregator_correct must be false for an unparsable answer"),
     ],
 )
-def test_rows_that_do_not_go_together_are_named(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_calibration_answers(save(tmp_path, rows))
+def test_bad_tables_are_named(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
+    path = save(tmp_path, rows)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_calibration_answers(path)
+    assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -144,33 +158,13 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes | None,
         load_calibration_answers(tmp_path / "answers.file")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"aggregator_correct": None}, r"question q: aggregator_correct must be given \(.*gate=never\)"),
-        ({"correct": None}, "question q: correct must be given"),
-        ({"prompt_tokens": 0}, "question q: prompt_tokens must be at least 1"),
-        ({"answer_kind": "riddle"}, "question q: answer_kind must be one of"),
-        ({"slot": 0}, "question q: slots must be 0, 1, 2 and so on, each once"),
-        ({"slot": "first"}, "must be a parquet table of calibration answers"),
-        ({"answer": None, "correct": True}, "question q: correct must be false for an unparsable answer"),
-        ({"aggregator_answer": None}, "question q: aggregator_correct must be false for an unparsable answer"),
-    ],
-)
-def test_bad_tables_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    path = save(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message) as raised:
-        load_calibration_answers(path)
-    assert str(path) in str(raised.value)
-
-
 def test_wrong_types_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: object) -> list[dict[str, object]]:
         raise TypeError("question q: skills must be a list")
 
     monkeypatch.setattr("mosaic.pipelines.rules.calibration_file._read_rows", refuse)
     with pytest.raises(TypeError, match=r"answers\.parquet: question q: skills must be a list"):
-        load_calibration_answers(save(tmp_path))
+        load_calibration_answers(save(tmp_path, rows_of_one()))
 
 
 def test_every_vote_needs_a_grade() -> None:

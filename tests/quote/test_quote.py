@@ -46,6 +46,11 @@ def lengths_of(sample: Sequence[int], limit: int) -> Lengths:
     return fit_lengths({"": (sample, limit)}, {"": ""})[""]
 
 
+def lognormal(num: int, location: float, scale: float, seed: int) -> list[int]:
+    draw = Random(seed)
+    return [round(draw.lognormvariate(location, scale)) for _ in range(num)]
+
+
 def make_batch(questions: Sequence[PilotQuestion], calls: Sequence[Call]) -> Batch:
     return Batch(questions=tuple(questions), calls=tuple(calls), num_open_questions=len(calls))
 
@@ -119,9 +124,7 @@ def test_lengths_are_quantiles_within_the_limit(values: list[int], low: float, h
 
 
 def test_the_tail_of_a_lognormal_is_found_beyond_its_sample() -> None:
-    draw = Random(3)
-    sample = [round(draw.lognormvariate(6, 0.8)) for _ in range(200)]
-    lengths = lengths_of(sample, 100_000)
+    lengths = lengths_of(lognormal(200, 6, 0.8, 3), 100_000)
     true = 403.4 * 2.718281828 ** (0.8 * 2.878)  # the quantile 0.998
     assert lengths.at(0.998) == pytest.approx(true, rel=0.25)
 
@@ -129,11 +132,6 @@ def test_the_tail_of_a_lognormal_is_found_beyond_its_sample() -> None:
 def test_what_was_cut_off_keeps_its_share() -> None:
     lengths = lengths_of([100] * 90 + [1000] * 10, 1000)
     assert [lengths.at((i + 0.5) / 100) for i in (0, 89, 90, 99)] == [100, 100, 1000, 1000]
-
-
-def lognormal(num: int, location: float, scale: float, seed: int) -> list[int]:
-    draw = Random(seed)
-    return [round(draw.lognormvariate(location, scale)) for _ in range(num)]
 
 
 def test_a_small_sample_has_the_tail_of_its_kin() -> None:

@@ -29,7 +29,7 @@ from tests.factories import make_call, make_cluster, make_entry, make_expert, ma
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.planners import batch_of, make_planner
 from tests.runtime.replay import Replay
-from tests.runtime.test_quorum_controller import Course, assert_same, backend_of, courses, run
+from tests.runtime.test_stopping import Course, assert_same, backend_of, courses, run
 from tests.sim.cluster_runs import make_backend
 
 

@@ -32,8 +32,11 @@ WORLD = Told(
 
 
 def make_batch(**changes) -> Job:
-    given = {"max_batch_frac": 0.25, "profile_source": ProfileSource.BATCH, "sweep": Sweep(shard_sizes=(20, 60))}
-    return make_job(questions=QUESTIONS, world=WORLD, **(given | changes))
+    given = {
+        "questions": QUESTIONS, "world": WORLD, "max_batch_frac": 0.25, "profile_source": ProfileSource.BATCH,
+        "sweep": Sweep(shard_sizes=(20, 60)),
+    }  # fmt: skip
+    return make_job(**(given | changes))
 
 
 def first_calls(job: Job):
@@ -87,10 +90,7 @@ def test_upper_nodes_are_priced_by_calls_that_the_pilots_questions_need() -> Non
 def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_told() -> None:
     told: list[str] = []
     agreed = Told(votes=dict.fromkeys(WORLD.votes, "AAA") | {"q1": "ABC"}, said=WORLD.said)
-    job = make_job(
-        questions=QUESTIONS, world=agreed, max_batch_frac=0.25, profile_source=ProfileSource.BATCH,
-        sweep=Sweep(shard_sizes=(20, 60)),
-    )  # fmt: skip
+    job = make_batch(world=agreed)
     outcome = mosaic.run(job, tell=told.append)
     assert told[1].startswith("aggregate is not priced by the batch's own calls: of the pilot's questions ")
     assert told[1].endswith("need W, and its price takes 7")
