@@ -84,16 +84,6 @@ def test_answers_and_summary_tell_the_same(gated: Mapping[str, Path]) -> None:
         assert (summary["skip_frac_source"], summary["num_too_long"], summary["num_failed_calls"]) == ("fitted", 0, 0)
 
 
-def test_votes_are_the_experts_answers_by_slot(gated: Mapping[str, Path]) -> None:
-    cast: dict[str, dict[int, str]] = {}
-    for row in read_calls(gated["majority"]):
-        cast.setdefault(row["question"], {})[row["slot"]] = row["answer"]
-    assert cast == {name: dict(enumerate(row["votes"])) for name, row in read_answers(gated["majority"]).items()}
-    merged = {row["question"]: row["answer"] for row in read_calls(gated["majority"], "aggregate")}
-    answers = read_answers(gated["majority"])
-    assert merged == {name: row["answer"] for name, row in answers.items() if row["source"] == "aggregator"}
-
-
 def test_a_gate_skips_by_its_threshold_and_no_gate_changes_what_was_said(gated: Mapping[str, Path]) -> None:
     never, unanimous, majority = (read_answers(gated[gate]) for gate in ("never", "unanimous", "majority"))
     for name, row in majority.items():
@@ -142,17 +132,6 @@ def test_the_aggregator_starts_at_the_barrier_and_both_stages_share_a_clock(gate
         assert session["start_ts"] <= row["queued_ts"] <= row["finished_ts"] <= session["end_ts"]
         assert row["session"] == session["session"]
         assert row["predicted_output_tokens"] > 0
-
-
-def test_more_slots_that_agree_make_a_shorter_and_a_surer_answer(gated: Mapping[str, Path]) -> None:
-    tokens: dict[bool, list[int]] = {True: [], False: []}
-    right: dict[bool, list[bool]] = {True: [], False: []}
-    lengths = {row["question"]: row["output_tokens"] for row in read_calls(gated["never"], "aggregate")}
-    for name, row in read_answers(gated["never"]).items():
-        tokens[row["confidence"] == 1].append(lengths[name])
-        right[row["confidence"] == 1].append(row["correct"])
-    assert sum(tokens[True]) / len(tokens[True]) < sum(tokens[False]) / len(tokens[False])
-    assert sum(right[True]) / len(right[True]) > sum(right[False]) / len(right[False])
 
 
 @pytest.mark.slow

@@ -76,13 +76,6 @@ def test_prompt_leaves_the_smallest_of_reserve_output_limit_and_half_the_context
     assert prompt_limit(make_expert(context_tokens=32768), min_output_tokens=1) == 32767
 
 
-def test_responses_share_what_instructions_and_question_leave():
-    records = [make_record(slot, visible_tokens=tokens) for slot, tokens in enumerate((90, 400, 1000))]
-    limit = scaffold_tokens(3) + 20 + 90 + 150 + 150
-    assert call_of(QUESTION, records, reading(limit)).prompt_tokens == limit
-    assert call_of(QUESTION, records, reading(limit + 1)).prompt_tokens == limit  # an odd token is nobody's
-
-
 def test_cut_response_keeps_its_end_and_others_stay_whole():
     long, short = "x" * 2999 + "The answer is (B)", "y" * 320
     limit = scaffold_tokens(2) + 20 + count_text_tokens(short) + 100

@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -146,17 +145,6 @@ def test_the_smallest_promise_is_where_the_test_turns(losses: np.ndarray, risk: 
         assert betting_p_values(losses, promise) <= risk
     if promise > 1e-6:
         assert betting_p_values(losses, promise - 1e-6) > risk
-
-
-def test_the_smallest_promise_by_hand() -> None:
-    # Without losses the wealth is that of 100 gains, all stakes alike in kind.
-    promise = smallest_promise_frac(np.zeros(100), 0.05)
-    assert p_value_step_by_step(np.zeros(100), promise) == pytest.approx(0.05, rel=1e-4)
-    assert smallest_promise_frac(-np.ones(100), 0.05) == 0.0
-    assert smallest_promise_frac(np.ones(100), 0.05) == pytest.approx(1.0, abs=0.02)
-    assert smallest_promise_frac(np.ones(0), 0.05) == 1.0
-    promises = [smallest_promise_frac(np.zeros(num), 0.05) for num in (50, 100, 200, 400)]
-    assert all(more > less for more, less in pairwise(promises))
 
 
 @pytest.mark.parametrize("losses", [np.array([0.5]), np.array([2]), np.array([0, math.nan])])

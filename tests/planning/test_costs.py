@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions
@@ -54,12 +52,6 @@ def test_prices_by_hand() -> None:
     assert session_s(make_costs(AffineCosts), 0) == 0.0
     assert make_costs(PaperCosts).pieces(make_expert(), WORKER) == (LinearTerms(0.0, 0.65),)
     assert make_costs(AffineCosts).pieces(make_expert(), WORKER) == (LinearTerms(30.0, 0.5),)
-
-
-@given(fixed=st.floats(0, 500), slope=st.floats(0.01, 5), num_calls=st.integers(1, 5000))
-def test_the_papers_price_of_all_calls_is_the_fitted_session(fixed: float, slope: float, num_calls: int) -> None:
-    costs = make_costs(fixed_s=fixed, per_call_s=slope, num_calls={"A": num_calls})
-    assert session_s(costs, num_calls) == pytest.approx(fixed + slope * num_calls)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import ProfileError
@@ -40,16 +40,6 @@ def make_entry(expert: str = "A", **changes: object) -> ProfileEntry:
 
 def make_profile(*entries: ProfileEntry) -> Profile:
     return factories.make_profile(*(entries or (make_entry(),)))
-
-
-@given(sizes=SIZES, fixed=st.floats(0, 500), slope=st.floats(0, 5))
-def test_a_fit_recovers_an_affine_law(sizes: list[int], fixed: float, slope: float) -> None:
-    assume(fixed + slope > 0.01)
-    fit = fit_session(make_points({n: fixed + slope * n for n in sizes}))
-    for n in (*sizes, 5000):
-        assert fit.session_s(n) == pytest.approx(fixed + slope * n, rel=1e-6, abs=1e-6)
-    assert (fit.min_num_calls, fit.max_num_calls) == (min(sizes), max(sizes))
-    assert fit.residual_std_frac == pytest.approx(0, abs=1e-6)
 
 
 @given(sizes=SIZES, seed=st.integers(0, 10**6))

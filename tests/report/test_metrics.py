@@ -205,18 +205,6 @@ def test_shares_are_shares_and_loading_is_busy(result):
         assert load is None
 
 
-@given(runs())
-def test_relabelling_workers_changes_no_share(result):
-    turned = make_result(
-        *(replace(session, workers=((session.workers[0] + 1) % result.num_workers,)) for session in result.sessions),
-        num_workers=result.num_workers,
-    )
-    assert gpu_shares(turned)[0] == pytest.approx(gpu_shares(result)[0], abs=1e-9)
-    assert sorted(busy_s_by_worker(turned.sessions, turned.num_workers)) == pytest.approx(
-        sorted(busy_s_by_worker(result.sessions, result.num_workers))
-    )
-
-
 def test_a_worker_is_busy_once_while_sessions_load_or_serve_beside_each_other() -> None:
     first, second = make_session(0, load=(0.0, 1.0), end_ts=10.0), make_session(1, load=(4.0, 5.0), end_ts=12.0)
     apart = make_session(2, load=(20.0, 20.5), end_ts=21.0)

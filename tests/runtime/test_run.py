@@ -174,15 +174,6 @@ def test_three_layers_run_with_and_without_a_barrier() -> None:
         assert {name: row[0] for name, row in rows(outcome).items()} == {"agreed": "B", "split": "C", "dumb": None}
 
 
-def test_saved_plans_are_run_and_one_of_another_batch_is_refused() -> None:
-    job = make_job()
-    ran = mosaic.run(job)
-    plans = tuple(planned.plan for planned in ran.planned)
-    assert mosaic.run(replace(job, plans=plans)) == ran
-    with pytest.raises(PlanError):
-        mosaic.run(replace(job, plans=plans[1:]))
-
-
 @pytest.mark.parametrize("reactions", [set(), {Reaction.NO_BARRIER}], ids=["barrier", "no barrier"])
 def test_questions_that_no_aggregator_can_read_keep_the_gates_answer(reactions: Set[Reaction]) -> None:
     long = make_questions(prompt_tokens=7900)

@@ -34,11 +34,6 @@ def test_profiles_count_right_minus_wrong_once_per_question() -> None:
     assert profiles_from_calibration(records).scores == {"A": {"algebra": 0, "optics": -1}, "B": {"optics": -1}}
 
 
-def test_strengths_are_squared_and_normalised() -> None:
-    # Sums 3 and 1, so 9 : 1.
-    assert global_strengths(TWO) == pytest.approx({"A": 0.9, "B": 0.1})
-
-
 def test_strengths_shift_by_one_minus_the_least_where_a_sum_is_not_positive() -> None:
     # Sums 1 and -1, shifted by 2 to 3 and 1.
     profiles = SkillProfiles(scores={"A": {"x": 1}, "B": {"x": -1}})

@@ -30,12 +30,6 @@ def shape(workload: Workload) -> list[tuple[str, int]]:
 # Who answers, and how long questions are
 
 
-def test_a_call_prefills_the_template_and_its_question() -> None:
-    workload = make_table(template_tokens=7)
-    tokens = {question.id: question.prompt_tokens for question in workload.questions}
-    assert all(call.prompt_tokens == tokens[call.key.question] + 7 for call in workload.calls)
-
-
 def test_questions_use_each_equal_share_of_the_length_distribution_once() -> None:
     # Shares 1/6, 1/2, 5/6 of a grid at 0, 1/2, 1.
     assert sorted(question.prompt_tokens for question in make_table(seed=5).questions) == [13, 20, 67]
