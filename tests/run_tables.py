@@ -20,6 +20,11 @@ def rows(folder: Path, name: str) -> list[dict]:
     return pq.read_table(folder / f"{name}.parquet").to_pylist()
 
 
+def read_plans(folder: Path) -> list[dict]:
+    """Read a run's plans, by layer."""
+    return json.loads((folder / "plan.json").read_text())["layers"]
+
+
 def answers_of(folder: Path) -> list[dict]:
     return rows(folder, "answers")
 

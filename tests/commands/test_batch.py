@@ -17,7 +17,7 @@ from tests.commands.command_line import Outcome
 from tests.commands.tiny_batch import read_completions
 from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch
 from tests.engines.fake_run import run_fake
-from tests.run_tables import bodies_of, rows
+from tests.run_tables import bodies_of, rows, summary_of
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -91,7 +91,7 @@ def test_a_batch_is_measured_on_its_own_calls_and_goes_on_from_them(models: list
     path = write_batch(tmp_path, [batch_line(number) for number in range(60)])
     assert run_mosaic("batch", path, *models).status == 0
     journals = sorted((tmp_path / "questions.mosaic" / "journal").glob("*/"))
-    assert "pilot" in json.loads((tmp_path / "questions.mosaic" / "summary.json").read_text())
+    assert "pilot" in summary_of(tmp_path / "questions.mosaic")
     out = tmp_path / "questions.out.jsonl"
     before, num_calls = out.read_bytes(), [len(read_journal(journal).ended) for journal in journals]
     out.unlink()
@@ -112,10 +112,9 @@ def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models:
     assert "the engine likes" in error["error"]["message"]
     answered = [line["custom_id"] for line in lines_of(tmp_path / "questions.out.jsonl")]
     assert answered == [f"q{number}" for number in range(12) if number != 10]
-    num_tries = len(read_journal(tmp_path / "questions.mosaic" / "journal" / "run").ended)
+    num_tries = num_ended(path)
     assert run_mosaic("batch", path, *models).status == 4
-    again = len(read_journal(tmp_path / "questions.mosaic" / "journal" / "run").ended)
-    assert num_tries < again <= num_tries + 4, "the failed calls and no other"
+    assert num_tries < num_ended(path) <= num_tries + 4, "the failed calls and no other"
 
 
 def test_request_parameters_reach_the_engine(models: list[str], tmp_path: Path) -> None:
@@ -264,7 +263,7 @@ class Ran(NamedTuple):
 
     @property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "questions.mosaic" / "summary.json").read_text())
+        return summary_of(self.folder / "questions.mosaic")
 
 
 @pytest.fixture(scope="module")

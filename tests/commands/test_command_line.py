@@ -42,12 +42,6 @@ def read_calls(folder: Path, role: str = "propose") -> list[dict[str, Any]]:
     return [row for row in rows(folder, "calls") if row["role"] == role]
 
 
-def read_plans(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's plans, by layer."""
-    plans: list[dict[str, Any]] = json.loads((folder / "plan.json").read_text())["layers"]
-    return plans
-
-
 def contents(folder: Path, *, but: Sequence[str] = ("meta.json",)) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in but}
 

@@ -20,8 +20,8 @@ from tests.commands.command_line import (
     run_point,
     start_process,
 )
-from tests.commands.test_command_line import FILES, contents, read_calls, read_plans
-from tests.run_tables import rows, summary_of
+from tests.commands.test_command_line import FILES, contents, read_calls
+from tests.run_tables import read_plans, rows, summary_of
 
 GPQA = ("workload=gpqa", *QUICK)
 """198 questions, 594 calls."""

@@ -1,10 +1,8 @@
 """Reactions, exits, budgets, topologies and the keys of GPU use, from the command line to the run folder."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.commands import Action, Cancel, Cut, Move, Prefill, decode_action
@@ -16,7 +14,7 @@ from mosaic.pipelines.rules.rule import Never
 from mosaic.pipelines.rules.weighted import Weighted, learn_reliabilities
 from tests.answered_questions import agreement
 from tests.commands.command_line import QUICK, SMALL, prepare, run_into, run_point
-from tests.run_tables import answers_of, calls_of, rows, summary_of
+from tests.run_tables import answers_of, calls_of, read_plans, rows, summary_of
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp")
 QUORUM, OVERLAP, MOVES = (f"pipeline.{name}=true" for name in ("quorum", "overlap", "moves"))
@@ -53,16 +51,9 @@ def actions_of(folder: Path) -> list[Action]:
     return [decode_action(line) for line in (folder / "actions.jsonl").read_bytes().splitlines()]
 
 
-def plans_of(folder: Path) -> list[dict]:
-    found: list[dict] = json.loads((folder / "plan.json").read_text())["layers"]
-    return found
-
-
 def test_a_quorum_keeps_answers_and_cancelled_calls_are_told_apart(plain: Path, early: Path) -> None:
     check_same_answers(early, plain)
-    cancelled = {
-        (row["question"], row["node"], row["slot"]) for row in rows(early, "calls") if row["status"] == "cancelled"
-    }
+    cancelled = {key for key, status in statuses(early).items() if status == "cancelled"}
     assert cancelled
     summary, whole = summary_of(early), summary_of(plain)
     assert (summary["num_cancelled_calls"], summary["num_failed_calls"]) == (len(cancelled), 0)
@@ -78,7 +69,7 @@ def test_a_run_that_cancels_leaves_the_log_of_its_commands_and_another_leaves_no
 
 
 def test_a_quorums_plan_has_all_calls_and_says_which_share_it_priced(plain: Path, early: Path) -> None:
-    before, after = (plans_of(folder)[0] for folder in (plain, early))
+    before, after = (read_plans(folder)[0] for folder in (plain, early))
     served = [sorted(str(key) for session in plan["sessions"] for key in session["shard"]) for plan in (before, after)]
     assert served[0] == served[1]
     assert any("expected to run" in note for note in after["notes"])
@@ -87,7 +78,7 @@ def test_a_quorums_plan_has_all_calls_and_says_which_share_it_priced(plain: Path
 
 def test_a_saved_plan_is_run_as_it_is_with_the_rule_alone(plain: Path, tmp_path: Path) -> None:
     ruled = run_reacting(tmp_path / "ruled", QUORUM, f"plan.path={plain / 'plan.json'}")
-    assert plans_of(ruled)[0] == plans_of(plain)[0]
+    assert read_plans(ruled)[0] == read_plans(plain)[0]
     check_same_answers(ruled, plain)
 
 
@@ -227,8 +218,7 @@ def promise(path: Path) -> tuple[str, ...]:
 
 
 def statuses(folder: Path) -> dict[tuple[str, str, int], str]:
-    rows = pq.read_table(folder / "calls.parquet").to_pylist()
-    return {(row["question"], row["node"], row["slot"]): row["status"] for row in rows}
+    return {key: row["status"] for key, row in calls_of(folder).items()}
 
 
 def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(lessons: Path) -> None:
@@ -254,10 +244,8 @@ def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, g
     assert summary["gate_report"]["promise"]["is_withdrawn"] is False, "the same world"
     assert report["promise_frac"] <= ACCEPTED
     assert summary["num_failed_calls"] == 0
-    commands = [decode_action(line).command for line in (folder / "actions.jsonl").read_bytes().splitlines()]
-    assert {str(command.key) for command in commands if isinstance(command, Cut)} >= {
-        "/".join(map(str, k)) for k in cut
-    }
+    commands = [action.command for action in actions_of(folder)]
+    assert {command.key for command in commands if isinstance(command, Cut)} >= set(cut)
     again = run_into(tmp_path / "again", *BUDGETED, *gate, *BOTH, *promise(lessons))
     assert (again / "calls.parquet").read_bytes() == (folder / "calls.parquet").read_bytes()
 
