@@ -9,6 +9,7 @@ from sim.world.answer_model import AnswerModel, Item, possible_answers
 from sim.world.lengths import Empirical
 from sim.world.world import World
 from tests.factories import make_call
+from tests.run_records import make_key, make_record
 
 FINE = Empirical(sample=tuple(range(1, 100_001)))
 """As many tokens as the uniform number has hundred-thousandths."""
@@ -75,7 +76,4 @@ def aggregate_call(question: str = "q0", *slots: int) -> Call:
 
 def make_response(question: str, slot: int, answer: str | None, *, expert: str = "A") -> CallRecord:
     """A finished call of the expert stage."""
-    return CallRecord(
-        key=CallKey(question, PROPOSE, slot), expert=expert, session=0, workers=(0,), prompt_tokens=50,
-        output_tokens=100, queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.0, finished_ts=1.0, answer=answer,
-    )  # fmt: skip
+    return make_record(key=make_key(question, slot=slot), expert=expert, answer=answer)

@@ -46,11 +46,6 @@ def test_the_gold_answer_has_the_models_probability(item: Item, ability: float, 
     assert_shares(item, [model.propose(item, "A", u) for u in GRID], shares([right, *item.attractions]))
 
 
-def test_an_expert_that_is_not_named_is_average() -> None:
-    model = make_model()
-    assert (model.ability("A"), model.ability("B"), model.ability("new")) == (2.5, 1.5, 2.0)
-
-
 @given(item=items(), u=UNIFORMS, ability=LOGITS, more=st.floats(0, 4))
 def test_where_an_expert_is_right_an_abler_one_is_too(item: Item, u: float, ability: float, more: float) -> None:
     model = make_model(ability_by_expert={"less": ability, "more": ability + more})
@@ -63,13 +58,6 @@ def test_who_is_right_on_a_harder_question_is_right_on_an_easier_one(item: Item,
     model = make_model()
     if model.propose(item._replace(difficulty=item.difficulty + harder), "A", u) == item.answers[0]:
         assert model.propose(item, "A", u) == item.answers[0]
-
-
-@given(item=items(), u=UNIFORMS, ability=st.floats(-20, 20), seen=st.lists(st.sampled_from("ABCXYZ"), max_size=4))
-def test_every_answer_is_one_of_the_questions(item: Item, u: float, ability: float, seen: list[str]) -> None:
-    model = make_model(mean_ability=ability, deference=3.0)
-    assert model.propose(item, "A", u) in item.answers
-    assert model.aggregate(item, "G", seen, u) in item.answers
 
 
 def test_the_last_uniform_number_falls_to_the_last_answer_although_sums_round() -> None:
@@ -151,11 +139,6 @@ def test_unlisted_answers_differ_as_answers_compare() -> None:
 
 
 # Lengths that lean on the difficulty
-
-
-@given(u=UNIFORMS, difficulty=st.floats(-8, 8))
-def test_without_loading_a_length_keeps_its_uniform_number(u: float, difficulty: float) -> None:
-    assert shift_length(u, difficulty, 0.0) == u
 
 
 @given(u=UNIFORMS, difficulty=st.floats(-8, 8), loading=st.floats(0, 1))

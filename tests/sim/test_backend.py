@@ -178,15 +178,6 @@ class TestCancelling:
         assert (record.output_tokens, record.wasted_tokens) == (0, 0)
         assert result.sessions[0].end_ts == 14.0
 
-    def test_a_session_that_lost_all_its_calls_is_never_opened(self):
-        sessions = (0, some_calls("A", 2)), (0, some_calls("B", 2)), (0, some_calls("A", 1, start=2))
-        table = {"A0": 3, "A1": 6, "A2": 2, "B0": 5, "B1": 5}
-        result, records = run_cancelled(table, *sessions, victims=["B0", "B1"])
-        assert [session.session for session in result.sessions] == [0, 2]
-        assert result.sessions[1].load_s == 0.0, "A has not left the worker"
-        assert (records["B0"].queued_ts, records["B0"].admitted_ts, records["B0"].finished_ts) == (0.0, None, 13.0)
-        assert len(result.calls) == len(table)
-
     def test_a_session_that_loses_its_calls_while_it_loads_ends_with_the_load(self):
         sessions = (
             (0, some_calls("A", 1)), (0, some_calls("B", 1)), (1, some_calls("A", 1, start=1)),
@@ -212,35 +203,24 @@ class TestCancelling:
         assert records["A1"].finished_ts == records["B1"].finished_ts == 14.0
 
 
-@pytest.mark.parametrize(
-    ("prompt_tokens", "length", "changes", "message"),
-    [
-        (8192, 5, {}, "prompt_tokens must be below A's context of 8192, got 8192"),
-        (
-            100,
-            5,
-            {"settings": EngineOptions(kv_cache_tokens=64)},
-            r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_cache_tokens",
-        ),
-        (
-            100,
-            5,
-            {"cluster": make_cluster(2, gpu=make_gpu("small", memory_gib=16))},
-            r"session 0 of 'A': A must fit into 1 x small, KV tokens left: -",
-        ),
-        (
-            100,
-            5,
-            {
-                "experts": [make_expert("A", tp_degree=2)],
-                "cluster": make_mixed_cluster(make_gpu("old"), make_gpu("new")),
-            },
-            r"workers must be of one kind, got \['old', 'new'\]",
-        ),
-        (100, 0, {}, "output_tokens must be at least 1, got 0"),
-    ],
-    ids=["context", "KV cache", "model", "gang", "no tokens"],
-)
+SMALL = make_cluster(2, gpu=make_gpu("small", memory_gib=16))
+UNLIKE = make_mixed_cluster(make_gpu("old"), make_gpu("new"))
+REFUSED = {
+    "context": (8192, 5, {}, "prompt_tokens must be below A's context of 8192, got 8192"),
+    "KV cache": (
+        100, 5, {"settings": EngineOptions(kv_cache_tokens=64)},
+        r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_cache_tokens",
+    ),
+    "model": (100, 5, {"cluster": SMALL}, r"session 0 of 'A': A must fit into 1 x small, KV tokens left: -"),
+    "gang": (
+        100, 5, {"experts": [make_expert("A", tp_degree=2)], "cluster": UNLIKE},
+        r"workers must be of one kind, got \['old', 'new'\]",
+    ),
+    "no tokens": (100, 0, {}, "output_tokens must be at least 1, got 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt_tokens", "length", "changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_served_is_refused(prompt_tokens, length, changes, message):
     calls = [make_call("q0", prompt_tokens=prompt_tokens)]
     workers = (0,) if "experts" not in changes else (0, 1)

@@ -209,24 +209,35 @@ def run_prefills(table, *, lengths=(3, 30), merged=MERGED, **settings):
     return next((record for record in result.calls if record.key == MERGED.key), None), result.prefills
 
 
-def test_a_call_starts_where_its_prefilled_beginning_ends():
-    record, (done,) = run_prefills({f"finished {FIRST.key}": [begun(320, 1)]})
-    assert (done.prompt_tokens, done.cached_tokens, done.computed_tokens) == (320, 0, 320)
-    assert done.finished_ts - done.queued_ts == pytest.approx(3.2)
-    assert record.cached_tokens == 320
-    assert record.first_token_ts - record.queued_ts == pytest.approx(0.96)
+AHEAD = {f"finished {FIRST.key}": [begun(320, 1)]}
+LONGER = {"ready 0": [begun(160, 0)], **AHEAD}
 
 
-def test_without_a_prefill_all_of_it_is_computed():
-    record, none = run_prefills({})
-    assert none == ()
-    assert (record.cached_tokens, record.first_token_ts - record.queued_ts) == (0, pytest.approx(4.16))
-
-
-def test_a_longer_beginning_goes_on_where_the_last_one_ended():
-    table = {"ready 0": [begun(160, 0)], f"finished {FIRST.key}": [begun(320, 1)]}
-    _, (short, long) = run_prefills(table, lengths=(8, 30))
-    assert (short.computed_tokens, long.cached_tokens, long.computed_tokens) == (160, 160, 160)
+@pytest.mark.parametrize(
+    ("table", "options", "prefilled", "cached", "reading_s"),
+    [
+        pytest.param(AHEAD, {}, [(320, 0, 320)], 320, 0.96, id="a call starts where its prefilled beginning ends"),
+        pytest.param({}, {}, [], 0, 4.16, id="without a prefill all of it is computed"),
+        pytest.param(
+            LONGER, {"lengths": (8, 30)}, [(160, 0, 160), (320, 160, 160)], 320, 0.96,
+            id="a longer beginning goes on where the last one ended",
+        ),
+        pytest.param(
+            AHEAD, {"merged": Call(MERGED.key, "A", 416, after=BOTH[::-1])}, [(320, 0, 320)], 0, 4.16,
+            id="a call that reads something else finds nothing",
+        ),
+        pytest.param(
+            AHEAD, {"enable_prefix_caching": False}, [(320, 0, 320)], 0, 4.16,
+            id="an engine that caches nothing has worked in vain",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_prefilled_is_not_read_again(table, options, prefilled, cached, reading_s):
+    record, done = run_prefills(table, **options)
+    assert [(one.prompt_tokens, one.cached_tokens, one.computed_tokens) for one in done] == prefilled
+    for one in done:
+        assert one.finished_ts - one.queued_ts == pytest.approx(one.computed_tokens / 100)
+    assert (record.cached_tokens, record.first_token_ts - record.queued_ts) == (cached, pytest.approx(reading_s))
 
 
 def test_the_call_takes_the_place_of_a_prefill_under_way_and_keeps_its_whole_blocks():
@@ -243,18 +254,6 @@ def test_a_longer_prefill_takes_the_place_of_a_shorter_one():
     assert dropped.computed_tokens < 300
     assert dropped.computed_tokens // 16 * 16 == done.cached_tokens
     assert record.cached_tokens == 400
-
-
-def test_a_call_that_reads_something_else_finds_nothing():
-    other = Call(MERGED.key, "A", 416, after=(SECOND.key, FIRST.key))
-    record, (done,) = run_prefills({f"finished {FIRST.key}": [begun(320, 1)]}, merged=other)
-    assert done.computed_tokens == 320
-    assert record.cached_tokens == 0
-
-
-def test_an_engine_that_caches_nothing_has_worked_in_vain():
-    record, (done,) = run_prefills({f"finished {FIRST.key}": [begun(320, 1)]}, enable_prefix_caching=False)
-    assert (done.computed_tokens, record.cached_tokens) == (320, 0)
 
 
 def test_a_session_that_is_closed_drops_its_prefills():

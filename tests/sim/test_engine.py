@@ -38,64 +38,43 @@ def test_a_lone_request_prefills_once_and_decodes_the_rest(order):
     assert times(one) == (9.0, 9.0, 10.0, 10.0), "one token comes out of the prefill"
 
 
-@pytest.mark.parametrize(
-    ("settings", "requests", "expected"),
-    [
-        pytest.param(
-            # Iterations: prefill 0, decode, prefill 1, decode both, decode both (1 ends), decode.
-            {},
-            [(10, 5, 0.0), (10, 3, 1.5)],
-            [(0.0, 0.0, 1.0, 6.0), (1.5, 2.0, 3.0, 5.0)],
-            id="prefill first makes decodes wait",
-        ),
-        pytest.param(
-            MIXED,
-            [(10, 5, 0.0), (10, 3, 1.5)],
-            [(0.0, 0.0, 1.0, 5.0), (1.5, 2.0, 3.0, 5.0)],
-            id="mixed lets decodes go on beside a prefill",
-        ),
-        pytest.param(
-            # Tokens: 8 | 2 + 6 | 1 decode + 4 (the second is through) | 1 decode.
-            {**MIXED, "max_num_batched_tokens": 8},
-            [(10, 3, 0.0), (10, 1, 0.0)],
-            [(0.0, 0.0, 2.0, 4.0), (0.0, 1.0, 3.0, 3.0)],
-            id="mixed cuts prompts at the token budget",
-        ),
-        pytest.param(
-            {"max_num_seqs": 1},
-            [(1, 2, 0.5), (1, 2, 0.25)],
-            [(0.5, 2.25, 3.25, 4.25), (0.25, 0.25, 1.25, 2.25)],
-            id="in order of arrival, whatever the order of submission",
-        ),
-        pytest.param(
-            {"kv_tokens": 100},
-            [(60, 2, 0.0), (50, 2, 0.0), (10, 2, 0.0)],
-            [(0.0, 0.0, 1.0, 2.0), (0.0, 2.0, 3.0, 4.0), (0.0, 2.0, 3.0, 4.0)],
-            id="who would fit does not overtake the head of the queue",
-        ),
-        pytest.param(
-            # After one decode both hold 20 tokens and all 4 blocks. The step from 2 to 3 needs 2 blocks more: the
-            # second goes, waits for the first to finish at 5, and prefills 19 + 2 tokens, which yields its third.
-            {"kv_tokens": 40},
-            [(19, 5, 0.0), (19, 5, 0.0)],
-            [(0.0, 0.0, 1.0, 5.0), (0.0, 0.0, 1.0, 8.0)],
-            id="who was admitted last is preempted and computed anew",
-        ),
-        pytest.param(
-            # Four blocks: two shared and one of each; without sharing the second would have to wait.
-            {**MIXED, "kv_tokens": 40},
-            [(25, 3, 0.0, "p", 20), (25, 3, 0.0, "p", 20)],
-            [(0.0, 0.0, 1.0, 3.0), (0.0, 0.0, 1.0, 3.0)],
-            id="shared blocks take room once",
-        ),
-        pytest.param(
-            {**MIXED, "kv_tokens": 60, "max_num_batched_tokens": 20},
-            [(15, 4, 0.0), (55, 1, 1.0)],
-            [(0.0, 0.0, 1.0, 4.0), (1.0, 4.0, 7.0, 7.0)],
-            id="vLLM waits for room for the whole prompt",
-        ),
-    ],
-)
+SMALL = {**MIXED, "max_num_batched_tokens": 8}
+ON_THE_CLOCK = {
+    # Iterations: prefill 0, decode, prefill 1, decode both, decode both (1 ends), decode.
+    "prefill first makes decodes wait": (
+        {}, [(10, 5, 0.0), (10, 3, 1.5)], [(0.0, 0.0, 1.0, 6.0), (1.5, 2.0, 3.0, 5.0)],
+    ),
+    "mixed lets decodes go on beside a prefill": (
+        MIXED, [(10, 5, 0.0), (10, 3, 1.5)], [(0.0, 0.0, 1.0, 5.0), (1.5, 2.0, 3.0, 5.0)],
+    ),
+    # Tokens: 8 | 2 + 6 | 1 decode + 4 (the second is through) | 1 decode.
+    "mixed cuts prompts at the token budget": (
+        SMALL, [(10, 3, 0.0), (10, 1, 0.0)], [(0.0, 0.0, 2.0, 4.0), (0.0, 1.0, 3.0, 3.0)],
+    ),
+    "in order of arrival, whatever the order of submission": (
+        {"max_num_seqs": 1}, [(1, 2, 0.5), (1, 2, 0.25)], [(0.5, 2.25, 3.25, 4.25), (0.25, 0.25, 1.25, 2.25)],
+    ),
+    "who would fit does not overtake the head of the queue": (
+        {"kv_tokens": 100}, [(60, 2, 0.0), (50, 2, 0.0), (10, 2, 0.0)],
+        [(0.0, 0.0, 1.0, 2.0), (0.0, 2.0, 3.0, 4.0), (0.0, 2.0, 3.0, 4.0)],
+    ),
+    # After one decode both hold 20 tokens and all 4 blocks. The step from 2 to 3 needs 2 blocks more: the second goes,
+    # waits for the first to finish at 5, and prefills 19 + 2 tokens, which yields its third.
+    "who was admitted last is preempted and computed anew": (
+        {"kv_tokens": 40}, [(19, 5, 0.0), (19, 5, 0.0)], [(0.0, 0.0, 1.0, 5.0), (0.0, 0.0, 1.0, 8.0)],
+    ),
+    # Four blocks: two shared and one of each; without sharing the second would have to wait.
+    "shared blocks take room once": (
+        {**MIXED, "kv_tokens": 40}, [(25, 3, 0.0, "p", 20), (25, 3, 0.0, "p", 20)], [(0.0, 0.0, 1.0, 3.0)] * 2,
+    ),
+    "vLLM waits for room for the whole prompt": (
+        {**MIXED, "kv_tokens": 60, "max_num_batched_tokens": 20}, [(15, 4, 0.0), (55, 1, 1.0)],
+        [(0.0, 0.0, 1.0, 4.0), (1.0, 4.0, 7.0, 7.0)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "requests", "expected"), ON_THE_CLOCK.values(), ids=ON_THE_CLOCK)
 def test_requests_are_where_they_should_be_on_the_clock(settings, requests, expected):
     engine = make_engine(**settings)
     submitted = [
@@ -105,37 +84,6 @@ def test_requests_are_where_they_should_be_on_the_clock(settings, requests, expe
     finished = engine.advance_to(inf)
     assert [times(request) for request in submitted] == expected
     assert finished == sorted(submitted, key=lambda request: request.finished_ts)
-
-
-@pytest.mark.parametrize(
-    ("requests", "cached"),
-    [
-        # Two full blocks of the template are shared; the third holds tokens of the first request, too.
-        ([(35, 0.0, "one", 29), (45, 1.0, "one", 29), (45, 1.0, "other", 29)], [0, 20, 0]),
-        # Even a prompt that is all there computes its last token.
-        ([(30, 0.0, "one", 30), (30, 1.0, "one", 30)], [0, 20]),
-        # Prompts of one batch share at once.
-        ([(30, 0.0, "one", 20)] * 3, [0, 20, 20]),
-    ],
-)
-def test_a_template_is_computed_once(requests, cached):
-    engine = make_engine(**MIXED)
-    submitted = [
-        engine.submit(i, prompt, 3, ready, prefix=prefix, prefix_tokens=tokens)
-        for i, (prompt, ready, prefix, tokens) in enumerate(requests)
-    ]
-    engine.advance_to(inf)
-    assert [request.cached_tokens for request in submitted] == cached
-
-
-def test_who_is_preempted_finds_what_survives():
-    engine = make_engine(**MIXED, kv_tokens=40)
-    first, last = engine.submit(0, 19, 5, 0.0), engine.submit(1, 19, 5, 0.0)
-    engine.advance_to(inf)
-    # The step from 2 to 3 takes two blocks: the second's go free, full ones both, and the last of them is taken. When
-    # it comes back at 5 the first ten of its tokens are there, and ten are computed anew.
-    assert times(first) == (0.0, 0.0, 1.0, 5.0)
-    assert (last.num_preemptions, last.wasted_tokens, last.finished_ts) == (1, 10, 8.0)
 
 
 def test_the_next_event_is_a_batch_change_or_an_arrival():
@@ -166,16 +114,6 @@ def test_a_submission_at_the_present_instant_is_admitted_at_once_when_idle():
     assert engine.next_event_ts() == 4.0
     engine.advance_to(4.0)
     assert times(request) == (3.0, 3.0, 4.0, 4.0)
-
-
-def test_the_iteration_under_way_ends_before_an_aborted_request_makes_room():
-    engine = make_engine(max_num_seqs=1)
-    running, waiting = engine.submit(0, 10, 10, 0.0), engine.submit(1, 10, 2, 0.0)
-    assert engine.abort(running, 3.5)
-    assert not engine.abort(running, 3.75), "it has left"
-    assert engine.next_event_ts() == 4.0
-    engine.advance_to(inf)
-    assert (running.finished_ts, waiting.admitted_ts) == (3.5, 4.0)
 
 
 NINE = {"prompt_tokens": 10, "output_tokens": 5, "ready_ts": 9.0}

@@ -52,68 +52,38 @@ def timed(*experts, host=None, **changes):
 
 COLD = [(0, 10, 11.0), (16, 10, 27.0), (32, 10, 43.0)]
 """Every load of three sessions is cold, and an engine has ended before the next one loads."""
-WEIGHTS_KEPT, ENGINES_KEPT = GpuUse(keep=Keep.WEIGHTS), GpuUse(keep=Keep.ENGINES)
+ASLEEP = [(0, 10, 11.0), (14, 10, 25.0)]
+"""An engine has gone to sleep before the next one loads."""
+WEIGHTS_KEPT, ENGINES_KEPT, AHEAD = GpuUse(keep=Keep.WEIGHTS), GpuUse(keep=Keep.ENGINES), GpuUse(load_ahead_gib=20.0)
 ROOM_FOR_ONE = make_host(1.5 * WEIGHTS / 2**30)
 
 
-@pytest.mark.parametrize(
-    ("experts", "options", "expected"),
-    [
-        pytest.param("ABA", {"use": GpuUse()}, COLD, id="nothing is kept"),
-        pytest.param(
-            "ABA", {"use": WEIGHTS_KEPT}, [*COLD[:2], (32, 3, 36.0)], id="weights that were loaded come from the host"
-        ),
-        pytest.param(
-            "ABA",
-            {"use": ENGINES_KEPT},
-            [(0, 10, 11.0), (14, 10, 25.0), (28, 3, 32.0)],
-            id="engines sleep instead of ending and wake",
-        ),
-        pytest.param(
-            "ABA",
-            {"use": ENGINES_KEPT, "workers": [(0,), (0,), (1,)], "num_workers": 2},
-            [(0, 10, 11.0), (14, 10, 25.0), (0, 10, 11.0)],
-            id="loaded beside the first, from the same read of the disk",
-        ),
-        pytest.param(
-            "BAA",
-            {"use": WEIGHTS_KEPT, "workers": [(0,), (1,), (0,)], "num_workers": 2},
-            [(0, 10, 11.0), (0, 10, 11.0), (16, 3, 20.0)],
-            id="who loads while the weights are read has them when the first has",
-        ),
-        pytest.param(
-            "ABA", {"use": ENGINES_KEPT, "host": make_host(1.0)}, COLD, id="what does not fit into the host is not kept"
-        ),
-        pytest.param(
-            "ABA",
-            {"use": ENGINES_KEPT, "host": ROOM_FOR_ONE},
-            [(0, 10, 11.0), (14, 10, 25.0), (28, 10, 39.0)],
-            id="weights of B take the place of A asleep",
-        ),
-        pytest.param(
-            "ABA",
-            {"use": ENGINES_KEPT, "host": make_host(asleep_gpu_gib=9.0)},  # of 80 GiB, engines leave 8
-            [*COLD[:2], (32, 3, 36.0)],
-            id="an engine asleep needs memory that the running one leaves",
-        ),
-        pytest.param(
-            "AB",
-            {"use": GpuUse(load_ahead_gib=20.0)},
-            [(0, 10, 11.0), (0, 10, 17.0)],
-            id="B is there when A has ended, and waits for its memory",
-        ),
-        pytest.param("AB", {"use": GpuUse(load_ahead_gib=10.0)}, COLD[:2], id="too little is kept free"),
-        pytest.param(
-            "AA",
-            {"use": GpuUse(load_ahead_gib=20.0)},
-            [(0, 10, 11.0), (11, 0, 12.0)],
-            id="one expert twice is loaded once, also where loads go ahead",
-        ),
-        pytest.param(
-            "AB", {"use": GpuUse(experts_per_gpu=2)}, [(0, 10, 12.0), (0, 10, 12.0)], id="experts on one GPU take turns"
-        ),
-    ],
-)
+ON_TWO = {"num_workers": 2}
+LOADED = {
+    "nothing is kept": ("ABA", {"use": GpuUse()}, COLD),
+    "weights that were loaded come from the host": ("ABA", {"use": WEIGHTS_KEPT}, [*COLD[:2], (32, 3, 36.0)]),
+    "engines sleep instead of ending and wake": ("ABA", {"use": ENGINES_KEPT}, [*ASLEEP, (28, 3, 32.0)]),
+    "loaded beside the first, from the same read of the disk": (
+        "ABA", {"use": ENGINES_KEPT, "workers": [(0,), (0,), (1,)], **ON_TWO}, [*ASLEEP, (0, 10, 11.0)],
+    ),
+    "who loads while the weights are read has them when the first has": (
+        "BAA", {"use": WEIGHTS_KEPT, "workers": [(0,), (1,), (0,)], **ON_TWO}, [COLD[0], (0, 10, 11.0), (16, 3, 20.0)],
+    ),
+    "what does not fit into the host is not kept": ("ABA", {"use": ENGINES_KEPT, "host": make_host(1.0)}, COLD),
+    "weights of B take the place of A asleep": (
+        "ABA", {"use": ENGINES_KEPT, "host": ROOM_FOR_ONE}, [*ASLEEP, (28, 10, 39.0)],
+    ),
+    "an engine asleep needs memory that the running one leaves": (  # of 80 GiB, engines leave 8
+        "ABA", {"use": ENGINES_KEPT, "host": make_host(asleep_gpu_gib=9.0)}, [*COLD[:2], (32, 3, 36.0)],
+    ),
+    "B is there when A has ended, and waits for its memory": ("AB", {"use": AHEAD}, [COLD[0], (0, 10, 17.0)]),
+    "too little is kept free": ("AB", {"use": GpuUse(load_ahead_gib=10.0)}, COLD[:2]),
+    "one expert twice is loaded once, also where loads go ahead": ("AA", {"use": AHEAD}, [COLD[0], (11, 0, 12.0)]),
+    "experts on one GPU take turns": ("AB", {"use": GpuUse(experts_per_gpu=2)}, [(0, 10, 12.0)] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("experts", "options", "expected"), LOADED.values(), ids=LOADED)
 def test_sessions_load_and_end_when_they_should(experts, options, expected):
     assert timed(*experts, **options) == expected
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sim.hardware.curves import Curve, Grid, curve_from_text, curve_to_text, grid_from_text, grid_to_text
 from sim.hardware.hardware import Hardware, hardware_from_config
 from tests.factories import make_shape
+from tests.sim.random_runs import committed_hardware
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"
 
@@ -62,16 +63,9 @@ def test_committed_hardware_loads_and_names_its_sources(path: Path) -> None:
 
 
 def test_committed_a100_loads_the_published_experts_in_38_to_47_s() -> None:
-    config = yaml.safe_load((CONF / "a100_80gb.yaml").read_text())
-    config.pop("_target_")
-    hardware = hardware_from_config(**config)
+    hardware = committed_hardware("a100_80gb")
     assert hardware.load_s(make_shape(num_parameters=7_620_000_000), 1) == pytest.approx(38.1)
     assert hardware.load_s(make_shape(num_parameters=9_400_000_000), 4) == pytest.approx(47.0)
-
-
-def test_load_takes_the_fixed_part_alone_when_weights_are_there() -> None:
-    hardware = hardware_from_config(**make_config(load_bytes_per_s=None, load_fixed_s=2.5))
-    assert hardware.load_s(make_shape(), 1) == 2.5
 
 
 def test_the_load_scale_multiplies_the_whole_load() -> None:

@@ -80,25 +80,14 @@ def test_one_launch_serves_all_chunks() -> None:
 
 
 @BOTH
-@given(batch=BATCHES, steps=st.integers(1, 600))
-def test_span_is_the_sum_of_its_steps(factory: Callable[[], Hardware], batch: tuple[int, int], steps: int) -> None:
+@given(num_seqs=st.integers(1, 300), mean_tokens=st.integers(1, 5000), steps=st.integers(1, 600))
+def test_span_is_the_sum_of_its_steps(
+    factory: Callable[[], Hardware], num_seqs: int, mean_tokens: int, steps: int
+) -> None:
     time = TIMES[factory]
-    num_seqs, mean_tokens = batch
     kv_tokens = num_seqs * mean_tokens + num_seqs // 3
-    steps = min(steps, 200)
     expected = span_by_steps(time, num_seqs, kv_tokens, steps)
     assert time.decode_span_s(num_seqs, kv_tokens, steps) == pytest.approx(expected, rel=1e-9)
-
-
-@BOTH
-@given(batch=BATCHES, first=st.integers(0, 5000), second=st.integers(0, 5000))
-def test_spans_add_up(factory: Callable[[], Hardware], batch: tuple[int, int], first: int, second: int) -> None:
-    time = TIMES[factory]
-    num_seqs, mean_tokens = batch
-    kv_tokens = num_seqs * mean_tokens
-    whole = time.decode_span_s(num_seqs, kv_tokens, first + second)
-    later = time.decode_span_s(num_seqs, kv_tokens + first * num_seqs, second)
-    assert whole == pytest.approx(time.decode_span_s(num_seqs, kv_tokens, first) + later, rel=1e-9)
 
 
 @BOTH
@@ -258,12 +247,6 @@ def test_beyond_the_longest_captured_length_a_step_takes_its_launches():
     assert below == pytest.approx(graph.decode_span_s(1, 8190, 3))
     both = eager.decode_span_s(1, 8190, 5, [8190])
     assert both - below == pytest.approx(2 * (1e-3 + 32 * 7e-4))
-
-
-def test_a_large_batch_hides_its_launches():
-    graph, eager = make_time(), make_time(max_graph_tokens=100, eager_layer_s=7e-4)
-    assert graph.decode_span_s(256, 256_000, 1) > 32 * 7e-4
-    assert eager.decode_span_s(256, 256_000, 9, [1000]) == pytest.approx(graph.decode_span_s(256, 256_000, 9))
 
 
 def test_the_host_takes_time_for_every_token_in_the_cache():
