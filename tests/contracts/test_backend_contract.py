@@ -10,11 +10,11 @@ import pytest
 
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Idle, Ready, Started, Tick
+from mosaic.core.events import Closed, Idle, Ready, Started, Tick
 from mosaic.core.plan import Plan, Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import execute
@@ -39,6 +39,14 @@ class Kind(NamedTuple):
     """Whether finishes on unlike workers are heard in order of time too; real ones are heard as they come."""
     is_remote: bool = False
     """Servers load nothing, and tell when a response is whole what it holds: no first token, no thinking apart."""
+
+    def drive(
+        self, outcomes, controllers, *, experts: Sequence[Expert], folder: Path, num_workers: int = 3, tick_s=None
+    ) -> RunResult:
+        """Run what controllers want; commands go into the log that a backend may have."""
+        backend = self.make(outcomes, experts=experts, cluster=make_cluster(num_workers), folder=folder)
+        log = getattr(backend, "log", None)
+        return drive(backend, controllers, num_workers=num_workers, log=log, tick_s=tick_s)
 
 
 BACKENDS = {
@@ -230,9 +238,12 @@ def test_a_listener_hears_every_finish_in_order_of_time(five, result, watcher):
 
 def test_a_run_begins_and_every_worker_ends_idle(result, watcher):
     assert watcher.events[0] == Started(watcher.events[0].ts)
-    assert sum(isinstance(event, Started) for event in watcher.events) == 1
-    assert {event.worker for event in watcher.events if isinstance(event, Idle)} == {0, 1, 2}
-    assert sorted(event.session for event in watcher.events if isinstance(event, Ready)) == [0, 1, 2, 3, 4]
+    assert len(watcher.all(Started)) == 1
+    assert {event.worker for event in watcher.all(Idle)} == {0, 1, 2}
+    ready_ts = {session.session: session.start_ts for session in result.sessions}
+    assert {event.session: event.ts for event in watcher.all(Ready)} == ready_ts
+    closed = {event.record.session: event.record for event in watcher.all(Closed)}
+    assert [closed[session.session] for session in result.sessions] == list(result.sessions)
 
 
 def test_a_cancelled_call_is_recorded_and_the_action_kept(five, cancelled):

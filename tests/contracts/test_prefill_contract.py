@@ -1,6 +1,5 @@
 """Prefill ahead of time, as every backend carries it out: no answer changes, and none of it is an answer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,15 @@ from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
-from mosaic.runtime.loop import drive
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.servers import Servers
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind
 from tests.controllers import Answers, Watcher
-from tests.factories import make_call, make_cluster, make_expert
+from tests.factories import make_call, make_expert
 from tests.runtime.replay import Replay
 
-EXPERTS = "ABW"
+EXPERTS = [make_expert(name) for name in "ABW"]
 SLOTS = ((1, "A"), (0, "B"))
 NUM_QUESTIONS = 6
 READ = [make_call("q0", expert=expert, slot=slot) for slot, expert in enumerate("AB")]
@@ -61,18 +59,12 @@ def run(kind: Kind, folder: Path, *, is_ahead: bool = True, replayed: RunResult 
     texts = tuple(make_question(f"q{i}") for i in range(NUM_QUESTIONS))
     questions = Questions(Workload(name="read", questions=texts, calls=tuple(calls)), graph)
     ahead = PrefillAhead(questions)
-    sessions = [Session(id=n, expert=expert, workers=(n,)) for n, expert in enumerate(EXPERTS)]
+    sessions = [Session(id=n, expert=expert.name, workers=(n,)) for n, expert in enumerate(EXPERTS)]
     servers = Servers(questions=questions, plan=unpriced_plan(sessions, num_workers=len(sessions)), home=ahead.home)
     everybody = [servers, *([ahead] if is_ahead else [])]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]
-    return drive_three(kind, folder, everybody)
-
-
-def drive_three(kind: Kind, folder: Path, controllers: Sequence) -> RunResult:
-    experts = [make_expert(name) for name in EXPERTS]
-    backend = kind.make(outcome, experts=experts, cluster=make_cluster(3), folder=folder)
-    return drive(backend, controllers, num_workers=3, log=getattr(backend, "log", None))
+    return kind.drive(outcome, everybody, experts=EXPERTS, folder=folder)
 
 
 def said(result: RunResult) -> dict:
@@ -128,7 +120,7 @@ def test_a_run_that_goes_on_or_is_replayed_says_the_same(kind, folder, ahead, tm
 def test_prefills_that_cannot_be_are_refused(kind, tmp_path, command, message):
     started = [Open(Session(id=2, expert="W", workers=(2,))), Submit(Call(BEGUN.key, "W", 70), 2)]
     with pytest.raises(BackendError, match=message):
-        drive_three(kind, tmp_path, [Answers({"started": started, "ready 2": [command]})])
+        kind.drive(outcome, [Answers({"started": started, "ready 2": [command]})], experts=EXPERTS, folder=tmp_path)
 
 
 def test_a_prefill_that_comes_too_early_or_too_late_has_no_effect(kind, tmp_path):
@@ -136,9 +128,8 @@ def test_a_prefill_that_comes_too_early_or_too_late_has_no_effect(kind, tmp_path
     watcher = Watcher()
     opened = Open(Session(id=2, expert="W", workers=(2,)))
     early = [opened, Submit(call, 2), Prefill(BEGUN, 2, 0), Close(2)]
-    result = drive_three(
-        kind, tmp_path, [Answers({"started": early, f"finished {call.key}": [Prefill(BEGUN, 2, 1)]}), watcher]
-    )
+    told = Answers({"started": early, f"finished {call.key}": [Prefill(BEGUN, 2, 1)]})
+    result = kind.drive(outcome, [told, watcher], experts=EXPERTS, folder=tmp_path)
     assert [record.key for record in result.calls] == [call.key]
     assert not result.prefills
     assert not [event for event in watcher.events if isinstance(event, Prefilled)]

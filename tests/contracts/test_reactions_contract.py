@@ -21,7 +21,6 @@ from mosaic.pipelines.rules.rule import Majority
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Layers
-from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.planner import Planner
@@ -29,7 +28,7 @@ from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind, true_outcome
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
+from tests.factories import make_call, make_entry, make_expert, make_profile
 from tests.runtime.planners import make_planner
 from tests.runtime.replay import Replay
 
@@ -75,10 +74,8 @@ def run(
     entries = [make_entry(name, load_s=load_s, tp_degree=2 if name == "T" else 1) for name in "ABT"]
     profiles = dict.fromkeys((PROPOSE, AGGREGATE), make_profile(*entries))
     planner = make_planner(graph, "AB".replace(aggregator, ""), num_workers=3, profiles=profiles)
-    backend = kind.make(voted, experts=planner.experts, cluster=make_cluster(3), folder=folder)
     controllers = make_controllers(questions, planner)
-    log = getattr(backend, "log", None)
-    return drive(backend, controllers, num_workers=3, log=log, tick_s=tick_s), questions
+    return kind.drive(voted, controllers, experts=planner.experts, folder=folder, tick_s=tick_s), questions
 
 
 def quorum(questions: Questions, planner: Planner) -> Sequence[Controller]:

@@ -17,13 +17,12 @@ from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.layers import Layers
-from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import Keeping
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.revising import Revising
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import BACKENDS, Kind
-from tests.factories import make_call, make_cluster, make_entry, make_profile
+from tests.factories import make_call, make_entry, make_profile
 from tests.runtime.planners import make_planner
 from tests.runtime.replay import Replay
 
@@ -58,14 +57,13 @@ def run_revised(
         for name, scale in scales.items()
     ]
     planner = make_planner(graph, "ABC", profiles={PROPOSE: make_profile(*entries)})
-    backend = kind.make(outcome, experts=planner.experts, cluster=make_cluster(2), folder=folder)
     prospects, plans = Prospects(planner.profiles, planner.cluster), []
     revising = Revising(planner, prospects, lambda plan, lost: plans.append(plan), least_s=least_s)
     everybody = [prospects, Layers(questions, planner, closes=False), revising, Keeping()]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]
-    log = getattr(backend, "log", None)
-    return drive(backend, everybody, num_workers=2, log=log, tick_s=0.02), plans
+    run = kind.drive(outcome, everybody, experts=planner.experts, folder=folder, num_workers=2, tick_s=0.02)
+    return run, plans
 
 
 def said(result: RunResult) -> dict[object, tuple[str | None, int]]:

@@ -43,6 +43,14 @@ def test_a_plan_names_its_scheduler_leaves_out_who_has_no_calls_and_carries_rema
     assert len(plan.notes) > 1
 
 
+def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 4, needed: int = 3) -> Problem:
+    """The second stage: W merges the answers of A and B, which the problem knows and has no calls for."""
+    after = [tuple(CallKey(f"q{i}", PROPOSE, slot) for slot in range(needed)) for i in range(num_calls)]
+    calls = [make_call(f"q{i}", expert="W", node=AGGREGATE, after=keys) for i, keys in enumerate(after)]
+    degrees = {"W": tp_degree, "A": 1, "B": 1}
+    return make_problem(dict.fromkeys("WAB", 1), calls=calls, num_workers=num_workers, tp_degree=degrees)
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -53,11 +61,16 @@ def test_a_plan_names_its_scheduler_leaves_out_who_has_no_calls_and_carries_rema
         make_problem({"A": 6, "B": 6}, cluster=make_mixed_cluster(make_gpu("old"), make_gpu("new"), make_gpu("old"))),
         make_problem({"A": 2, "B": 2}, load_s=0.0),
         make_problem({"A": 3, "B": 3}, per_call_s=0.0),
+        *(aggregate_problem(4, num_workers=num_workers) for num_workers in (4, 6, 8)),
+        *(aggregate_problem(1, num_calls=num_calls) for num_calls in (1, 2, 9)),
     ],
-    ids=["two", "few calls", "one worker", "gangs", "unlike GPUs", "free loads", "free calls"],
+    ids=lambda problem: f"{len(problem.calls)} calls of {[*problem.lengths]} on {problem.cluster.num_workers}",
 )
 def test_plan_serves_every_call_once_within_its_bound(scheduler: Scheduler, problem: Problem) -> None:
-    assert_plan_valid(scheduler.plan(problem), problem)
+    plan = scheduler.plan(problem)
+    assert_plan_valid(plan, problem)
+    asked = {(call.expert, call.key.node) for call in problem.calls}
+    assert {(session.expert, session.node) for session in plan.sessions} == asked
 
 
 def test_a_benchmark_is_planned_and_the_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
@@ -80,40 +93,6 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
     for session in scheduler.plan(problem).sessions:
         ranks = [rank[key] for key in session.shard]
         assert ranks == sorted(ranks)
-
-
-def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 4, needed: int = 3) -> Problem:
-    """The second stage: W merges the answers of A and B, which the problem knows and has no calls for."""
-    calls = [
-        make_call(
-            f"q{i}",
-            expert="W",
-            node=AGGREGATE,
-            after=tuple(CallKey(f"q{i}", PROPOSE, slot) for slot in range(needed)),
-        )
-        for i in range(num_calls)
-    ]
-    degrees = {"W": tp_degree, "A": 1, "B": 1}
-    return make_problem(dict.fromkeys("WAB", 1), calls=calls, num_workers=num_workers, tp_degree=degrees)
-
-
-@pytest.mark.parametrize(
-    ("tp_degree", "num_workers", "num_calls", "gangs"),
-    [
-        (4, 4, 9, [(0, 1, 2, 3)]),
-        (4, 6, 9, [(0, 1, 2, 3)]),
-        (4, 8, 9, [(0, 1, 2, 3), (4, 5, 6, 7)]),
-        *((1, 4, num_calls, [(0,), (1,), (2,), (3,)]) for num_calls in (1, 2, 9)),
-    ],
-)
-def test_an_aggregator_serves_every_call_once(
-    scheduler: Scheduler, tp_degree: int, num_workers: int, num_calls: int, gangs: list[tuple[int, ...]]
-) -> None:
-    problem = aggregate_problem(tp_degree, num_workers=num_workers, num_calls=num_calls)
-    plan = scheduler.plan(problem)
-    assert_plan_valid(plan, problem)
-    assert {(session.expert, session.node) for session in plan.sessions} == {("W", AGGREGATE)}
-    assert {session.workers for session in plan.sessions} <= set(gangs)
 
 
 def test_what_a_call_needs_of_an_earlier_run_changes_no_decision(scheduler: Scheduler) -> None:

@@ -13,7 +13,7 @@ from mosaic.core.commands import Move, Open, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.events import Finished, Lost, Progress, Started
 from mosaic.core.plan import Plan
-from mosaic.core.results import SERVED, CallRecord, RunResult
+from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.launcher import Launcher, Patience
@@ -143,14 +143,12 @@ def journal_of(folder: Path) -> JournalState:
 
 def finished_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
     """Check that each call was served, to its end or until it was cut, exactly once in the journal, and return them."""
-    finished = [record for record in ended_in(folder / "journal") if record.status in SERVED]
-    assert sorted(record.key for record in finished) == sorted(call.key for call in calls)
-    return {record.key: record for record in finished}
+    return ended_once(folder, calls, statuses=SERVED)
 
 
-def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
+def ended_once(folder: Path, calls: Sequence[Call], statuses=tuple(CallStatus)) -> dict[CallKey, CallRecord]:
     """Check that each call's end, whichever, is in the journal exactly once, and return them."""
-    ended = ended_in(folder / "journal")
+    ended = [record for record in ended_in(folder / "journal") if record.status in statuses]
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
 

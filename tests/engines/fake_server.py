@@ -53,16 +53,6 @@ def always(answer):
     return lambda body, number: answer
 
 
-def slow(seconds):
-    """Serve, each after so long."""
-
-    def behave(body, number):
-        time.sleep(seconds)
-        return completion(body)
-
-    return behave
-
-
 def prompt_of(body):
     return body["messages"][0]["content"] if "messages" in body else str(body["prompt"])
 

@@ -1,6 +1,5 @@
 """Calls on a server that misbehaves to order, through the engine that a worker would open."""
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -10,12 +9,7 @@ import pytest
 
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines import endpoint_engine
-from mosaic.engines.endpoint import (
-    Api,
-    Endpoint,
-    EndpointEngines,
-    EndpointPatience,
-)
+from mosaic.engines.endpoint import Api, Endpoint, EndpointEngines, EndpointPatience
 from mosaic.engines.endpoint_client import Pace, Tries
 from mosaic.engines.endpoint_engine import is_device_lost
 from mosaic.engines.endpoint_faults import fault_of
@@ -32,7 +26,6 @@ from tests.engines.fake_server import (
     first_time,
     prompt_of,
     serving,
-    slow,
     text_of,
     tokens_of,
 )
@@ -237,15 +230,6 @@ def test_a_server_that_names_its_time_is_given_it(monkeypatch):
     assert responses[3].scheduled_ts - server.first_ts >= 0.4
 
 
-@pytest.mark.parametrize("answer", [(429, ERROR, {"Retry-After": "3600"}), (503, ERROR, {"Retry-After": "3600"})])
-def test_a_server_that_wants_more_time_lets_others_serve_its_calls(answer):
-    with serving(FakeServer("A", first_time("question 3", answer))) as (server,), opened(server) as engine:
-        with pytest.raises(OutageError, match="too many") as raised:
-            serve(engine, REQUESTS)
-        assert 3590 < raised.value.wait_s < 3601
-        assert is_device_lost(raised.value)
-
-
 def test_no_more_is_sent_in_a_minute_than_a_server_allows():
     now = 1000.0
     pace = Pace(Endpoint(base_url="http://h/v1", expert="A", model="m", max_requests_per_min=2, max_tokens_per_min=100))
@@ -353,21 +337,6 @@ def test_a_response_may_fill_the_context_and_no_more():
     assert "must be at most context_tokens" in fatal(None, [REQUESTS[3]], context_tokens=6 + tokens)[0]
 
 
-@pytest.mark.slow
-def test_a_server_that_says_nothing_is_not_waited_for_for_ever():
-    patience = EndpointPatience(reply_timeout_s=0.5, max_retries=1, first_wait_s=0.01)
-    with (
-        serving(FakeServer("A", first_time("question 3", WAIT, WAIT))) as (server,),
-        opened(server, patience=patience) as engine,
-    ):
-        kept = {}
-        with pytest.raises(BackendError, match="no whole reply in 0.5 s .tried 2 times") as raised:
-            serve(engine, REQUESTS, kept=kept)
-        assert not is_device_lost(raised.value), "the call may have done it"
-    assert server.left.wait(10)
-    assert len(kept) == 19
-
-
 def test_an_aborted_request_is_broken_off_at_once_and_the_others_go_on():
     with serving(FakeServer("A", first_time("question 3", WAIT))) as (server,), opened(server) as engine:
         before_ts = time.monotonic()
@@ -420,24 +389,19 @@ CHECK_SERVER = "look into the server's log, and start again when it serves calls
         ((402, b"pay"), "402 Payment Required: pay; check the account that pays for its calls"),
         ((403, {"error": {"message": "No access"}}), f"403 Forbidden: No access; {CHECK_KEY}"),
         ((404, {"detail": "Not Found"}), f"404 Not Found: Not Found; {CHECK_URL}"),
-        (
-            (400, {"error": {"message": "The model gpt-x does not exist"}}),
-            f"400 Bad Request: The model gpt-x does not exist; {CHECK_FORM}",
-        ),
-        (
-            (400, {"error": {"message": "Please pass a valid API key."}}),
-            f"400 Bad Request: Please pass a valid API key.; {CHECK_FORM}",
-        ),
-        (
-            (400, {"error": {"message": "Unrecognized request argument supplied: top_k"}}),
-            f"400 Bad Request: Unrecognized request argument supplied: top_k; {CHECK_FORM}",
+        *(
+            ((400, {"error": {"message": words}}), f"400 Bad Request: {words}; {CHECK_FORM}")
+            for words in (
+                "The model gpt-x does not exist", "Please pass a valid API key.",
+                "Unrecognized request argument supplied: top_k",
+            )
         ),
         (
             (422, {"error": {"message": "Extra inputs are not permitted", "param": "min_p"}}),
             f"422 {HTTPStatus(422).phrase}: Extra inputs are not permitted; {CHECK_FORM}",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_no_call_will_heal_stops_at_its_first_appearance(answer, cause):
     message, server = fatal(always(answer), max_in_flight=1)
     assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}"
@@ -461,12 +425,6 @@ def test_what_ended_together_with_a_fatal_error_is_told_before_it():
         with pytest.raises(FatalEngineError):
             serve(engine, [], until=2, kept=kept)
     assert kept.keys() == {0}
-
-
-def test_a_key_may_be_withdrawn_later():
-    message, server = fatal(first_time("question 3", (401, ERROR)), max_in_flight=1)
-    assert "too many" in message
-    assert len(server.posts) == 4
 
 
 @pytest.mark.parametrize(
@@ -584,30 +542,6 @@ def test_a_server_that_is_down_is_named_when_it_is_opened():
     assert not isinstance(raised.value, FatalEngineError)
 
 
-def test_a_server_that_goes_away_is_lost_and_what_it_served_is_kept():
-    gone = threading.Event()
-
-    def behave(body, number):
-        if prompt_of(body) == "question 2":
-            return WAIT
-        if prompt_of(body) == "question 10" and not gone.is_set():
-            gone.set()
-            server.close()
-        return completion(body) if not gone.is_set() else DROP
-
-    server, kept = FakeServer("A", behave), {}
-    with opened(server, max_in_flight=2) as engine:
-        with pytest.raises(OutageError) as raised:
-            serve(engine, REQUESTS, kept=kept)
-        assert is_device_lost(raised.value)
-        with pytest.raises(OutageError):
-            engine.step()
-    assert str(raised.value).endswith("cannot be reached: Connection refused; is the server running? (tried 3 times)")
-    assert sorted(kept) == [0, 1, *range(3, 10)]
-    assert {response.error for response in kept.values()} == {None}
-    assert server.left.wait(10), "what is given up must be broken off"
-
-
 def test_a_model_that_the_server_does_not_know_is_refused():
     with serving(FakeServer("A")) as (server,):
         wrong = r"A at http://.*: model must be one that it serves, got 'other'; it serves \['model-A'\]"
@@ -639,35 +573,21 @@ ECHOED = "sk-0123456789abcdef"
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("key", "message", "said"),
     [
-        ({"content": f"{ECHOED} is yours. The answer is B."}, "(key) is yours. The answer is B."),
-        (
-            {"content": "The answer is B.", "reasoning": f"I got {ECHOED}."},
-            "<think>I got (key).</think>The answer is B.",
-        ),
-        ({"content": "x" * 70 + ECHOED}, "x" * 70 + "(key)"),
+        (ECHOED, {"content": f"{ECHOED} is yours. The answer is B."}, "(key) is yours. The answer is B."),
+        (ECHOED, {"content": "It is B.", "reasoning": f"I got {ECHOED}."}, "<think>I got (key).</think>It is B."),
+        (ECHOED, {"content": "x" * 70 + ECHOED}, "x" * 70 + "(key)"),
+        ("EMPTY", {"content": "The set is EMPTY."}, "The set is EMPTY."),  # a placeholder
     ],
 )
-def test_a_key_that_a_server_echoes_is_in_no_response(monkeypatch, message, said):
-    monkeypatch.setenv("KEY_OF_A", ECHOED)
-    served = lambda body, number: completion(body, message={"role": "assistant"} | message)  # noqa: E731
-    with serving(FakeServer("A", served)) as (server,), opened(server, api_key_env="KEY_OF_A") as engine:
-        assert {response.text for response in serve(engine, REQUESTS).values()} == {said}
-
-
-def test_a_key_that_a_server_echoes_in_a_reply_that_is_no_json_is_in_no_error(monkeypatch):
-    monkeypatch.setenv("KEY_OF_A", ECHOED)
-    message, _ = fatal(always((200, b"x" * 70 + ECHOED.encode())), api_key_env="KEY_OF_A")
-    assert "no JSON" in message
-    assert ECHOED[:6] not in message
-
-
-def test_a_key_that_is_a_placeholder_may_be_part_of_a_response(monkeypatch):
-    monkeypatch.setenv("KEY_OF_A", "EMPTY")
-    served = lambda body, number: completion(body, message={"content": "The set is EMPTY."})  # noqa: E731
-    with serving(FakeServer("A", served)) as (server,), opened(server, api_key_env="KEY_OF_A") as engine:
-        assert {response.text for response in serve(engine, REQUESTS).values()} == {"The set is EMPTY."}
+def test_a_key_that_a_server_echoes_is_in_no_response(monkeypatch, key, message, said):
+    monkeypatch.setenv("KEY_OF_A", key)
+    served, _ = ask(lambda body, number: completion(body, message=message), api_key_env="KEY_OF_A")
+    assert {response.text for response in served.values()} == {said}
+    no_json, _ = fatal(always((200, b"x" * 70 + key.encode())), api_key_env="KEY_OF_A")
+    assert "no JSON" in no_json
+    assert ECHOED[:6] not in no_json
 
 
 def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
@@ -692,17 +612,6 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
         with opened(other) as engine, pytest.raises(FatalEngineError):
             serve(engine, REQUESTS)
         assert {headers.get("Authorization") for _, _, headers in other.posts} == {None}
-
-
-def test_an_engine_works_in_a_process_that_was_forked_after_preparing():
-    with serving(FakeServer("A", slow(0.01))) as (server,):
-        endpoint_engine.prepare(None)
-        pid = os.fork()
-        if pid == 0:
-            with opened(server) as engine:
-                os._exit(len([response for response in serve(engine, REQUESTS).values() if response.error is None]))
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 20
 
 
 # What is given.

@@ -11,11 +11,11 @@ from mosaic.core.cluster import Gpu, cluster_of_hosts, uniform_cluster
 from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Finished, Idle, Progress, Ready, Redone, Started, Tick
+from mosaic.core.events import Finished, Ready, Redone, Started
 from mosaic.core.kv_memory import activation_bytes, fits_memory
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.requests import RunContent, random_prompt, response_seed
 from mosaic.engines.vllm_engines import VllmEngines
@@ -148,17 +148,6 @@ def test_a_journal_of_an_earlier_version_is_refused(tmp_path, host):
         Runs(tmp_path, host).execute(PLAN, [*A, *B])
 
 
-def test_a_process_serves_as_long_as_its_expert_stays(tmp_path, host):
-    for name in "AB":
-        (make_checkpoint(tmp_path, name) / "behave").write_text("note")
-    plan = make_plan(make_session(0, A[:5]), make_session(1, A[5:9]), make_session(2, B), make_session(3, A[9:]))
-    result = Runs(tmp_path, host).execute(plan, [*A, *B])
-    assert [session.load_s > 0 for session in result.sessions] == [True, False, True, True]
-    assert result.sessions[1].start_ts == result.sessions[0].end_ts
-    assert len(list((tmp_path / "A").glob("pid-*"))) == 2
-    assert len(list((tmp_path / "B").glob("pid-*"))) == 1
-
-
 def test_a_process_is_pinned_to_the_cores_of_its_workers(tmp_path, host):
     expert = tiny_expert("T", make_checkpoint(tmp_path, "T"), tp_degree=2)
     (tmp_path / "T" / "behave").write_text("note")
@@ -209,18 +198,6 @@ def test_a_replayed_call_that_reaches_the_limit_never_came_to_its_answer(tmp_pat
         )
 
 
-def test_live_answers_are_read_from_the_responses(tmp_path, host):
-    questions = {
-        call.key.question: Question(id=call.key.question, prompt_tokens=9, answer_kind=AnswerKind.CHOICE, num_options=4)
-        for call in A[:19]
-    }
-    executor = Runs(tmp_path, host, questions=questions)
-    result = executor.execute(make_plan(make_session(0, A)), A)
-    for record in result.calls:
-        wanted = record.response.text[-2] if record.key.question in questions else None
-        assert (record.answer, record.visible_tokens) == (wanted, min(4, record.output_tokens))
-
-
 def test_seeds_and_random_prompts_follow_from_the_key():
     keys = [CallKey(q, role, slot) for q in ("q1", "q2") for role in (PROPOSE, AGGREGATE) for slot in range(3)]
     seeds = {response_seed(root, key) for root in range(2) for key in keys}
@@ -266,29 +243,6 @@ def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     assert (repeated.calls, repeated.sessions) == (result.calls, result.sessions)
     heard = [event.record for event in again.all(Finished)]
     assert heard == sorted((event.record for event in listener.all(Finished)), key=lambda record: record.finished_ts)
-
-
-def test_events_say_what_workers_do(tmp_path, host):
-    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "slow", outcomes=lambda call, inputs: Outcome(40))
-    result = executor.execute(PLAN, [*A, *B], tick_s=0.1)
-    watcher = executor.watcher
-    assert watcher.events[0] == Started(0.0)
-    assert {event.session: event.ts for event in watcher.all(Ready)} == {
-        session.session: session.start_ts for session in result.sessions
-    }
-    closed = [event.record for event in watcher.all(Closed)]  # which of two processes is heard first is the kernel's
-    assert sorted(closed, key=lambda record: record.session) == list(result.sessions)
-    assert sorted(event.worker for event in watcher.all(Idle)) == [0, 1]
-    assert len(watcher.all(Tick)) >= 5
-    for session in result.sessions:
-        assert (session.load_start_ts, session.load_s) == (0.0, session.start_ts)
-        assert 0 < session.load_s < session.end_ts
-    told = [event for event in watcher.all(Progress) if event.session == 0]
-    assert len(told) >= 2
-    written = {key: tokens for event in told for key, tokens in event.tokens.items()}
-    assert written.keys() <= {call.key for call in A}
-    assert 0 < max(written.values()) <= 40
-    assert sorted(event.record.key for event in watcher.all(Finished)) == sorted(call.key for call in [*A, *B])
 
 
 def test_a_session_that_broke_off_is_ready_again(tmp_path, host):

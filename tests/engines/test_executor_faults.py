@@ -12,14 +12,13 @@ import pytest
 from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Finished, Lost
+from mosaic.core.events import Finished
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.messages import one_line
 from mosaic.runtime.journal import JournalError
-from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor
 from tests.engines import slow_import_engine
 from tests.engines.executor_runs import (
@@ -122,23 +121,6 @@ def test_a_session_that_breaks_whatever_it_serves_fails_as_a_whole_after_a_few_t
     assert len(list((tmp_path / "A").glob("pid-*"))) == 8, "two tries each for three calls and then for all others"
 
 
-def test_failed_calls_are_tried_again_when_the_run_is_started_again(tmp_path, host, undisturbed):
-    patience = Patience(max_retries=0)
-    Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x")).execute(
-        make_plan(make_session(1, B, workers=(1,))), B
-    )
-    behave(tmp_path, "A", "raise")
-    executor = Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x"))
-    result = executor.execute(PLAN, [*A, *B])
-    assert {record.status for record in result.calls if record.expert == "A"} == {CallStatus.FAILED}
-    assert executor.records[BAD].response.error.startswith("A cannot be loaded: RuntimeError: the engine broke; see")
-    (tmp_path / "A" / "behave").unlink()
-    result = executor.execute(PLAN, [*A, *B])
-    assert {record.status for record in result.calls} == {CallStatus.FINISHED}
-    entries = finished_once(tmp_path, [*A, *B])
-    assert {key: entry.response.token_ids for key, entry in entries.items()} == undisturbed
-
-
 @pytest.mark.parametrize("words", ["die once", "raise once", "hang once", "lose once"])
 def test_a_load_that_breaks_is_tried_again(tmp_path, host, words):
     behave(tmp_path, "A", words)
@@ -178,25 +160,6 @@ def test_a_worker_that_can_load_nothing_is_given_up_and_its_calls_are_left(tmp_p
     started = {session.session: session.load_start_ts for session in rest.sessions}
     assert started[3] >= result.sessions[0].end_ts
     assert executor.lost == {}
-
-
-def test_what_a_lost_worker_leaves_is_planned_anew_at_once(tmp_path, host):
-    behave(tmp_path, "A", "die")
-    executor = Runs(tmp_path, host, names="ABC", patience=Patience(max_restarts=1))
-    more = some_calls("C", 4)
-    plan = make_plan(make_session(0, more), make_session(1, A), make_session(2, B, workers=(1,)))
-
-    def plan_anew(calls, lost):
-        (tmp_path / "A" / "behave").unlink()
-        assert (list(calls), list(lost)) == (A, [0])
-        return make_plan(make_session(0, A, workers=(1,)))
-
-    result = executor.execute(plan, [*A, *B, *more], Replanning(plan_anew))
-    finished_once(tmp_path, [*A, *B, *more])
-    (lost,) = executor.watcher.all(Lost)
-    assert (lost.worker, [session.session for session in result.sessions]) == (0, [0, 2, 3])
-    assert {record.session for record in result.calls if record.expert == "A"} == {3}
-    assert executor.execute(plan, [*A, *B, *more], Replanning(plan_anew)).calls == result.calls
 
 
 def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):

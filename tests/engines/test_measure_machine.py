@@ -8,9 +8,9 @@ import yaml
 
 from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
 from experiments.tiny_pool.tokenizer import encode
-from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm
+from tests.experiments.known_machine import built
 from tests.experiments.test_measure_gpu import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
@@ -25,14 +25,9 @@ def out(tmp_path_factory):
     return folder
 
 
-def hardware_of(out):
-    config = yaml.safe_load((out / "cores.yaml").read_text())
-    return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
-
-
 @pytest.mark.alone
 def test_the_measured_file_prices_more_work_higher(out):
-    hardware = hardware_of(out)
+    hardware = built(yaml.safe_load((out / "cores.yaml").read_text()))
     tiny, small = (iteration_time(hardware, replace(read_shape(name), bytes_per_value=4), 1) for name in
                    ("tiny", "small"))  # fmt: skip
     assert 0 < hardware.cpu_base_s <= tiny.decode_span_s(1, 100, 1) < small.decode_span_s(1, 100, 1) < 1

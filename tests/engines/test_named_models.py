@@ -28,11 +28,6 @@ def test_shape_context_and_kv_size_are_the_checkpoint_s(checkpoint: Path) -> Non
     assert shape.kv_bytes_per_token() == 2 * config["num_hidden_layers"] * kv_heads * head_dim * shape.bytes_per_value
 
 
-def test_a_checkpoint_is_found_in_a_folder_of_checkpoints(checkpoint: Path) -> None:
-    found = expert_of_checkpoint(checkpoint="me/Tiny", checkpoints=str(checkpoint.parents[1]))
-    assert (found.name, found.checkpoint) == ("Tiny", str(checkpoint.resolve()))
-
-
 def test_what_is_given_goes_before_what_is_read(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").write_text('{"temperature": 0.3}')
     assert expert_of_checkpoint(checkpoint=str(checkpoint)).temperature == 0.3
@@ -45,11 +40,6 @@ def test_what_is_given_goes_before_what_is_read(checkpoint: Path) -> None:
 def test_a_template_that_opens_thinking_is_a_reasoner_s(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}<think>")
     assert expert_of_checkpoint(checkpoint=str(checkpoint)).family is Family.REASONING
-
-
-def test_an_unknown_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="checkpoint nobody/nothing: no such folder, and not in the cache"):
-        expert_of_checkpoint(checkpoint="nobody/nothing", checkpoints=str(tmp_path))
 
 
 def test_a_configuration_without_context_asks_for_it(checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,8 +17,8 @@ from mosaic.engines.remote_launcher import ABSENT
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor
-from tests.engines.executor_runs import IMPATIENT, OPTIONS, Runs, finished_once, make_checkpoint, running_host
-from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, launcher_on
+from tests.engines.executor_runs import IMPATIENT, OPTIONS, Runs, finished_once, make_checkpoint
+from tests.engines.here_machines import GONE, HereMachines, launcher_on
 from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_plan, make_session, some_calls
 
@@ -68,14 +67,13 @@ def kept():
 
 
 @pytest.mark.slow
-def test_machines_say_what_this_one_says(tmp_path, kept) -> None:
+def test_machines_say_what_this_one_says(tmp_path, kept, host) -> None:
     calls = [*some_calls("A", 20), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:20]), make_session(1, calls[20:], workers=(1,)))
     there = Runs(tmp_path / "there", kept(HereMachines({"a": 1, "b": 1})))
     result = there.execute(plan, calls)
-    with running_host(FAKE_ENGINE) as host:
-        here = Runs(tmp_path / "here", host)
-        here.execute(plan, calls)
+    here = Runs(tmp_path / "here", host)
+    here.execute(plan, calls)
     assert responses(there) == responses(here)
     finished_once(tmp_path / "there", calls)
     assert [session.workers for session in result.sessions] == [(0,), (1,)]
@@ -126,20 +124,6 @@ class UseJoined:
 
 
 @pytest.mark.slow
-def test_a_machine_that_joins_is_used(tmp_path, kept) -> None:
-    machines = HereMachines({"a": 1})
-    runs = Runs(tmp_path, kept(machines, 2))
-    calls = some_calls("A", 200)
-    join = at(8, lambda: machines.rooms.update(b=1))
-    runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(tmp_path), join)
-    assert runs.lost == {1: ABSENT}, "it is not there from the start"
-    assert [event.worker for event in runs.watcher.all(Joined)] == [1]
-    by_worker = Counter(record.workers for record in finished_once(tmp_path, calls).values())
-    assert by_worker[1,] > 0
-    assert by_worker[0,] > 0
-
-
-@pytest.mark.slow
 def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     runs = Runs(tmp_path, kept(machines))
@@ -156,21 +140,22 @@ def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, kept) -> N
             return ()
 
     runs.execute(plan, calls, UseJoined(tmp_path), Replanning(on_first(2)[0]), unplug, PlugIn())
-    finished_once(tmp_path, calls)
-    kinds = [type(event) for event in runs.watcher.events if isinstance(event, Lost | Joined)]
-    assert kinds == [Lost, Joined]
+    ended = finished_once(tmp_path, calls).values()
+    (lost,), (joined,) = runs.watcher.all(Lost), runs.watcher.all(Joined)
+    assert lost.ts < joined.ts
+    assert lost.worker == joined.worker == 1
+    assert {record.workers for record in ended if record.finished_ts > joined.ts} == {(0,), (1,)}, "it gets calls too"
 
 
-def test_what_one_run_lost_the_next_one_leaves_alone(tmp_path) -> None:
+def test_what_one_run_lost_the_next_one_leaves_alone(tmp_path, host) -> None:
     calls = [*some_calls("A", 6), *some_calls("B", 6)]
     plan = make_plan(make_session(0, calls[:6]), make_session(1, calls[6:], workers=(1,)))
-    with running_host(FAKE_ENGINE) as host:
-        runs = Runs(tmp_path, host, patience=IMPATIENT)
-        replan, made = on_first(2)
-        backend = runs.backend()
-        backend.lost = {1: "it broke in the pilot"}
-        runs.backend = lambda: backend
-        runs.execute(plan, calls, Replanning(replan))
+    runs = Runs(tmp_path, host, patience=IMPATIENT)
+    replan, made = on_first(2)
+    backend = runs.backend()
+    backend.lost = {1: "it broke in the pilot"}
+    runs.backend = lambda: backend
+    runs.execute(plan, calls, Replanning(replan))
     finished_once(tmp_path, calls)
     assert made == [(6, {1: "it broke in the pilot"})]
     assert [type(event) for event in runs.watcher.events[:2]] == [Started, Lost]
@@ -308,6 +293,7 @@ def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, kept) -> None:
     calls = some_calls("A", 1500)
     runs.execute(make_plan(make_session(0, calls)), calls, at(4, lambda: machines.rooms.update(b=1)))
     assert told == ["b has not {'CPU': 1.0} free"]
+    assert runs.lost == {1: ABSENT}
     assert not runs.watcher.all(Joined)
 
 

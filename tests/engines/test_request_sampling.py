@@ -1,5 +1,6 @@
 """What a request asks of sampling, and its chat, on their way to an engine."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,10 @@ from mosaic.core.chat import Chat, Message, Sampling
 from mosaic.core.workload import PROPOSE, Call, CallKey, Question
 from mosaic.engines.endpoint import Endpoint
 from mosaic.engines.endpoint_messages import request_of
-from mosaic.engines.engine import Request
 from mosaic.engines.prompt_text import plain_text
 from mosaic.engines.requests import RunContent, ServedExpert
 from mosaic.engines.vllm_engine import VllmEngine
+from tests.engines.engine_calls import make_request
 from tests.factories import make_expert
 
 CHAT = Chat((Message("system", "Be brief."), Message("user", "Is 7 prime?")))
@@ -67,25 +68,15 @@ def test_another_chat_is_another_request():
     assert len({spec_of(None, prompt).fingerprint for prompt in ("Is 7 prime?", CHAT, other)}) == 3
 
 
-def make_request(prompt) -> Request:
-    return Request(
-        key=CallKey("q", PROPOSE, 0),
-        prompt=prompt,
-        seed=1,
-        temperature=0.5,
-        max_output_tokens=9,
-        sampling=Sampling(top_p=0.5, stop=("END",)),
-    )
+CHAT_REQUEST = make_request(0, prompt=CHAT, temperature=0.5, sampling=Sampling(top_p=0.5, stop=("END",)))
 
 
 def test_a_server_gets_messages_and_sampling():
     endpoint = Endpoint(base_url="http://localhost/v1", expert="A", model="m")
-    body = request_of(make_request(CHAT), endpoint).body
+    body = request_of(CHAT_REQUEST, endpoint).body
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 7 prime?"}]
     assert (body["top_p"], body["stop"], body["temperature"]) == (0.5, ["END"], 0.5)
-    plain = request_of(
-        make_request(CHAT), Endpoint(base_url="http://localhost/v1", expert="A", model="m", api="completions")
-    )
+    plain = request_of(CHAT_REQUEST, replace(endpoint, api="completions"))
     assert plain.body["prompt"] == plain_text(CHAT) == "System: Be brief.\n\nUser: Is 7 prime?\n\nAssistant:"
 
 
@@ -100,9 +91,9 @@ def test_vllm_gets_messages_and_sampling():
         encode=lambda text, **_: [1, 2],
     )
     engine._expert = "A"
-    assert engine._tokens(make_request(CHAT)) == ([1, 2], False)
+    assert engine._tokens(CHAT_REQUEST) == ([1, 2], False)
     assert seen == [CHAT.as_dicts]
-    sampling = engine._sampling(make_request(CHAT), 9)
+    sampling = engine._sampling(CHAT_REQUEST, 9)
     assert (sampling.top_p, sampling.stop, sampling.temperature, sampling.max_tokens) == (0.5, ["END"], 0.5, 9)
 
 
@@ -117,4 +108,4 @@ def test_a_template_that_refuses_a_role_fails_the_call_alone():
     with pytest.raises(
         ValueError, match=r"messages must be what A's chat template takes \(System role not supported\)"
     ):
-        engine._tokens(make_request(CHAT))
+        engine._tokens(CHAT_REQUEST)

@@ -198,50 +198,41 @@ def test_a_worker_never_waits_for_its_driver_to_read():
     assert heard == said
 
 
-def prefills(said):
-    return [event.record for event in said if isinstance(event, Prefilled)]
-
-
 def beginning(slot: int, prompt: str):
     return [make_request(slot, output_tokens=None, prompt=prompt, is_beginning=True, max_output_tokens=1)]
 
 
-def test_a_beginning_is_read_and_is_no_call():
-    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc")], 12: [Close(4)]})
-    (record,) = prefills(said)
-    assert (record.key.slot, record.prompt_tokens, record.computed_tokens, record.session) == (7, 3, 3, 4)
-    assert 1.0 < record.queued_ts <= record.finished_ts
-    assert list(ended(said)) == [0]
-
-
-def test_the_call_takes_the_place_of_its_beginning():
-    call = make_request(7)
-    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc"), [call], Close(4)]})
-    (record,) = prefills(said)
-    assert (record.prompt_tokens, record.computed_tokens) == (3, 0), "it had not been started"
-    assert ended(said)[7].output_tokens == 3
-
-
-def test_a_longer_beginning_takes_the_place_of_a_shorter_one():
-    said = serve(
-        make_request(0, output_tokens=40),
-        later={2: [beginning(7, "abc"), beginning(7, "abcdef"), beginning(8, "ab")], 20: [Close(4)]},
-    )
-    assert [(record.key.slot, record.prompt_tokens, record.computed_tokens) for record in prefills(said)] == [
-        (7, 3, 0), (7, 6, 6), (8, 2, 2),
-    ]  # fmt: skip
-
-
-def test_what_the_engine_refuses_is_left_to_the_call():
-    said = serve(make_request(0, output_tokens=20), later={2: [beginning(7, "refuse")], 8: [Close(4)]})
-    assert prefills(said) == []
-    assert list(ended(said)) == [0]
+@pytest.mark.parametrize(
+    ("messages", "num_steps", "read", "calls"),
+    [
+        pytest.param([beginning(7, "abc")], 12, [(7, 3, 3)], [0], id="a beginning is read and is no call"),
+        pytest.param(
+            [beginning(7, "abc"), [make_request(7)]], 12, [(7, 3, 0)], [0, 7],
+            id="the call takes the place of its beginning, which had not been started",
+        ),
+        pytest.param(
+            [beginning(7, "abc"), beginning(7, "abcdef"), beginning(8, "ab")], 20, [(7, 3, 0), (7, 6, 6), (8, 2, 2)],
+            [0], id="a longer beginning takes the place of a shorter one",
+        ),
+        pytest.param([beginning(7, "refuse")], 12, [], [0], id="what the engine refuses is left to the call"),
+    ],
+)  # fmt: skip
+def test_beginnings_are_read_behind_each_other(messages, num_steps, read, calls):
+    said = serve(make_request(0, output_tokens=40), later={2: messages, num_steps: [Close(4)]})
+    records = [event.record for event in said if isinstance(event, Prefilled)]
+    assert [(record.key.slot, record.prompt_tokens, record.computed_tokens) for record in records] == read
+    for record in records:
+        assert record.session == 4
+        assert 1.0 < record.queued_ts <= record.finished_ts
+    assert {slot: record.output_tokens for slot, record in ended(said).items()} == {
+        slot: 3 if slot else 40 for slot in calls
+    }
 
 
 def test_a_session_does_not_wait_for_what_nobody_will_read():
     said = serve(make_request(0, output_tokens=3), later={2: [beginning(7, "abc"), beginning(8, "ab"), Close(4)]})
     assert isinstance(said[-1], ClosedSession)
-    assert [record.key.slot for record in prefills(said)] in ([7, 8], [8, 7])
+    assert sorted(event.record.key.slot for event in said if isinstance(event, Prefilled)) == [7, 8]
 
 
 def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():

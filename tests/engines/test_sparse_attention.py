@@ -177,20 +177,8 @@ def said(checkpoint):
 
 @pytest.mark.slow
 @needs_vllm
-def test_dense_mode_says_token_by_token_what_the_stock_engine_says(said):
-    assert said["dense"] == said["stock"]
-
-
-@pytest.mark.slow
-@needs_vllm
-def test_an_engine_without_it_is_the_stock_engine_again(said):
-    assert said["again"] == said["stock"]
-
-
-@pytest.mark.slow
-@needs_vllm
-def test_fewer_pages_say_something_else(said):
-    assert said["sparse"] != said["stock"]
+def test_dense_mode_and_an_engine_without_it_say_what_the_stock_engine_says_and_fewer_pages_something_else(said):
+    assert said["stock"] == said["dense"] == said["again"] != said["sparse"]
 
 
 @pytest.mark.slow

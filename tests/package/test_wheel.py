@@ -1,14 +1,11 @@
 """The wheel, in an environment of its own and away from the checkout; what it needs beside: test_conventions.py."""
 
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from mosaic import __version__
-from mosaic.bundled import BUNDLE
 from tests.package.built_wheel import borrowing_environment, build_wheel, call, tracked_files
 from tests.readme_blocks import ROOT
 
@@ -54,22 +51,3 @@ def test_a_wheel_and_a_checkout_run_alike(environment: Path, tmp_path: Path) -> 
     call(sys.executable, ROOT / "experiments" / "run.py", *point, "hydra.run.dir=checkout", cwd=tmp_path)
     for name in ("summary.json", "plan.json", "calls.parquet", "config.yaml"):
         assert (tmp_path / "wheel" / name).read_bytes() == (tmp_path / "checkout" / name).read_bytes(), name
-
-
-def test_python_finds_the_simulator(environment: Path, tmp_path: Path) -> None:
-    code = "import mosaic.bundled; mosaic.bundled.make_importable(); import sim; print(sim.__file__)"
-    found = call(environment / "bin" / "python", "-c", code, cwd=tmp_path)
-    assert "site-packages/mosaic/bundled/sim" in found
-
-
-def test_bad_input_ends_with_a_line_and_status_2(environment: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [str(environment / "bin" / "mosaic"), "run", "workload=nothing"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: workload must be one of")
-
-
-def test_a_checkout_bundles_itself() -> None:
-    assert BUNDLE == ROOT
-    assert __version__
