@@ -82,9 +82,11 @@ def fit(hardware, experts, *, size=None, by_cpu=False):
     return fit_machine(experts, cluster, make, size=size or SweepSize(), by_cpu=by_cpu)
 
 
-def session_s(hardware, shape, requests):
-    time = iteration_time(hardware, shape, 1)
-    engine = Engine(iteration_time=time, settings=SETTINGS, kv_tokens=65536, context_tokens=512)
+def session_s(hardware, shape, requests, *, settings=SETTINGS, context_tokens=512):
+    engine = Engine(
+        iteration_time=iteration_time(hardware, shape, 1), settings=settings, kv_tokens=settings.kv_cache_tokens,
+        context_tokens=context_tokens,
+    )  # fmt: skip
     for number, (prompt, output) in enumerate(requests):
         engine.submit(number, prompt, output, 0.0)
     return max(request.finished_ts for request in engine.advance_to(float("inf")))

@@ -24,8 +24,6 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Closed, Finished
 from mosaic.core.results import CallStatus
 from mosaic.runtime.static_plan import execute
-from sim.engine.engine import Engine
-from sim.hardware.curves import Curve
 from sim.hardware.iteration_time import iteration_time
 from sim.hardware.skew_time import AttentionSkew
 from tests.experiments.known_machine import (
@@ -40,6 +38,8 @@ from tests.experiments.known_machine import (
     session_s,
 )
 from tests.factories import make_expert
+
+EXPERT = make_expert("A", shape=SHAPE, context_tokens=512)
 
 
 class Changed:
@@ -87,36 +87,8 @@ def test_what_a_session_held_prices_it_as_the_simulator_does():
         assert terms @ coefficients == pytest.approx(session_s(hardware, SHAPE, requests), rel=0.01)
 
 
-def test_a_fit_predicts_sessions_that_it_has_not_seen():
-    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
-    hardware = machine(TRUE)
-    again = built(fit(hardware, [expert]))
-    for requests in MIXTURES:
-        assert session_s(again, SHAPE, requests) == pytest.approx(session_s(hardware, SHAPE, requests), rel=0.02)
-    assert again.load_s(SHAPE, 1) == pytest.approx(2.0)
-
-
-def test_shapes_have_tables_of_their_own_and_one_host():
-    large = replace(SHAPE, num_parameters=900_000)
-    slow = replace(
-        TRUE, shape=large, base_s=4e-3, per_seq_s=8e-5,
-        dense=Curve(TRUE.dense.knots, tuple(3 * value for value in TRUE.dense.values_s)),
-    )  # fmt: skip
-    hardware = machine(TRUE, slow, loads=(0.5, 1e6))
-    assert (hardware.cpu_base_s, hardware.cpu_per_seq_s) == (1.5e-3, 5e-5)
-    small, big = (replace(make_expert(name, shape=shape), context_tokens=512) for name, shape in
-                  (("A", SHAPE), ("B", large)))  # fmt: skip
-    again = built(fit(hardware, [small, big]))
-    assert len(again.tables) == 2
-    for shape in (SHAPE, large):
-        assert session_s(again, shape, MIXTURES[0]) == pytest.approx(session_s(hardware, shape, MIXTURES[0]), rel=0.02)
-        assert again.load_s(shape, 1) == pytest.approx(hardware.load_s(shape, 1), rel=0.01)
-    assert session_s(again, large, MIXTURES[0]) > 1.5 * session_s(again, SHAPE, MIXTURES[0])
-
-
 def fitted(sessions):
-    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
-    measured = MeasuredShape(expert, SETTINGS, [MeasuredRound(sessions=tuple(sessions), ready_s=())])
+    measured = MeasuredShape(EXPERT, SETTINGS, [MeasuredRound(sessions=tuple(sessions), ready_s=())])
     (found,), skew = fit_shapes([measured], Processor())
     assert skew is None, "nothing is known of how many sequences are read at once"
     return found
@@ -131,34 +103,25 @@ def true_sessions():
         yield MeasuredSession(requests=batch, serve_s=seconds, prompts_read_s=first, last_token_s=seconds)
 
 
+def slower(session, times):
+    seconds = ("serve_s", "prompts_read_s", "last_token_s")
+    return replace(session, **{name: times * getattr(session, name) for name in seconds})
+
+
 def test_disturbed_sessions_do_not_move_the_fit():
     """One of five repeats of each session takes three times as long: a mean would follow, by 40%."""
     sessions = 5 * list(true_sessions())
     assert len(sessions) % 25 != 0, "else the same ones are disturbed in every repeat"
     quiet = fitted(sessions)
-    disturbed = [
-        replace(session, serve_s=3 * session.serve_s, last_token_s=3 * session.serve_s) if i % 5 == 0 else session
-        for i, session in enumerate(sessions)
-    ]
-    noisy = fitted(disturbed)
+    noisy = fitted([session if i % 5 else slower(session, 3) for i, session in enumerate(sessions)])
     assert noisy.base_s == pytest.approx(quiet.base_s, rel=0.05)
     assert noisy.dense(64) + 64 * noisy.per_seq_s == pytest.approx(quiet.dense(64) + 64 * quiet.per_seq_s, rel=0.05)
     assert quiet.mape["long_stretches"] < 0.01 < noisy.mape["long_stretches"]
 
 
 def test_processor_time_counts_where_it_is_known():
-    by_clock = [
-        replace(
-            session,
-            serve_s=2 * session.serve_s,
-            prompts_read_s=2 * session.prompts_read_s,
-            last_token_s=2 * session.last_token_s,
-        )
-        for session in true_sessions()
-    ]
-    by_cpu = [replace(session, cpu_s=session.serve_s / 2) for session in by_clock]
-    found = fitted(by_cpu)
-    assert found.base_s == pytest.approx(TRUE.base_s, rel=0.1)
+    by_cpu = [replace(slower(session, 2), cpu_s=session.serve_s) for session in true_sessions()]
+    assert fitted(by_cpu).base_s == pytest.approx(TRUE.base_s, rel=0.1)
 
 
 def test_loads_of_one_size_are_fixed_and_of_two_sizes_affine():
@@ -189,20 +152,18 @@ def test_the_sweep_stays_inside_the_context_and_covers_the_batch():
 
 
 def test_a_call_that_failed_ends_the_sweep():
-    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
-    cluster, make = replaying(machine(TRUE), [expert])
+    cluster, make = replaying(machine(TRUE), [EXPERT])
 
     def fail(event):
         is_first = isinstance(event, Finished) and event.record.key.question.endswith("-0-0")
         return event._replace(record=event.record._replace(status=CallStatus.FAILED)) if is_first else event
 
     with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
-        fit_machine([expert], cluster, lambda *known: Changed(make(*known), fail), size=SweepSize())
+        fit_machine([EXPERT], cluster, lambda *known: Changed(make(*known), fail), size=SweepSize())
 
 
 def test_processor_time_is_taken_by_session():
-    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
-    cluster, make = replaying(machine(TRUE), [expert])
+    cluster, make = replaying(machine(TRUE), [EXPERT])
     runs = []
 
     def cpu_s(run, session):
@@ -210,14 +171,14 @@ def test_processor_time_is_taken_by_session():
         return 0.01
 
     size = SweepSize(num_rounds=2)
-    config = fit_machine([expert], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size)
+    config = fit_machine([EXPERT], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size)
     assert list(dict.fromkeys(runs)) == ["sweep-0-0-0", "sweep-0-1-0"]
     iterations = [batch[0][1] for batch in batches_of(512, SETTINGS, SweepSize()) if len(batch) == 1]
     assert config["cpu_base_s"] < 0.01 / min(iterations), "ten milliseconds a session, and none of the clock's seconds"
 
 
 def test_the_simulator_is_told_how_the_engines_schedule():
-    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=8192)]
+    experts = [make_expert("A", shape=SHAPE, context_tokens=8192)]
     cpu = ModelLoading(device=Device.CPU, dtype="float32")
     on_cpu = EngineOptions(max_num_seqs=32, block_size=32, kv_cache_memory_bytes=2**26, loading=cpu)
     settings = mirrored_settings(on_cpu, experts)
@@ -251,9 +212,8 @@ def test_what_cannot_be_swept_or_fitted_is_refused(make, message):
 
 
 def test_warm_up_sessions_are_left_out():
-    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
-    cluster, make = replaying(machine(TRUE), [expert])
-    content = round_of(expert, 2, batches_of(512, SETTINGS, SweepSize()), 0, "run")
+    cluster, make = replaying(machine(TRUE), [EXPERT])
+    content = round_of(EXPERT, 2, batches_of(512, SETTINGS, SweepSize()), 0, "run")
     result = execute(content.plan, content.calls, make(content.outcome, "run"))
     measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers
@@ -269,7 +229,7 @@ def test_of_repeats_the_median_counts():
 
 
 def test_a_session_over_several_workers_counts_by_the_clock():
-    expert = replace(make_expert("A", shape=SHAPE, tp_degree=2), context_tokens=512)
+    expert = make_expert("A", shape=SHAPE, tp_degree=2, context_tokens=512)
     hardware = machine(replace(TRUE, tp_degree=2))
 
     cluster, make = replaying(hardware, [expert])
@@ -303,19 +263,17 @@ class Disturbed:
 
 
 def test_a_round_with_an_interrupted_session_is_measured_again():
-    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
-    cluster, make = replaying(machine(TRUE), experts)
+    cluster, make = replaying(machine(TRUE), [EXPERT])
     once = Disturbed(make)
-    config = fit_machine(experts, cluster, once, size=SweepSize(num_rounds=1))
+    config = fit_machine([EXPERT], cluster, once, size=SweepSize(num_rounds=1))
     assert once.names == ["sweep-0-0-0", "sweep-0-0-1"]
     assert config["cpu_base_s"] > 0
     with pytest.raises(DisturbedSweepError, match="sessions fail again and again"):
-        fit_machine(experts, cluster, Disturbed(make, always=True), size=SweepSize(num_rounds=1))
+        fit_machine([EXPERT], cluster, Disturbed(make, always=True), size=SweepSize(num_rounds=1))
 
 
 def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
-    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
-    cluster, make = replaying(machine(TRUE), experts)
+    cluster, make = replaying(machine(TRUE), [EXPERT])
     names = []
 
     def cpu_s(run, session):
@@ -323,7 +281,7 @@ def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
         return 0.01 if run == "sweep-0-0-1" or session == 0 else None
 
     size = SweepSize(num_rounds=1)
-    fit_machine(experts, cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True)
+    fit_machine([EXPERT], cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True)
     assert list(dict.fromkeys(names)) == ["sweep-0-0-0", "sweep-0-0-1"]
 
 
@@ -341,7 +299,7 @@ def known(streams):
 
 def measured(hardware):
     """One round on a machine that is known, by the clock as on a GPU."""
-    expert = replace(make_expert("A", shape=HEAVY.shape), context_tokens=CONTEXT)
+    expert = make_expert("A", shape=HEAVY.shape, context_tokens=CONTEXT)
     cluster, make = replaying(hardware, [expert], num_workers=1, settings=LONG)
     return MeasuredShape(expert, LONG, [measure_round(expert, cluster, make, LONG, SIZE, 0, "round", by_cpu=False)])
 
@@ -350,16 +308,10 @@ def refit(rounds, processor):
     return built(fit_rounds([rounds], name="again", memory_gib=8.0, source="a test", processor=processor))
 
 
-def replay_s(hardware, requests):
-    time = iteration_time(hardware, HEAVY.shape, 1)
-    engine = Engine(iteration_time=time, settings=LONG, kv_tokens=200_000, context_tokens=CONTEXT)
-    for number, (prompt, output) in enumerate(requests):
-        engine.submit(number, prompt, output, 0.0)
-    return max(request.finished_ts for request in engine.advance_to(float("inf")))
-
-
-UNSEEN = ((1800, 300),) + ((50, 290),) * 15
-"""One long sequence: the others wait for it at every step."""
+def unseen_s(hardware):
+    """How long one long sequence takes for which the others wait at every step."""
+    requests = ((1800, 300),) + ((50, 290),) * 15
+    return session_s(hardware, HEAVY.shape, requests, settings=LONG, context_tokens=CONTEXT)
 
 
 @pytest.mark.parametrize("streams", [9.0, 14.0])
@@ -369,16 +321,16 @@ def test_what_unequal_lengths_cost_is_recovered(streams):
     rounds = measured(hardware)
     again = refit(rounds, PROCESSOR)
     assert again.attention_streams == pytest.approx(streams, abs=1)
-    assert replay_s(again, UNSEEN) == pytest.approx(replay_s(hardware, UNSEEN), rel=0.02)
+    assert unseen_s(again) == pytest.approx(unseen_s(hardware), rel=0.02)
     blind = refit(rounds, replace(PROCESSOR, num_sms=0))
     assert blind.attention_streams == 0
-    assert replay_s(blind, UNSEEN) < 0.9 * replay_s(hardware, UNSEEN), "else nothing was to be recovered"
+    assert unseen_s(blind) < 0.9 * unseen_s(hardware), "else nothing was to be recovered"
 
 
 def test_where_lengths_cost_nothing_none_is_found():
     again = refit(measured(known(0.0)), PROCESSOR)
     assert again.attention_streams == 0
-    assert replay_s(again, UNSEEN) == pytest.approx(replay_s(known(0.0), UNSEEN), rel=0.02)
+    assert unseen_s(again) == pytest.approx(unseen_s(known(0.0)), rel=0.02)
 
 
 def test_graphs_pad_what_a_step_computes():

@@ -1,5 +1,6 @@
 """The studies of promises: populations whose losses are known, and calibrations that are those of the gate."""
 
+from dataclasses import replace
 from math import floor
 
 import numpy as np
@@ -28,8 +29,7 @@ from experiments.studies.gate_trials import (
     simulate_calibrations,
     thresholds_of,
 )
-from mosaic.core.workload import Question
-from mosaic.pipelines.rules.ballot import Ballot, plurality
+from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.rules.calibrated import Calibrated, ConfidenceKind
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
 from mosaic.pipelines.rules.weighted import learn_reliabilities, posterior
@@ -45,20 +45,8 @@ def gpqa() -> Population:
 
 def renamed(question: CalibrationQuestion, name: str) -> CalibrationQuestion:
     """Give a drawn question an id of its own."""
-    old = question.ballot.question
-    asked = Question(
-        id=name,
-        prompt_tokens=old.prompt_tokens,
-        answer=old.answer,
-        answer_kind=old.answer_kind,
-        num_options=old.num_options,
-    )
-    return CalibrationQuestion(
-        ballot=Ballot(question=asked, votes=question.ballot.votes, comparable=question.ballot.comparable),
-        vote_correct=question.vote_correct,
-        aggregator_answer=question.aggregator_answer,
-        aggregator_correct=question.aggregator_correct,
-    )
+    asked = replace(question.ballot.question, id=name)
+    return replace(question, ballot=replace(question.ballot, question=asked))
 
 
 def test_the_loss_of_a_population_is_the_mean_over_its_questions(gpqa: Population) -> None:

@@ -37,21 +37,8 @@ def test_one_kind_is_as_before() -> None:
     assert job.site.more_hardware == ()
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("hardware=rtx4090", "hardware must be left out, it has no effect here .cluster=a100x2_rtx4090x4 names"),
-        ("+cluster.workers.h9=1", "cluster.workers: kind must be one of"),
-        ("cluster.workers.a100_80gb=0", r"cluster.workers.a100_80gb must be"),
-        ("aggregator=dp", "aggregator must be none on a cluster of several kinds"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(asked: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        built(*UNLIKE, asked)
-
-
 ON_RAY = ("cluster=ray", "workload=gpqa")
+TWO_ON_RAY = (*ON_RAY, "cluster.num_workers=2")
 
 
 def test_a_simulation_takes_a_ray_cluster_of_so_many_workers() -> None:
@@ -61,34 +48,45 @@ def test_a_simulation_takes_a_ray_cluster_of_so_many_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("cluster", "asked", "message"),
     [
-        ((), "cluster.num_workers must be given where the cluster is not queried, backend=sim, got None"),
-        (("cluster.num_workers=0",), "cluster.num_workers must be at least 1, got 0"),
-        (("cluster.num_workers=2", "cluster.cpus_per_worker=0"), "cluster.cpus_per_worker must be"),
-        (("cluster.num_workers=2", "cluster.address=there:1"), "cluster.address must be left out, .* starts no engine"),
-        (("cluster.num_workers=2", "+cluster.size=4"), "cluster.*size"),
+        (
+            UNLIKE,
+            "hardware=rtx4090",
+            "hardware must be left out, it has no effect here .cluster=a100x2_rtx4090x4",
+        ),
+        (UNLIKE, "+cluster.workers.h9=1", "cluster.workers: kind must be one of"),
+        (UNLIKE, "cluster.workers.a100_80gb=0", r"cluster.workers.a100_80gb must be"),
+        (UNLIKE, "aggregator=dp", "aggregator must be none on a cluster of several kinds"),
+        (ON_RAY, "seed=0", "cluster.num_workers must be given where the cluster is not queried, backend=sim, got None"),
+        (ON_RAY, "cluster.num_workers=0", "cluster.num_workers must be at least 1, got 0"),
+        (TWO_ON_RAY, "cluster.cpus_per_worker=0", "cluster.cpus_per_worker must be"),
+        (TWO_ON_RAY, "cluster.address=there:1", "cluster.address must be left out, .* starts no engine"),
+        (TWO_ON_RAY, "+cluster.size=4", "cluster.*size"),
+        (
+            ("workload=gpqa",),
+            "+pool.experts.LlamaR1.tp_degrees=[2]",
+            "tp_degrees must be left out, it has no effect here .scheduler=ilp takes",
+        ),
     ],
 )
-def test_what_a_ray_cluster_cannot_be_is_refused(asked: tuple[str, ...], message: str) -> None:
+def test_what_makes_no_sense_is_refused(cluster: tuple[str, ...], asked: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(*ON_RAY, *asked)
+        built(*cluster, asked)
 
 
-def test_engines_on_ray_need_ray_and_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"id": "q", "question": "Why?", "experts": ["SmolLM2"]}\n')
-    asked = [
-        "cluster=ray",
-        "backend=vllm",
-        "hardware=cpu_core",
-        "workload=file",
-        f"workload.path={questions}",
-        "pool=demo",
-    ]
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"id": "q", "question": "Why?", "experts": ["SmolLM2"]}\n')
+    return path
+
+
+def test_engines_on_ray_need_ray_and_a_cluster(monkeypatch: pytest.MonkeyPatch, questions: Path) -> None:
+    asked = ["cluster=ray", "backend=vllm", "hardware=cpu_core", "workload=file", f"workload.path={questions}"]
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendError, match=r"Ray is not installed here: pip install -e '.\[ray\]'"):
-        build_job(compose_config([*asked, f"workload.path={questions}"]), tmp_path)
+        build_job(compose_config([*asked, "pool=demo"]), questions.parent)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +98,9 @@ def test_engines_on_ray_need_ray_and_a_cluster(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_a_batch_on_ray_has_the_hardware_of_its_cluster(
-    on: str, kind: str | None, overrides: list[str], address: str, hardware: str, tmp_path: Path
+    on: str, kind: str | None, overrides: list[str], address: str, hardware: str, questions: Path
 ) -> None:
-    file = tmp_path / "questions.jsonl"
-    file.write_text('{"id": "q", "question": "Why?"}\n')
-    request = BatchRequest(path=file, on=on, workers=5, overrides=(*overrides, "pool=demo"))
+    request = BatchRequest(path=questions, on=on, workers=5, overrides=(*overrides, "pool=demo"))
     with patch("mosaic.engines.ray_cluster.accelerator_of", lambda address: kind):
         config = batch_config(request)
     cluster = config["cluster"]
@@ -120,10 +116,8 @@ def test_a_batch_on_ray_has_the_hardware_of_its_cluster(
         ("ray", [], "hardware must be given: no file of ours is of the cluster's H100"),
     ],
 )
-def test_what_a_batch_cannot_run_on_is_refused(on: str, overrides: list[str], message: str, tmp_path: Path) -> None:
-    file = tmp_path / "questions.jsonl"
-    file.write_text('{"id": "q", "question": "Why?"}\n')
-    request = BatchRequest(path=file, on=on, overrides=(*overrides, "pool=demo"))
+def test_what_a_batch_cannot_run_on_is_refused(on: str, overrides: list[str], message: str, questions: Path) -> None:
+    request = BatchRequest(path=questions, on=on, overrides=(*overrides, "pool=demo"))
     with (
         patch("mosaic.engines.ray_cluster.accelerator_of", lambda address: "H100"),
         pytest.raises(ValueError, match=message),
@@ -131,7 +125,5 @@ def test_what_a_batch_cannot_run_on_is_refused(on: str, overrides: list[str], me
         batch_config(request)
 
 
-def test_degrees_that_nobody_chooses_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tp_degrees must be left out, it has no effect here .scheduler=ilp takes"):
-        built("workload=gpqa", "+pool.experts.LlamaR1.tp_degrees=[2]")
+def test_a_program_that_chooses_degrees_takes_them() -> None:
     assert built("workload=gpqa", "scheduler=flexible", "+pool.experts.LlamaR1.tp_degrees=[2]")

@@ -1,6 +1,5 @@
 """KV heads of a checkpoint: attention under a reader, profiles by hand, and lists of unstable heads."""
 
-import importlib.util
 import json
 
 import polars as pl
@@ -8,26 +7,27 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+pytest.importorskip("transformers", reason="transformers comes with the vLLM extras")
+
+import torch
+from transformers import AutoModelForCausalLM
+
 from experiments import measure_heads
+from experiments.kv_heads.attention import decode, load_checkpoint, prefill
+from experiments.kv_heads.profile import consensus, shared_frac, window_changes
 from mosaic.core.workload import SparseKv
 from mosaic.engines.sparse_attention import UnstableHeads
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="transformers comes with the vLLM extras"
-)
+from tests.engines.flexicache_reader import FlexiCacheReader
+from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from tests.engines.tiny_checkpoint import write_tiny_checkpoint
-
     return write_tiny_checkpoint(tmp_path_factory.mktemp("heads") / "A", seed=3)
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    from experiments.kv_heads.attention import load_checkpoint
-
     return load_checkpoint(checkpoint)[0]
 
 
@@ -35,13 +35,7 @@ def some_tokens(length):
     return [1 + (7 * i * i + 3 * i) % 255 for i in range(length)]
 
 
-@needs_torch
 def test_without_a_reader_it_is_transformers_own_attention(model, checkpoint):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from experiments.kv_heads.attention import decode, prefill
-
     tokens = some_tokens(300)
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with torch.inference_mode():
@@ -49,13 +43,7 @@ def test_without_a_reader_it_is_transformers_own_attention(model, checkpoint):
     assert torch.allclose(decode(model, tokens[280:], prefill(model, tokens[:280])), expected, atol=1e-4)
 
 
-@needs_torch
 def test_a_budget_that_holds_everything_changes_nothing_and_the_cache_stays_the_prompts(model):
-    import torch
-
-    from experiments.kv_heads.attention import decode, prefill
-    from tests.engines.flexicache_reader import FlexiCacheReader
-
     tokens = some_tokens(200)
     cache = prefill(model, tokens[:150])
     heads = UnstableHeads(((0, 1), (1, 2)))
@@ -73,12 +61,7 @@ def test_a_budget_that_holds_everything_changes_nothing_and_the_cache_stays_the_
     assert torch.equal(again, dense)
 
 
-@needs_torch
 def test_changes_from_one_ranking_to_the_next_are_counted_by_hand():
-    import torch
-
-    from experiments.kv_heads.profile import window_changes
-
     # Two rankings of two heads, of three pages and then four: one head keeps its set, the other has page 0 come back
     # and page 3, which is new and was never away.
     ranked = torch.tensor([[[1, 1, 0, 0], [0, 1, 1, 0]], [[1, 1, 0, 0], [1, 0, 0, 1]]]).bool()
@@ -87,12 +70,7 @@ def test_changes_from_one_ranking_to_the_next_are_counted_by_hand():
     assert promoted.tolist() == [0.0, 0.5]
 
 
-@needs_torch
 def test_the_unstable_heads_are_those_that_most_documents_name():
-    import torch
-
-    from experiments.kv_heads.profile import consensus, shared_frac
-
     kv = SparseKv(unstable_frac=0.5)
     one, two = torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([[0.3, 0.1], [0.2, 0.9]])
     assert consensus([one], kv).pairs == ((0, 0), (1, 0))
@@ -101,7 +79,6 @@ def test_the_unstable_heads_are_those_that_most_documents_name():
     assert shared_frac(consensus([one], kv), consensus([two], kv)) == 0.5
 
 
-@needs_torch
 def test_profiles_are_written_with_a_list_of_unstable_heads(checkpoint, tmp_path, monkeypatch):
     for name, value in {"PROMPT_TOKENS": 96, "NUM_PROFILED": 2, "PROFILE_STEPS": 48, "RANKED_PAGES": 3}.items():
         monkeypatch.setattr(measure_heads, name, value)
@@ -115,9 +92,3 @@ def test_profiles_are_written_with_a_list_of_unstable_heads(checkpoint, tmp_path
     assert found.select((pl.col("overlap_stable") + pl.col("promoted_stable")).max()).item() <= 1
     assert len(json.loads((tmp_path / "heads_prose.json").read_text())["pairs"]) == 2
     assert "by chance 0.25" in (tmp_path / "heads.md").read_text()
-
-
-def test_the_committed_page_follows_from_the_committed_table():
-    folder = measure_heads.Path(__file__).parents[2] / "results" / "flexicache"
-    heads = pl.read_csv(folder / "heads.csv")
-    assert (folder / "heads.md").read_text() == measure_heads.heads_report(heads, 16 / 22, 22 / 90)

@@ -11,6 +11,7 @@ import pytest
 from experiments.lab.preset import preset_names
 from experiments.lab.study import key_types, run_study
 from experiments.lab.tables import read_table
+from experiments.measure_heads import heads_report
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -54,6 +55,11 @@ def test_the_committed_page_follows_from_the_committed_tables(name, tmp_path) ->
     run_study(study, tmp_path, draw_only=True, show=lambda line: None)
     for file in (f"{name}.md", *(f"{table}.csv" for table in study.tables)):
         assert (tmp_path / file).read_text() == (committed / file).read_text()
+
+
+def test_the_page_of_heads_follows_from_its_table() -> None:
+    heads = pl.read_csv(RESULTS / "flexicache" / "heads.csv")
+    assert (RESULTS / "flexicache" / "heads.md").read_text() == heads_report(heads, 16 / 22, 22 / 90)
 
 
 def test_figures_are_written_beside_the_page(tmp_path) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from experiments.studies.validation import SESSION, compare, durations, kendall_tau, spread_frac, total_error
 from mosaic.core.plan import PredictedTimes
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import PROPOSE
+from mosaic.core.results import CallStatus
 from tests.factories import make_plan, make_session, some_calls
+from tests.run_records import make_record, make_result
+from tests.run_records import make_session as session_record
 
 A, B = some_calls("A", 4), some_calls("B", 2)
 PLAN = replace(
@@ -19,24 +20,21 @@ PLAN = replace(
 
 
 def record(call, session, finished_ts):
-    return CallRecord(
-        key=call.key, expert=call.expert, session=session, workers=(session,), prompt_tokens=100, output_tokens=10,
-        queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.5, finished_ts=finished_ts,
+    return make_record(
+        key=call.key, expert=call.expert, session=session, workers=(session,), queued_ts=0.0, admitted_ts=0.0,
+        first_token_ts=0.5, finished_ts=finished_ts,
     )  # fmt: skip
 
 
 def run(load_s, serve_s, *, order=(0, 1, 2, 3), cpu_s=None):
     """Session 0 on worker 0 serves A in some order; session 1 on worker 1 takes half as long."""
-    sessions = tuple(
-        SessionRecord(
-            session=number, expert=expert, node=PROPOSE, workers=(number,), load_start_ts=0.0, load_s=load_s,
-            start_ts=load_s, end_ts=load_s + share * serve_s, num_calls=1, output_tokens=10, cpu_s=cpu_s,
-        )
-        for number, expert, share in ((0, "A", 1.0), (1, "B", 0.5))
-    )  # fmt: skip
+    sessions = [
+        session_record(number, workers=(number,), load=(0.0, load_s), end_ts=load_s + share * serve_s)
+        for number, share in ((0, 1.0), (1, 0.5))
+    ]
     calls = [record(call, 0, load_s + serve_s * (1 + order[i]) / 4) for i, call in enumerate(A)]
     calls += [record(call, 1, load_s + serve_s / 2) for call in B]
-    return RunResult(calls=tuple(calls), sessions=sessions, num_workers=2)
+    return make_result(*(replace(session, cpu_s=cpu_s) for session in sessions), calls=tuple(calls))
 
 
 def table(*measured):
