@@ -200,7 +200,7 @@ def explain_only(
 @contextmanager
 def resumable(point: Point) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
-    again = f"the same command with {point.again}"
+    again = f"the same command with {point.again or f'hydra.run.dir={point.folder}'}"
     try:
         with stoppable(f"To go on: {again}"):
             yield

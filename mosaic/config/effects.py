@@ -74,16 +74,14 @@ def _places(config: Mapping[str, Any], job: Job) -> Rules:
 def _upper_nodes(config: Mapping[str, Any], job: Job) -> Rules:
     """Layers above the first."""
     topology = config["topology"]
-    is_flat, layered = (
-        topology.get("layers") is None,
-        f"topology={topology.get('name')} names who answers and who merges",
-    )
+    is_flat = topology.get("layers") is None
+    layered = f"topology={topology.get('name')} names who answers and who merges"
     yield is_flat, "topology.min_output_tokens", "topology.layers is null"
     yield not is_flat and config["aggregator"].get("name") != "none", "aggregator", layered
     yield not is_flat, ("workload.num_slots_per_question", "pipeline.leave_one_out"), layered
     if not job.graph.upper_nodes:
-        yield True, ("pipeline.leave_one_out", "profile.aggregator_path"), "nothing is aggregated"
-        yield True, "backend.num_calibration_questions", "nothing is aggregated"
+        unused = ("pipeline.leave_one_out", "profile.aggregator_path", "backend.num_calibration_questions")
+        yield True, unused, "nothing is aggregated"
         yield True, ("pipeline.barrier", "pipeline.overlap"), "there is one layer of calls"
         yield True, "exit", "no node reads what the experts answer"
 
@@ -108,11 +106,8 @@ def _aggregator(config: Mapping[str, Any], job: Job) -> Rules:
         reason = f"with tp_degree={', '.join(map(str, degrees))} alone there is no choice to price"
         yield len(degrees) == 1, "aggregator.costs", reason
         for degree in aggregator.get("scheduler_by_degree") or {}:
-            yield (
-                int(degree) not in degrees,
-                f"aggregator.scheduler_by_degree.{degree}",
-                "it is not placed at this degree",
-            )
+            key = f"aggregator.scheduler_by_degree.{degree}"
+            yield int(degree) not in degrees, key, "it is not placed at this degree"
     has_texts = any(question.answer_kind is AnswerKind.TEXT for question in job.workload.questions)
     yield not has_texts, "aggregator.comparison", "no question asks for free text"
 

@@ -50,13 +50,8 @@ class Point(NamedTuple):
     """Among the points of a sweep."""
     also_chosen: str = ""
     """Groups that were chosen by another group's file, and neither by the command line nor by default."""
-    sweep_dir: str | None = None
-    """The folder of its sweep, as it was named."""
-
-    @property
-    def again(self) -> str:
-        """The override that sends the same command to the same folder."""
-        return f"hydra.run.dir={self.folder}" if self.sweep_dir is None else f"hydra.sweep.dir={self.sweep_dir}"
+    again: str | None = None
+    """The override that sends the same command to the same folder; None: hydra.run.dir."""
 
 
 class Launch(NamedTuple):
@@ -144,7 +139,7 @@ def _sweep(composer: Composer, master: DictConfig) -> Launch:
         if not folder.resolve().is_relative_to(Path(whole).resolve()):
             raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {below!r}")
         told = from_file_name(os.path.relpath(folder, whole))
-        point = Point(plain(config), folder, tuple(overrides), name=told, sweep_dir=whole)
+        point = Point(plain(config), folder, tuple(overrides), name=told, again=f"hydra.sweep.dir={whole}")
         name = point.config["backend"]["name"]
         is_real = name in ("vllm", "endpoint")  # points on real engines would time each other
         require(not is_real or launcher == "basic", "hydra/launcher", f"basic with backend={name}", launcher)

@@ -180,11 +180,11 @@ def beside(axes: "Axes", text: str, value: float, place: float, **look: Any) -> 
     axes.annotate(text, (value, place), (2.5, 0), textcoords="offset points", va="center", fontsize=SMALL_PT, **look)
 
 
-def load_patch(label: str = "load", edge: str = MUTED) -> "Patch":
+def load_patch() -> "Patch":
     """Make the swatch of a load, hatched as loads are drawn."""
     from matplotlib.patches import Patch
 
-    return Patch(facecolor="white", edgecolor=edge, hatch=LOAD_HATCH, linewidth=0.4, label=label)
+    return Patch(facecolor="white", edgecolor=MUTED, hatch=LOAD_HATCH, linewidth=0.4, label="load")
 
 
 def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> "Legend":
