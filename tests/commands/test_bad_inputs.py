@@ -11,7 +11,7 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -225,10 +225,6 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
 LITTLE_BYTES = 2**20
 
 
-class Usage(NamedTuple):
-    free: int
-
-
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
     (tmp_path / "here").mkdir()
@@ -251,7 +247,7 @@ def test_without_models_a_batch_asks_for_them(questions: Path) -> None:
 def test_all_that_is_missing_is_one_message(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = write_models(tmp_path)
     (tmp_path / "checkpoints" / "Bob" / "config.json").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(LITTLE_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=LITTLE_BYTES))
     words = ["--models", "Nobody,Ada,Bob", "--aggregator", "none", *models[4:]]
     with patch.object(engines, "VLLM_ENGINE", "tests.engines.no_such_engine"):
         said = refused_by_this_engine(questions, *words)
@@ -271,7 +267,7 @@ def test_a_job_that_could_be_built_is_checked_whole(tmp_path: Path, monkeypatch:
     """A pool of conf/pool names checkpoints that nobody has read so far."""
     inputs = write_inputs(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(LITTLE_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=LITTLE_BYTES))
     outcome = run_fake(*inputs, "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 2
     head, *found = outcome.err.splitlines()

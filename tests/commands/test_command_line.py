@@ -26,13 +26,11 @@ from tests.commands.command_line import (
 )
 from tests.config.test_wiring import SCHEDULERS
 from tests.report.test_metrics import KEYS as SUMMARY_KEYS
+from tests.report.test_run_folder import EXPECTED
 from tests.report.test_tables import ANSWER_COLUMNS, CALL_COLUMNS, SESSION_COLUMNS
 from tests.run_tables import rows, summary_of
 
-FILES = {
-    "config.yaml", "plan.json", "calls.parquet", "answers.parquet", "sessions.parquet",
-    "summary.json", "timeline.png", "trace.json", "meta.json",
-}  # fmt: skip
+FILES = EXPECTED | {"answers.parquet"}
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
 

@@ -21,6 +21,7 @@ from tests.commands.command_line import (
     start_process,
 )
 from tests.commands.test_command_line import FILES, contents, read_calls
+from tests.report.test_metrics import STAGE_KEYS
 from tests.run_tables import read_plans, rows, summary_of
 
 GPQA = ("workload=gpqa", *QUICK)
@@ -30,12 +31,6 @@ EXPERT_KEYS = (
     "solve", "problem_fingerprint",
 )  # fmt: skip
 """What summary.json says of the expert stage alone."""
-STAGE_KEYS = (
-    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "num_too_long",
-    "predicted_aggregator_s", "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s",
-    "always_aggregate_accuracy_frac", "gate_report", "aggregator_costs",
-    "aggregator_scheduler", "accuracy_change_pp", "aggregator_saved_s",
-)  # fmt: skip
 
 
 def read_answers(folder: Path) -> dict[str, dict[str, Any]]:

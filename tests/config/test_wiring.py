@@ -33,6 +33,7 @@ from sim.world.world import World
 from tests.calibration_questions import make_question, save_answers
 from tests.commands.command_line import prepare
 from tests.engines.executor_runs import FAKE_ENGINE
+from tests.workloads.test_request_log import make_line
 
 PUBLISHED = ("mmlu_pro", "medmcqa", "gpqa")
 FILE_EXPERT_BY_POOL = {"hybrid": "Qwen", "demo": "SmolLM2", "llama3_8b": "llama3_8b"}
@@ -108,10 +109,6 @@ POINTS = [
     for i, (workload, pool, hardware) in enumerate(FITTING)
 ] + make_real_points()
 """All pairs of scheduler, costs and backend meet, and all gates of a second stage, spread over the points."""
-LOG_LINE = {
-    "request_id": "a", "input_toks": 10, "output_toks": 11, "queued_ts": 50.0, "scheduled_ts": 50.5,
-    "first_token_ts": 51.0, "last_token_ts": 53.0,
-}  # fmt: skip
 
 
 def write_lines(path: Path, *lines: Mapping[str, object]) -> Path:
@@ -127,7 +124,7 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
         lines = [{"id": f"q{i}", "prompt_tokens": 100 + i, "experts": [expert] * 3} for i in range(4)]
         overrides.append(f"workload.path={write_lines(folder / 'q.jsonl', *lines)}")
     if point.get("workload") == "request_log":
-        overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', LOG_LINE)}")
+        overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', make_line())}")
     if point.get("workload") == "tiny_mcq":
         skills = {expert: {"addition": 3, "digit_sum": 2, "maximum": 1} for expert in TINY_EXPERTS}
         overrides.append(f"workload.profiles={write_lines(folder / 'skills.json', skills)}")
@@ -220,7 +217,7 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
 
 
 def test_the_replay_composes(tmp_path: Path) -> None:
-    log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
+    log = write_lines(tmp_path / "log.jsonl", make_line())
     spec = make("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
     assert spec.job.cluster.num_workers >= 1
     assert not spec.job.graph.upper_nodes, "a log holds no questions to aggregate"
@@ -376,7 +373,7 @@ def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
 
 
 def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
-    log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
+    log = write_lines(tmp_path / "log.jsonl", make_line())
     spec = make("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
     (call,) = spec.job.workload.calls
     assert call.key == CallKey(call.key.question, PROPOSE, 0)
