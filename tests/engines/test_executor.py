@@ -209,36 +209,24 @@ def test_seeds_and_random_prompts_follow_from_the_key():
     assert random_prompt(call, 5, 256) == random_prompt(call, 5, 256) != random_prompt(call, 6, 256)
 
 
-def canceller(cancels):
-    return Reactor(lambda record: [Cancel(key) for key in cancels.get(record.key, ())])
-
-
-def slow_calls(call, inputs):
-    return "slow" if call.key.slot else "quick"
-
-
 def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     quick = make_call("q0", expert="A")
     slow = [make_call(f"q{i}", expert="A", slot=1) for i in range(12)]
-    listener = canceller({quick.key: [slow[0].key, slow[11].key]})
+    cancels = [Cancel(slow[0].key), Cancel(slow[11].key)]
+    listener = Reactor(lambda record: cancels if record.key == quick.key else ())
     executor = Runs(
-        tmp_path,
-        host,
-        outcomes=lambda call, inputs: Outcome(40 if call.key.slot else 1),
-        prompts=slow_calls,
-    )
+        tmp_path, host, outcomes=lambda call, inputs: Outcome(40 if call.key.slot else 1),
+        prompts=lambda call, inputs: "slow" if call.key.slot else "quick",
+    )  # fmt: skip
     result = executor.execute(make_plan(make_session(0, [quick, *slow])), [quick, *slow], listener)
     cancelled = {record.key: record for record in result.calls if record.status is CallStatus.CANCELLED}
     assert cancelled.keys() == {slow[0].key, slow[11].key}
     running, waiting = cancelled[slow[0].key], cancelled[slow[11].key]
     assert 1 <= running.output_tokens == running.wasted_tokens < 40
     assert (waiting.output_tokens, waiting.admitted_ts) == (0, None)
-    assert [action.command for action in result.actions if action.cause == f"finished {quick.key}"] == [
-        Cancel(slow[0].key),
-        Cancel(slow[11].key),
-    ]
+    assert [action.command for action in result.actions if action.cause == f"finished {quick.key}"] == cancels
     assert len(result.calls) == 13
-    again = canceller({})
+    again = Reactor(lambda record: ())
     repeated = executor.execute(make_plan(make_session(0, [quick, *slow])), [quick, *slow], again)
     assert (repeated.calls, repeated.sessions) == (result.calls, result.sessions)
     heard = [event.record for event in again.all(Finished)]

@@ -79,12 +79,6 @@ def test_recorded_lengths_take_precedence() -> None:
     assert (recorded.output_tokens, recorded.answer) == (7, answering.outcome(call, {}).answer)
 
 
-def test_a_length_from_nowhere_is_refused() -> None:
-    message = r"length distribution for expert 'C', got \['A', 'B'\]: add world.output_tokens.C"
-    with pytest.raises(ValueError, match=message):
-        WORLD.outcome(make_call(expert="C"), {})
-
-
 # Calls that answer
 
 NORMAL = NormalDist()
@@ -257,14 +251,14 @@ def test_what_it_reads_does_not_change_how_much_it_writes() -> None:
 
 
 @pytest.mark.parametrize("answers", [None, EAGER])
-def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
+def test_a_length_from_nowhere_is_refused(answers) -> None:
     world = make_world(answers=answers, lengths={"G": FINE}, aggregator_lengths={"H": FINE})
-    message = (
-        r"length distribution for aggregator 'G', got \['H'\]: "
-        r"add world\.merged_tokens\.G"
-    )
-    with pytest.raises(ValueError, match=message):
-        world.outcome(aggregate_call(), {})
+    for call, message in (
+        (make_call(expert="C"), r"length distribution for expert 'C', got \['G'\]: add world.output_tokens.C"),
+        (aggregate_call(), r"length distribution for aggregator 'G', got \['H'\]: add world\.merged_tokens\.G"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.outcome(call, {})
 
 
 UNCACHED = EngineOptions(enable_prefix_caching=False)
