@@ -24,6 +24,7 @@ from mosaic.pipelines.rules.calibration_file import CalibrationContext
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.run_lock import hold
 from mosaic.runtime.sweep import sweep_calls
@@ -331,6 +332,11 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
     assert [[node.name for node in layer] for layer in graph.layers] == [["propose"], ["merge"], ["final"]]
     assert [expert.name for expert in graph.nodes[1].experts] == ["SmolLM2", "QwenHalf"]
     assert graph.nodes[2].min_output_tokens == 40
+
+
+def test_an_early_quorum_is_one_key(tmp_path: Path) -> None:
+    for override in ("pipeline.quorum=true", "pipeline.reactions=[quorum]"):
+        assert small(tmp_path, override).job.reactions == {Reaction.QUORUM}
 
 
 def small(folder: Path, *overrides: str, store: Path | None = None) -> RunSpec:

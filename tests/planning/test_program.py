@@ -26,6 +26,7 @@ from mosaic.planning.program.solve import risk_s, solve_instance
 from tests.factories import (
     SlottedSessions,
     assert_plan_valid,
+    make_cluster,
     make_expert,
     make_gpu,
     make_mixed_cluster,
@@ -453,3 +454,10 @@ def test_symmetry_moves_narrow_gangs_with_the_wide_block() -> None:
     symmetry = find_symmetry(instance)
     assert symmetry is not None
     assert order_blocks(((1, 1, 2, 0), (1, 3)), symmetry) == ((2, 0, 1, 1), (3, 1))
+
+
+def test_unlike_workers_have_no_symmetry() -> None:
+    cluster = make_mixed_cluster(make_gpu("fast"), make_gpu("slow"))
+    problem = make_problem({"A": 4}, cluster=cluster, slowdown_by_gpu={"slow": 2.0})
+    assert find_symmetry(make_instance(problem)) is None
+    assert find_symmetry(make_instance(make_problem({"A": 0}, cluster=make_cluster(2)))) is None
