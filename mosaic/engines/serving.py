@@ -33,9 +33,8 @@ class SessionService:
     def __post_init__(self) -> None:
         self._session = self.serve.session
         self._running: dict[CallKey, Request] = {}
-        self._limits: dict[CallKey, int] = {}
-        self._beginnings: dict[CallKey, tuple[Request, float]] = {}
-        """Prefills under way, with when they came."""
+        self._beginnings: dict[CallKey, Request] = {}
+        """Prefills under way."""
         self._inbox = select.poll()  # the link's own poll costs a tenth of a millisecond, at every step
         self._inbox.register(self.link, select.POLLIN)
         self._start_ts = 0.0
@@ -53,8 +52,7 @@ class SessionService:
             if self._running or self._beginnings:
                 for output in self.engine.step():
                     self._finish(output)
-            if self._limits:
-                self._cut()
+            self._cut()
             self._show_life()
         self._drop_beginnings(list(self._beginnings))
         cpu_s = None if self.load.spec.is_remote else time.process_time() - spent_cpu_s
@@ -92,27 +90,24 @@ class SessionService:
     def _change(self, command: Cancel | Cut | Move) -> None:
         request = self._running[command.key]
         if isinstance(command, Cut):
-            self._limits[command.key] = command.tokens
+            self._running[command.key] = request._replace(cut_tokens=command.tokens)
         elif isinstance(command, Move):
             self.send(self._drop(command.key))
         else:
             self._end(request, CallStatus.CANCELLED, self._drop(command.key), Response())
 
     def _submit(self, request: Request) -> None:
-        key, limit = request.key, request.cut_tokens
+        key = request.key
         if key in self._beginnings:
             self._drop_beginnings([key])
-        if limit is not None:
-            self._limits[key] = limit
         try:
             self.engine.submit(_limited(request))
         except ValueError as error:
-            self._limits.pop(key, None)
             if not request.is_beginning:  # the call itself says why, when it comes
                 self._end(request, CallStatus.FAILED, Output(key), Response(error=str(error)))
             return
         if request.is_beginning:
-            self._beginnings[key] = request, self._now()
+            self._beginnings[key] = request._replace(queued_ts=self._now())
         else:
             self._running[key] = request
 
@@ -121,7 +116,8 @@ class SessionService:
         if key in self._beginnings:
             self._end_beginning(output, (output.prompt_tokens or 0) - output.cached_tokens)
             return
-        request, limit = self._running.pop(key), self._limits.pop(key, None)
+        request = self._running.pop(key)
+        limit = request.cut_tokens
         is_whole = request.output_tokens is not None and output.num_written >= request.output_tokens
         is_cut = limit is not None and limit <= output.num_written < request.max_output_tokens
         is_cut = is_cut and output.finish_reason == "length" and not is_whole
@@ -137,15 +133,15 @@ class SessionService:
 
     def _cut(self) -> None:
         """Stop calls that have written as much as they may; those of an engine that does not count go on."""
-        written = self.engine.progress()
-        for key, limit in list(self._limits.items()):
-            if written.get(key, 0) >= limit:
-                request, output = self._running[key], self._drop(key)
+        limited = [request for request in self._running.values() if request.cut_tokens is not None]
+        written = self.engine.progress() if limited else {}
+        for request in limited:
+            if written.get(request.key, 0) >= (request.cut_tokens or 0):
+                output = self._drop(request.key)
                 response = Response(output.text, output.token_ids, CUT, output.thinking_opened)
                 self._end(request, CallStatus.CUT, output, response)
 
     def _drop(self, key: CallKey) -> Output:
-        self._limits.pop(key, None)
         del self._running[key]
         return self.engine.abort(key)
 
@@ -156,7 +152,7 @@ class SessionService:
             self._end_beginning(output, 0 if output.scheduled_ts is None else output.prompt_tokens or 0)
 
     def _end_beginning(self, output: Output, computed_tokens: int) -> None:
-        request, queued_ts = self._beginnings.pop(output.key)
+        request = self._beginnings.pop(output.key)
         finished_ts = self._now() if output.last_token_ts is None else output.last_token_ts - self.load.zero_ts
         record = PrefillRecord(
             key=output.key,
@@ -165,7 +161,7 @@ class SessionService:
             prompt_tokens=request.prompt_tokens if output.prompt_tokens is None else output.prompt_tokens,
             cached_tokens=output.cached_tokens,
             computed_tokens=computed_tokens,
-            queued_ts=queued_ts,
+            queued_ts=request.queued_ts,
             finished_ts=finished_ts,
         )
         self.send(Prefilled(finished_ts, record))

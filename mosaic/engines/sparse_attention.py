@@ -95,17 +95,11 @@ def page_summaries(keys: Tensor) -> tuple[Tensor, Tensor]:
         Shapes (H, P, D).
     """
     num_heads, num_tokens, size = keys.shape
-    num_full = num_tokens // PAGE_TOKENS
-    full = keys[:, : num_full * PAGE_TOKENS].reshape(num_heads, num_full, PAGE_TOKENS, size)
-    least, largest = full.amin(dim=2), full.amax(dim=2)
-    if num_full * PAGE_TOKENS == num_tokens:
-        return least, largest
-    rest = keys[:, num_full * PAGE_TOKENS :]
-    last = keys.new_empty((num_heads, num_full + 1, size))
-    first = last.clone()
-    first[:, :-1], first[:, -1] = least, rest.amin(dim=1)
-    last[:, :-1], last[:, -1] = largest, rest.amax(dim=1)
-    return first, last
+    num_pages = -(-num_tokens // PAGE_TOKENS)
+    places = keys.new_ones(num_pages * PAGE_TOKENS).long().cumsum(0) - 1
+    places = places.clamp(max=num_tokens - 1)  # the last token stands for those that its page lacks
+    pages = keys[:, places].reshape(num_heads, num_pages, PAGE_TOKENS, size)
+    return pages.amin(dim=2), pages.amax(dim=2)
 
 
 def page_scores(queries: Tensor, least: Tensor, largest: Tensor) -> Tensor:
