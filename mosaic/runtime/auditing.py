@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mosaic.answers.extraction import extract_answer
-from mosaic.core.errors import BackendError
-from mosaic.core.plan import Expected
-from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs
-from mosaic.core.workload import Call, CallKey, Expert, Question, Workload
+from mosaic.core.results import STOPPED, CallRecord, CallStatus
+from mosaic.core.workload import CallKey, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.walk import walk
+from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Show, show_nothing
+from mosaic.runtime.hindsight import ask_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.site import prompts_of
-from mosaic.runtime.static_plan import execute
-from mosaic.runtime.unpriced import even_plan
 
 JOURNAL = "audit"
 """Name of the audit's own journal: calls that ended are not sent again."""
@@ -63,20 +61,18 @@ def answer_unskipped(
         for key, record in done.items()
         if key.question in wanted and record.status not in STOPPED
     }
-    for record in records.values():
-        questions.note(record)
-    unknown: set[str] = set()
-    stopped = [call for call in questions.first_calls if call.key not in records]
-    for depth, layer in enumerate(graph.layers):
-        needed = [call for node in layer for call in questions.calls_of(node.name)] if depth else stopped
-        if not needed:
-            continue
-        experts = [*job.experts, *(expert for node in layer for expert in node.experts)]
-        for record in _send(job, depth, needed, experts, known, records, show):
-            records[record.key] = record
-            questions.note(record)
-            if record.status is not CallStatus.FINISHED:
-                unknown.add(record.key.question)
+
+    def backend_at(depth: int) -> Backend:
+        name = f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first"
+        return job.site.backend(known, prompts_of(job.graph, known), name=name, earlier=records)
+
+    experts = [[*job.experts, *(expert for node in layer for expert in node.experts)] for layer in graph.layers]
+    unknown = {
+        record.key.question
+        for _, result in ask_unskipped(job, questions, records, experts, backend_at, show)
+        for record in result.calls
+        if record.status is not CallStatus.FINISHED
+    }
     answers = [walk(graph, *questions.of(question.id)).end().answer for question in questions]
     return {
         final.question: Unskipped(
@@ -84,27 +80,6 @@ def answer_unskipped(
         )
         for final in answers
     }
-
-
-def _send(
-    job: Job,
-    depth: int,
-    calls: Sequence[Call],
-    experts: Sequence[Expert],
-    questions: Mapping[str, Question],
-    records: Inputs,
-    show: Show,
-) -> Sequence[CallRecord]:
-    """Send calls of one layer, which read these records."""
-    name = f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first"
-    backend = job.site.backend(questions, prompts_of(job.graph, questions), name=name, earlier=dict(records))
-    plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
-    with show("audit", Expected()) as shown:
-        result = execute(plan, calls, backend, shown)
-    if left := {call.key for call in calls} - {record.key for record in result.calls}:
-        causes = "; ".join(f"worker {loss.worker}: {loss.cause}" for loss in result.lost_workers)
-        raise BackendError(f"workers are lost and {len(left)} calls of the audit are left ({causes})")
-    return result.calls
 
 
 def _read(record: CallRecord, question: Question) -> CallRecord:

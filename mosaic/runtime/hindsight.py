@@ -1,13 +1,18 @@
 """What skipping nothing would have given, seen from the end of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from mosaic.core.results import STOPPED, CallRecord
+from mosaic.core.addition import add_in_order
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Expected
+from mosaic.core.results import STOPPED, CallRecord, RunResult
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.questions import Questions
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Show, show_nothing
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, Reaction, shape_of
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.stages import backend_of
@@ -33,11 +38,8 @@ def always_aggregate(
     if planner is None or job.site.truth is None:
         return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
-    records = {record.key: record for record in outcome.result.calls if record.key.node in first_nodes}
-    stopped = [call for call in questions.first_calls if _is_stopped(records.get(call.key))]
-    if stopped:
-        plan = even_plan(stopped, job.experts, job.site.places, job.cluster.num_workers)
-        records |= {record.key: record for record in execute(plan, stopped, backend_of(job)).calls}
+    ended = (record for record in outcome.result.calls if record.key.node in first_nodes)
+    records = {record.key: record for record in ended if record.status not in STOPPED}
     layers = [
         [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
         for layer in job.graph.layers[1:]
@@ -49,28 +51,58 @@ def always_aggregate(
     decided_by = "always", job.site.truth, shape, job.workload, layers, msgspec.json.encode(said)
     always = job.kept(decided_by, AlwaysAggregate)
     if always is None:
-        always = _run_without_gate(job, records, layers)
+        again = Questions(job.workload, job.graph.without_rule())
+        asked = ask_unskipped(job, again, records, [job.experts, *layers], lambda depth: backend_of(job, records))
+        lasted_s = [max(one.end_ts for one in result.sessions) if depth else 0.0 for depth, result in asked]
+        accuracy = accuracy_frac(end.answer for end in again.ends())
+        always = AlwaysAggregate(aggregator_s=add_in_order(lasted_s), accuracy_frac=accuracy)
         job.keep(decided_by, always)
     return always
 
 
-def _run_without_gate(
-    job: Job, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
-) -> AlwaysAggregate:
-    again = Questions(job.workload, job.graph.without_rule())
+def ask_unskipped(
+    job: Job,
+    questions: Questions,
+    records: dict[CallKey, CallRecord],
+    experts: Sequence[Sequence[Expert]],
+    backend_at: Callable[[int], Backend],
+    show: Show = show_nothing,
+) -> Iterator[tuple[int, RunResult]]:
+    """Ask, layer by layer, the calls that have no record yet; gives the depth of each layer, and how its calls ended.
+
+    Parameters
+    ----------
+    job
+        Where they are asked.
+    questions, records
+        What they are of, without a gate, and what has ended of it; both learn what ends.
+    experts, backend_at
+        Of each layer, by its depth.
+    show
+        Shows what goes on.
+
+    Raises
+    ------
+    BackendError
+        If lost workers leave calls.
+    """
     for record in records.values():
-        again.note(record)
-    aggregator_s = 0.0
-    for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
-        calls = [call for node in layer for call in again.calls_of(node.name)]
-        plan = even_plan(calls, experts, job.site.places, job.cluster.num_workers)
-        result = execute(plan, calls, backend_of(job, records))
-        aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
+        questions.note(record)
+    for depth, layer in enumerate(questions.graph.layers):
+        needed = [call for node in layer for call in questions.calls_of(node.name)] if depth else questions.first_calls
+        calls = [call for call in needed if call.key not in records]
+        if not calls:
+            continue
+        plan = even_plan(calls, experts[depth], job.site.places, job.cluster.num_workers)
+        with show("audit", Expected()) as shown:
+            result = execute(plan, calls, backend_at(depth), shown)
+        if num_left := len(calls) - len(result.calls):
+            causes = "; ".join(f"worker {loss.worker}: {loss.cause}" for loss in result.lost_workers)
+            raise BackendError(f"workers are lost and {num_left} calls of the audit are left ({causes})")
         for record in result.calls:
             records[record.key] = record
-            again.note(record)
-    accuracy = accuracy_frac(end.answer for end in again.ends())
-    return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
+            questions.note(record)
+        yield depth, result
 
 
 def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcome) -> Expert:
@@ -80,7 +112,3 @@ def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcom
             return planned.problem.expert(expert.name)
     degrees = planner.degrees(node, expert)
     return placed(expert, degrees[0]) if node in planner.by_node else expert
-
-
-def _is_stopped(record: CallRecord | None) -> bool:
-    return record is not None and record.status in STOPPED

@@ -63,12 +63,12 @@ def test_a_call_that_fails_when_it_is_sent_leaves_its_question_unknown(monkeypat
         ]
         return RunResult(calls=tuple(records), sessions=(), num_workers=4)
 
-    monkeypatch.setattr("mosaic.runtime.auditing.execute", execute)
+    monkeypatch.setattr("mosaic.runtime.hindsight.execute", execute)
     assert audit(Listed(), None)[0] == Unskipped("A", has_failed=True)
 
 
 def test_an_audit_whose_workers_are_lost_says_why_its_calls_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = RunResult(calls=(), sessions=(), num_workers=4, lost_workers=(LostWorker(1.0, 2, "unplugged"),))
-    monkeypatch.setattr("mosaic.runtime.auditing.execute", lambda *_: lost)
+    monkeypatch.setattr("mosaic.runtime.hindsight.execute", lambda *_: lost)
     with pytest.raises(BackendError, match=r"1 calls of the audit are left \(worker 2: unplugged\)"):
         audit(Listed(), None)
