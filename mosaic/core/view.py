@@ -37,7 +37,7 @@ class View:
     lost: dict[int, str] = field(default_factory=dict)
     """Workers that are gone, with the cause."""
     up: set[int] = field(default_factory=set)
-    """Sessions that serve, or have served."""
+    """Sessions that serve, or have served on workers that have not begun anew since."""
     first_session: int = 0
     """Numbers below are of sessions that ran before on workers which are not there."""
 
@@ -65,6 +65,7 @@ class View:
                     self.ended.setdefault(number, None)
         elif isinstance(event, Joined):
             self.lost.pop(event.worker, None)
+            self.up -= {number for number, session in self.opened.items() if event.worker in session.workers}
 
     def expect(self, command: Command) -> None:
         """Take note of a command."""

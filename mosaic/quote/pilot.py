@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import pstdev
 
 from mosaic.core.checks import require
+from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
 from mosaic.quote.worlds import Batch, PilotQuestion
@@ -16,7 +17,6 @@ from mosaic.runtime.controller import Show, Tell, show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import choose
 from mosaic.runtime.planner import NodePlacements, placed
-from mosaic.runtime.profiling import Waves
 from mosaic.runtime.rehearsal import questions_of
 from mosaic.runtime.stages import FirstStretch, Pilot, Stage, Stages
 from mosaic.runtime.unpriced import (
@@ -24,8 +24,8 @@ from mosaic.runtime.unpriced import (
     first_workers,
     sessions_by_size,
     sessions_in_thirds,
+    sessions_in_waves,
     waves_in_thirds,
-    waves_of,
 )
 
 WHOLE_SHARE = 0.4
@@ -149,15 +149,14 @@ def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int |
     merges = questions_of(job, pilot).calls_of(node.name) if node is not None else ()
     if node is None or not merges:
         return pilot
-    waves = merging_waves(merges, placed(node.experts[0], pilot_degree(job, node)), places)
-    pilot = yield Stage("quote", tuple(session for wave in waves for session in wave), merges)
+    pilot = yield Stage("quote", merging(merges, placed(node.experts[0], pilot_degree(job, node)), places), merges)
     assert pilot.stage is not None, "it has run"
-    return replace(pilot, waves=pilot.stage.waves)
+    return replace(pilot, merging=pilot.stage.sessions)
 
 
-def merging_waves(merges: Sequence[Call], expert: Expert, places: PlacesOf) -> Waves:
+def merging(merges: Sequence[Call], expert: Expert, places: PlacesOf) -> tuple[Session, ...]:
     """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
-    return waves_in_thirds(merges, places(expert)) or waves_of([merges], places(expert))
+    return waves_in_thirds(merges, places(expert)) or sessions_in_waves([merges], places(expert))
 
 
 def can_quote(job: Job) -> bool:

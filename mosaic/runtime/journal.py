@@ -14,7 +14,7 @@ import os
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -278,7 +278,7 @@ class JournalState:
 
     @property
     def done_keys(self) -> frozenset[CallKey]:
-        """Name the calls that ended and did not fail."""
+        """Name the calls that ended and did not fail: a backend reports each again, at once, when it is submitted."""
         return frozenset(self._done)
 
     def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
@@ -380,22 +380,7 @@ class Journal:
     @property
     def last_ts(self) -> float:
         """The latest instant at which something happened or was commanded."""
-        return max(self.state.last_ts, *(action.ts for action in self.earlier), 0.0)
-
-    @property
-    def earlier(self) -> Sequence[Action]:
-        """Commands of the run that was interrupted, and now goes on."""
-        return self.state.actions
-
-    @property
-    def ended(self) -> Set[CallKey]:
-        """Calls that have ended so far: the backend reports each again, at once, when it is submitted."""
-        return self.state.done_keys
-
-    @property
-    def resumptions(self) -> tuple[Resumption, ...]:
-        """When the run went on after it had stopped."""
-        return resumptions_of(self.state.starts)
+        return max(self.state.last_ts, *(action.ts for action in self.state.actions), 0.0)
 
     def begin(self) -> float:
         """Put on the disk that the run begins, or goes on; gives where its clock stands.

@@ -67,8 +67,7 @@ class Layers:
         planned = self._plan(calls, view)
         self._num_layers += 1
         self.on_plan(planned, view.next_session())
-        named = {call.key: call for call in calls}
-        return plan_commands(planned.plan, named, view.next_session(), closes=self.closes)
+        return plan_commands(planned.plan, calls, view.next_session(), closes=self.closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
         first, self.first = self.first, None

@@ -10,7 +10,7 @@ from mosaic.core.view import View
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal import Journal
+from mosaic.runtime.journal import Journal, resumptions_of
 
 QUOTE = "quote: "
 """Stands before the causes of a quote's commands."""
@@ -84,8 +84,9 @@ class _Run:
     def __post_init__(self) -> None:
         log = self.log
         self._view = View(self.num_workers)
-        self._ended_before = frozenset[CallKey]() if log is None else log.ended
-        self._earlier, self._view.first_session = _split(() if log is None else log.earlier, self.num_workers)
+        self._ended_before = frozenset[CallKey]() if log is None else log.state.done_keys
+        actions = () if log is None else log.state.actions
+        self._earlier, self._view.first_session = _split(actions, self.num_workers)
         self._resumes_ts = 0.0
         """Of the backend's ``Started``."""
         self._unreported: set[CallKey] = set()
@@ -136,7 +137,7 @@ class _Run:
         view = self._view
         sessions = view.closed_sessions()
         end_ts = max((record.end_ts for record in sessions), default=0.0)
-        resumptions = () if self.log is None else self.log.resumptions
+        resumptions = () if self.log is None else resumptions_of(self.log.state.starts)
         return RunResult(
             calls=tuple(view.calls_by_session()),
             sessions=sessions,

@@ -100,11 +100,13 @@ class Moves:
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
         sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
         for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
-            place = self._place(source.session.expert, free, outlook)
+            expert = source.session.expert
+            taken = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
+            place = self.prospects.soonest(expert, [worker for worker in free if (worker,) not in taken])
             if place is None:
                 continue
-            load_s, workers = place
-            session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
+            load_s, worker = place
+            session = replace(source.session, id=view.next_session(), workers=(worker,), shard=(), after=())
             least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
             none = source.underway.part(np.empty(0, dtype=np.int64))
             there = Stay(session, is_up=False, calls={}, underway=none, ready_s=load_s, serve_s=0.0)
@@ -113,14 +115,6 @@ class Moves:
                 self._opened.append(session.id)
                 yield Open(session)
                 return
-
-    def _place(self, expert: ExpertName, free: Sequence[int], outlook: Outlook) -> tuple[float, tuple[int, ...]] | None:
-        """Find the free worker where an expert is loaded soonest, and its load in seconds; None: it may go nowhere."""
-        there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
-        places = [(self.prospects.load_s(expert, (worker,)), (worker,)) for worker in free if (worker,) not in there]
-        if not places or self.prospects.speed(expert, min(places)[1]) is None:
-            return None
-        return min(places)
 
     def _kept_workers(self, view: View) -> set[int]:
         """List the workers of the only session of an expert whose calls are awaited."""

@@ -97,7 +97,7 @@ class PlannedAhead(SubmitWhenReady):
         first = self.questions.first_calls
         planned = self._plan(0, first, view, self.first)
         self.on_plan(planned, 0)
-        yield from plan_commands(planned.plan, {call.key: call for call in first})
+        yield from plan_commands(planned.plan, first)
         number = 1 + max(session.id for session in planned.plan.sessions)
         for depth, calls in enumerate(self.expected, start=1):
             if calls:
@@ -179,7 +179,7 @@ class Overlap(SubmitWhenReady):
         """Open the sessions of a plan for some calls, and submit them."""
         made = plan_anew(self.planner, calls, view, made)
         self.on_plan(made, view.next_session())
-        yield from plan_commands(made.plan, {call.key: call for call in calls}, view.next_session(), closes=False)
+        yield from plan_commands(made.plan, calls, view.next_session(), closes=False)
 
     def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
         if self.waiting and self.questions.graph.rule.is_exit:
@@ -210,11 +210,10 @@ class Overlap(SubmitWhenReady):
         end_s = self.prospects.outlook(view).end_s
         number = view.next_session()
         for expert in dict.fromkeys(call.expert for call in self.waiting.values()):
-            options = [(self.prospects.load_s(expert, (worker,)), worker) for worker in free]
-            options = [(load_s, worker) for load_s, worker in options if self._can_run(expert, worker)]
-            if not options or min(options)[0] >= end_s:
+            place = self.prospects.soonest(expert, free)
+            if place is None or place[0] >= end_s:
                 continue
-            worker = min(options)[1]
+            _, worker = place
             free.remove(worker)
             calls = [call for call in self.waiting.values() if call.expert == expert]
             yield Open(Session(id=number, expert=expert, node=calls[0].key.node, workers=(worker,)))
@@ -222,9 +221,6 @@ class Overlap(SubmitWhenReady):
                 del self.waiting[call.key]
                 yield Submit(call, number)
             number += 1
-
-    def _can_run(self, expert: ExpertName, worker: int) -> bool:
-        return self.prospects.speed(expert, (worker,)) is not None
 
 
 class Keeping:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Tell
@@ -157,9 +156,8 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
         If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
     """
     upper = {node.name for node in job.graph.upper_nodes}
-    finished = tuple(record for record in pilot.records.values() if record.key.node not in upper)
-    served = tuple(session for session in pilot.sessions if session.num_calls and session.node not in upper)
+    finished = [record for record in pilot.records.values() if record.key.node not in upper]
+    served = [session for session in pilot.sessions if session.num_calls and session.node not in upper]
     asked = {record.expert for record in finished}
-    whole = RunResult(calls=finished, sessions=served, num_workers=job.cluster.num_workers)
-    entries = (fit_entry(expert, job.cluster, whole) for expert in experts if expert.name in asked)
+    entries = (fit_entry(expert, job.cluster, finished, served) for expert in experts if expert.name in asked)
     return Profile(source=source, entries=tuple(entries))

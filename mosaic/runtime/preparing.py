@@ -104,7 +104,7 @@ def _price_first_layer(job: Job, tell: Tell) -> Stages[tuple[Pilot, Profile]]:
         pilot, profile = yield from price_by_pilot(job, _pool(job), pilot, source, tell)
     if profile is None:
         profile = yield from _sweep(job, tell)
-    return replace(pilot, waves=quoted.waves), profile
+    return replace(pilot, merging=quoted.merging), profile
 
 
 def _sweep(job: Job, tell: Tell) -> Stages[Profile]:
@@ -201,7 +201,7 @@ def price_upper_nodes(
     InfeasibleError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    graph, given, waves = job.graph, job.upper_profile, pilot.waves
+    graph, given = job.graph, job.upper_profile
     profiles, models = dict(planner.profiles), models_of(graph)
     if graph.upper_nodes and Reaction.NO_BARRIER in job.reactions and not rehearsal.calls:
         rehearsal = yield from rehearse(job, planner, pilot)
@@ -220,7 +220,7 @@ def price_upper_nodes(
         elif rehearsal.calls:
             found = "one below it was not asked"
         else:
-            pilot, found = yield from price_by_pilot_questions(job, node, planner, pilot, waves, source)
+            pilot, found = yield from price_by_pilot_questions(job, node, planner, pilot, source)
         if isinstance(found, str):
             tell(f"{node.name} is not priced by the batch's own calls: {found}")
         if not isinstance(found, Profile):

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from statistics import median
 from typing import TypeAlias
 
@@ -46,8 +47,10 @@ def fit_run(
 
     Parameters
     ----------
-    experts, cluster, result
+    experts, cluster
         See `fit_entry`.
+    result
+        How they ran there.
     source
         Where the profile says it comes from.
     nodes
@@ -69,20 +72,30 @@ def fit_run(
     for expert in experts:
         for degree in sorted(degree for name, degree in served if name == expert.name):
             sessions = served[expert.name, degree]
-            calls = tuple(record for session in sessions for record in records[session.session])
+            calls = [record for session in sessions for record in records[session.session]]
             waves: dict[NodeName, list[Session]] = defaultdict(list)
             for one in sessions:
                 replica = Session(id=one.session, expert=one.expert, node=one.node, workers=one.workers)
                 waves[one.node].append(replica)
             with suppress(DisturbedSweepError):
-                own_result = replace(result, calls=calls, sessions=tuple(sessions))
                 shaped, together = replace(expert, tp_degree=degree), [*waves.values()] if in_waves else None
-                entries.append(fit_entry(shaped, cluster, own_result, together, adds_halves=True))
+                entries.append(fit_entry(shaped, cluster, calls, sessions, together, adds_halves=True))
     return Profile(source=source, entries=tuple(entries))
 
 
+def in_waves_of(sessions: Sequence[Session]) -> Waves:
+    """Sort sessions by what they wait for."""
+    return [tuple(wave) for _, wave in groupby(sessions, key=lambda session: session.after)]
+
+
 def fit_entry(
-    expert: Expert, cluster: Cluster, result: RunResult, waves: Waves | None = None, *, adds_halves: bool = False
+    expert: Expert,
+    cluster: Cluster,
+    calls: Sequence[CallRecord],
+    sessions: Sequence[SessionRecord],
+    waves: Waves | None = None,
+    *,
+    adds_halves: bool = False,
 ) -> ProfileEntry:
     """Fit the costs of one expert to records of its calls and sessions.
 
@@ -94,8 +107,8 @@ def fit_entry(
     ----------
     expert
         With the tensor-parallel degree at which it ran.
-    cluster, result
-        Where it ran, and how.
+    cluster, calls, sessions
+        Where it ran, and how; those of other experts are left out.
     waves
         Sessions of replicas, whose price is that of their wave; None: each session stands for itself.
     adds_halves
@@ -106,8 +119,8 @@ def fit_entry(
     DisturbedSweepError
         If sessions that were interrupted leave fewer than two sizes.
     """
-    own = [session for session in result.sessions if session.expert == expert.name]
-    records = [record for record in result.calls if record.expert == expert.name]
+    own = [session for session in sessions if session.expert == expert.name]
+    records = [record for record in calls if record.expert == expert.name]
     whole = {session.session: session for session in own if not session.num_interruptions}
     groups = [[number] for number in whole] if waves is None else [[one.id for one in wave] for wave in waves]
     points = tuple(_point([whole[number] for number in group]) for group in groups if whole.keys() >= set(group))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.commands import Command
-from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
+from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
@@ -96,8 +96,14 @@ class Prospects:
                 self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Take note of an event."""
-        if isinstance(event, Finished):
+        """Take note of an event; a run under way is known from its view."""
+        if isinstance(event, Started):
+            for number, session in view.opened.items():
+                if number in view.up:
+                    self._held = self._held.after(session.expert, session.workers)
+                if (record := view.ended.get(number)) is not None:
+                    self._free_ts |= dict.fromkeys(record.workers, record.end_ts)
+        elif isinstance(event, Finished):
             self.written.pop(event.record.key, None)
         elif isinstance(event, Progress):
             self.written.update(event.tokens)
@@ -172,6 +178,11 @@ class Prospects:
             return self._host_loads(self._experts[expert], self._cluster.select(workers), location)
         entry = self._entry(expert, workers)
         return 0.0 if entry is None else entry.load_s
+
+    def soonest(self, expert: ExpertName, free: Iterable[int]) -> tuple[float, int] | None:
+        """Find the free worker where an expert is loaded soonest, with its load in seconds; None: it runs on none."""
+        known = [worker for worker in free if self.speed(expert, (worker,)) is not None]
+        return min(((self.load_s(expert, (worker,)), worker) for worker in known), default=None)
 
     def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
         return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))

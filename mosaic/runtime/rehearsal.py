@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
 from mosaic.pipelines.budgets import cut_record
 from mosaic.pipelines.node import Node
@@ -15,11 +16,11 @@ from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.controller import Tell
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import Planner, placed
-from mosaic.runtime.profiling import Waves, fit_entry
+from mosaic.runtime.profiling import fit_entry, in_waves_of
 from mosaic.runtime.site import prompts_of
 from mosaic.runtime.stages import MAX_FAILURES, OtherCalls, Pilot, Stage, Stages, undisturbed
 from mosaic.runtime.sweep import measured_calls, of_questions, wave_shards
-from mosaic.runtime.unpriced import SHARES, even_plan, waves_in_thirds, waves_of
+from mosaic.runtime.unpriced import SHARES, even_plan, sessions_in_waves, waves_in_thirds
 
 GIVEN_BY = "profile.aggregator_path"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
@@ -113,7 +114,7 @@ def price_by_rehearsal(
             )  # fmt: skip
             shaped = placed(expert, degree)
             stage_of = partial(_wave_stage, job, node, shaped, calls, most, other)
-            entries.append((yield from undisturbed(stage_of, partial(fit_stage, job, shaped), tell)))
+            entries.append((yield from undisturbed(stage_of, partial(fit_waves, job, shaped), tell)))
     return Profile(source=source, entries=tuple(entries))
 
 
@@ -123,12 +124,12 @@ def _wave_stage(
     """Let an expert serve calls in waves, with as many replicas as its cap and the cluster allow."""
     places = job.site.places(expert)
     shards = list(wave_shards(calls, len(places), max_calls))
-    sessions = tuple(session for wave in waves_of(shards, places) for session in wave)
-    return Stage(f"profiling {node.name}", sessions, tuple(call for shard in shards for call in shard), other)
+    calls = tuple(call for shard in shards for call in shard)
+    return Stage(f"profiling {node.name}", sessions_in_waves(shards, places), calls, other)
 
 
 def price_by_pilot_questions(
-    job: Job, node: Node, planner: Planner, pilot: Pilot, waves: Waves, source: str
+    job: Job, node: Node, planner: Planner, pilot: Pilot, source: str
 ) -> Stages[tuple[Pilot, Profile | str]]:
     """Price an upper node by the calls that the pilot's own questions need of it, at each degree by others of them.
 
@@ -140,9 +141,9 @@ def price_by_pilot_questions(
         What was answered, and the prices, or why there are none.
     """
     degrees = planner.degrees(node.name, node.experts[0])
-    if waves and degrees == (len(waves[0][0].workers),):
+    if pilot.merging and degrees == (len(pilot.merging[0].workers),):
         with suppress(DisturbedSweepError):
-            entry = fit_waves(job, placed(node.experts[0], degrees[0]), waves, pilot)
+            entry = fit_waves(job, placed(node.experts[0], degrees[0]), pilot, pilot.merging)
             return pilot, Profile(source=source, entries=(entry,))
     needed = questions_of(job, pilot).calls_of(node.name)
     shares: list[tuple[Expert, Sequence[Call]]] = []
@@ -155,39 +156,32 @@ def price_by_pilot_questions(
         shares += [(placed(expert, degree), mine[turn :: len(degrees)]) for turn, degree in enumerate(degrees)]
     entries = []
     for expert, calls in shares:
-        sessions = tuple(session for wave in waves_in_thirds(calls, job.site.places(expert)) for session in wave)
+        sessions = waves_in_thirds(calls, job.site.places(expert))
         pilot = yield Stage(f"pilot of {node.name}", sessions, tuple(calls))
         try:
-            entries.append(fit_stage(job, expert, pilot))
+            entries.append(fit_waves(job, expert, pilot))
         except DisturbedSweepError as error:
             return pilot, str(error)
     return pilot, Profile(source=source, entries=tuple(entries))
 
 
-def fit_waves(job: Job, expert: Expert, waves: Waves, pilot: Pilot) -> ProfileEntry:
-    """Fit the costs of an expert to waves of its replicas.
+def fit_waves(job: Job, expert: Expert, pilot: Pilot, sessions: Sequence[Session] = ()) -> ProfileEntry:
+    """Fit the costs of an expert to the waves of its replicas; of the last stage, unless sessions are given.
 
     Raises
     ------
     DisturbedSweepError
         If calls failed, or sessions that were interrupted leave too few others.
     """
-    keys = {key for wave in waves for session in wave for key in session.shard}
-    numbers = {session.id for wave in waves for session in wave}
+    assert pilot.stage is not None, "it has run"
+    sessions = sessions or pilot.stage.sessions
+    keys = {key for session in sessions for key in session.shard}
+    numbers = {session.id for session in sessions}
     if not keys <= pilot.records.keys():
         raise DisturbedSweepError("pilot: calls failed")
-    result = RunResult(
-        calls=tuple(record for key, record in pilot.records.items() if key in keys),
-        sessions=tuple(session for session in pilot.sessions if session.session in numbers),
-        num_workers=job.cluster.num_workers,
-    )
-    return fit_entry(expert, job.cluster, result, waves)
-
-
-def fit_stage(job: Job, expert: Expert, pilot: Pilot) -> ProfileEntry:
-    """Fit the costs of an expert to the waves of the last stage."""
-    assert pilot.stage is not None, "it has run"
-    return fit_waves(job, expert, pilot.stage.waves, pilot)
+    calls = [record for key, record in pilot.records.items() if key in keys]
+    ran = [session for session in pilot.sessions if session.session in numbers]
+    return fit_entry(expert, job.cluster, calls, ran, in_waves_of(sessions))
 
 
 def questions_of(job: Job, pilot: Pilot) -> Questions:

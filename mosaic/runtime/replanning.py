@@ -53,7 +53,7 @@ class Replanning:
                     f"({causes}): {error}"
                 ) from error
             self.on_plan(plan, view.lost)
-            yield from plan_commands(plan, {call.key: call for call in calls}, number)
+            yield from plan_commands(plan, calls, number)
             number += 1 + max(session.id for session in plan.sessions)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
-from mosaic.core.events import Event
 from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.view import View
@@ -116,7 +115,7 @@ def run(
         def go_on(display: ExitStack, view: View) -> Sequence[Controller]:
             display.close()
             shown = display.enter_context(show("calls", rest.expected))
-            return rest.begin(replace(first.outcome, pilot=pilot_of(view)), shown, first.events, view)
+            return rest.begin(replace(first.outcome, pilot=pilot_of(view)), shown, is_late=True)
 
         with step("execute"):
             tick_s = tick_s_of(job, None) if tick_s is None else tick_s
@@ -154,10 +153,8 @@ class _Stretch:
         unit = "worker" if self.job.site.expert_by_server is None else "server"
         self.expected = Expected(num_calls=len(self.job.graph.first_calls(self.job.workload)), unit=unit)
 
-    def begin(
-        self, begun: Begun | None, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
-    ) -> Sequence[Controller]:
-        """Make the controllers; ``events`` and ``view`` are those of a pilot before."""
+    def begin(self, begun: Begun | None, shown: Sequence[Controller], *, is_late: bool = False) -> Sequence[Controller]:
+        """Make the controllers; ``is_late``: they take over from a pilot in the same run."""
         job, self._begun = self.job, begun
         if begun is not None:
             job = self.job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
@@ -171,13 +168,10 @@ class _Stretch:
         else:
             for record in begun.pilot.records.values():
                 self._questions.note(record)
-            others = [Late(one, begun.pilot) for one in others] if view is not None else others
+            others = [Late(one, begun.pilot) for one in others] if is_late else others
             made = make_controllers(job, begun, self._questions, self._note_plan, self._note_replan, others)
         for prospects in (one for one in made if isinstance(one, Prospects)):
             self.expected.left_s = prospects.left_s
-            if view is not None:
-                for event in events:
-                    prospects.on(event, view)
         self._timed = [Timed(one) for one in made] if job.site.way != "simulated" else []
         return self._timed or made
 

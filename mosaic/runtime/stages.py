@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, groupby
+from itertools import count
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from mosaic.core.commands import Command, Submit
 from mosaic.core.errors import BackendError, DisturbedSweepError, InfeasibleError
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Ready, Started, Unused
+from mosaic.core.events import Closed, Event, Finished, Lost, Started, Unused
 from mosaic.core.plan import Expected, Plan, Session, unpriced_plan
 from mosaic.core.results import SERVED, CallRecord, CallStatus, Inputs, RunResult, SessionRecord
 from mosaic.core.view import View
@@ -25,7 +25,6 @@ from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.loop import drive
-from mosaic.runtime.profiling import Waves
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.site import Prompts, prompts_of
 from mosaic.runtime.static_plan import execute, plan_commands
@@ -72,11 +71,6 @@ class Stage:
     other: OtherCalls | None = None
     """None: the calls are the batch's."""
 
-    @property
-    def waves(self) -> Waves:
-        """The sessions by what they wait for."""
-        return [tuple(wave) for _, wave in groupby(self.sessions, key=lambda session: session.after)]
-
     def numbered(self, first_session: int) -> "Stage":
         """Number the sessions from one on."""
         sessions = (replace(session, id=session.id + first_session) for session in self.sessions)
@@ -117,8 +111,8 @@ class Pilot:
     """The last, with its sessions as the run numbers them."""
     is_resumed: bool = False
     """Whether an earlier start began it: it is no try of this one."""
-    waves: Waves = ()
-    """In which a quote's merges ran."""
+    merging: tuple[Session, ...] = ()
+    """Those of the sessions in whose waves a quote merged."""
 
     def whole_questions(self, job: Job) -> tuple[Question, ...]:
         """List the batch's questions whose calls of the first layer have all finished here."""
@@ -161,8 +155,6 @@ class FirstStretch(Generic[_T]):
         self._submitted: Set[CallKey] = frozenset()
         """By earlier starts."""
         self._returned: list[_T] = []
-        self.events: list[Event] = []
-        """What changed sessions and workers, for who joins the run behind its first stretch."""
 
     @property
     def outcome(self) -> _T:
@@ -222,7 +214,7 @@ class FirstStretch(Generic[_T]):
                 with ExitStack() as display:
                     backend = backend_of(job)
                     log = job.site.command_log()
-                    self._num_begun, self._submitted, self.events = 0, _submitted(log), []
+                    self._num_begun, self._submitted = 0, _submitted(log)
                     shown = display.enter_context(self.show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
                     stop = StopWhenFailing(name="pilot", num_calls=num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
@@ -242,8 +234,6 @@ class FirstStretch(Generic[_T]):
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Begin the next stage when every session of the one before it is over."""
-        if isinstance(event, Ready | Closed | Joined):
-            self.events.append(event)
         is_over = not view.running and view.opened.keys() <= view.ended.keys()
         if not is_over or not isinstance(event, Started | Finished | Closed | Unused | Lost):
             return ()
@@ -253,7 +243,7 @@ class FirstStretch(Generic[_T]):
         self._num_begun += 1
         self._last = stage.numbered(first_session)
         plan = unpriced_plan(stage.sessions, num_workers=view.num_workers)
-        return plan_commands(plan, {call.key: call for call in stage.calls}, first_session)
+        return plan_commands(plan, stage.calls, first_session)
 
     def _begin_next(self, view: View) -> bool:
         """Find the stage behind those that were begun; tells whether there is one."""
@@ -450,5 +440,5 @@ def _spread_anew(job: Job) -> Controller:
 
 def _submitted(log: Journal | None) -> Set[CallKey]:
     """Name the calls that earlier starts submitted."""
-    commands = (action.command for action in (() if log is None else log.earlier))
+    commands = (action.command for action in (() if log is None else log.state.actions))
     return {command.call.key for command in commands if isinstance(command, Submit)}

@@ -1,6 +1,6 @@
 """A plan as a controller: it opens the plan's sessions and submits their calls, and answers nothing else."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from mosaic.core.commands import Close, Command, Open, Submit
@@ -9,14 +9,14 @@ from mosaic.core.events import Event, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import RunResult
 from mosaic.core.view import View
-from mosaic.core.workload import Call, CallKey
+from mosaic.core.workload import Call
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import drive
 
 
 def plan_commands(
-    plan: Plan, calls: Mapping[CallKey, Call], first_session: int = 0, *, closes: bool = True
+    plan: Plan, calls: Iterable[Call], first_session: int = 0, *, closes: bool = True
 ) -> Iterator[Command]:
     """Open each session of a plan, submit its calls and close it; the plan's session numbers are counted from one.
 
@@ -34,13 +34,14 @@ def plan_commands(
     BackendError
         If the plan names a call that is not there.
     """
+    named = {call.key: call for call in calls}
     for session in plan.sessions:
         number = session.id + first_session
         yield Open(opened(session, first_session))
         for key in session.shard:
-            if key not in calls:
+            if key not in named:
                 raise BackendError(f"plan session {session.id}: call {key} is not one of the calls")
-            yield Submit(calls[key], number)
+            yield Submit(named[key], number)
         if closes:
             yield Close(number)
 
@@ -62,7 +63,7 @@ class StaticPlan:
 
     def __init__(self, plan: Plan, calls: Sequence[Call]) -> None:
         self._plan = plan
-        self._calls = {call.key: call for call in calls}
+        self._calls = calls
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Give all commands at the start."""

@@ -99,22 +99,22 @@ def sessions_by_size(
     return tuple(sessions)
 
 
-def waves_of(shards: Iterable[Sequence[Call]], places: Sequence[tuple[int, ...]]) -> list[tuple[Session, ...]]:
+def sessions_in_waves(shards: Iterable[Sequence[Call]], places: Sequence[tuple[int, ...]]) -> tuple[Session, ...]:
     """Spread each shard evenly over all places; a wave starts when the one before it has ended."""
-    waves: list[tuple[Session, ...]] = []
+    sessions: list[Session] = []
     barrier: tuple[int, ...] = ()
     for shard in shards:
         parts = split_evenly(len(shard), len(places))
-        wave = replica_sessions(shard, places, parts, first_id=sum(map(len, waves)), after=barrier)
+        wave = replica_sessions(shard, places, parts, first_id=len(sessions), after=barrier)
         barrier = tuple(session.id for session in wave)
-        waves.append(wave)
-    return waves
+        sessions += wave
+    return tuple(sessions)
 
 
-def waves_in_thirds(calls: Sequence[Call], places: Sequence[tuple[int, ...]]) -> list[tuple[Session, ...]]:
+def waves_in_thirds(calls: Sequence[Call], places: Sequence[tuple[int, ...]]) -> tuple[Session, ...]:
     """Cut calls into waves of three sizes, on as many places as they price; none: they are too few."""
     places = places[: len(calls) // SHARES]
-    return waves_of(thirds(calls), places) if places else []
+    return sessions_in_waves(thirds(calls), places) if places else ()
 
 
 def _session(number: int, expert: Expert, calls: Sequence[Call], places: PlacesOf, turn: int) -> Session:

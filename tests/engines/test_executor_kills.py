@@ -99,7 +99,7 @@ def test_a_run_that_reacts_ends_every_call_once_and_says_the_same_whoever_is_kil
     statuses = {record.status for record in ended.values()}
     assert statuses - {CallStatus.CUT} == {CallStatus.FINISHED, CallStatus.CANCELLED}
     assert any(record.response.finish_reason == "cut" for record in ended.values())
-    commands = [action.command for action in Journal(tmp_path / "journal").earlier]
+    commands = [action.command for action in Journal(tmp_path / "journal").state.actions]
     assert {Open, Submit, Cancel, Cut, Move} <= {type(command) for command in commands}
     submitted = [command.call.key for command in commands if isinstance(command, Submit)]
     assert sorted(submitted) == sorted(call.key for call in calls), "each is written down once"

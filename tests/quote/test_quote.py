@@ -23,7 +23,7 @@ from mosaic.planning.problem import Request
 from mosaic.quote import run_quote_pilot
 from mosaic.quote.forecast import spread_of
 from mosaic.quote.lengths import Lengths, fit_lengths
-from mosaic.quote.pilot import merging_waves, num_pilot_calls, second_share
+from mosaic.quote.pilot import merging, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import (
     Calibration,
@@ -34,6 +34,7 @@ from mosaic.quote.quotation import (
     widened,
 )
 from mosaic.quote.worlds import Batch, PilotQuestion, draw_world, draw_worlds
+from mosaic.runtime.profiling import in_waves_of
 from mosaic.runtime.static_plan import execute
 from tests.commands.command_line import mosaic_status
 from tests.factories import make_expert
@@ -112,7 +113,7 @@ def test_as_many_places_merge_as_the_merges_price(num_merges: int, sizes: list[t
     (expert, *_), cluster = job.experts, job.cluster
     assert len(job.site.places(expert)) == cluster.num_workers == 4
     merges = [call for call in job.workload.calls if call.expert == expert.name][:num_merges]
-    waves = merging_waves(merges, expert, job.site.places)
+    waves = in_waves_of(merging(merges, expert, job.site.places))
     assert [tuple(sorted((len(session.shard) for session in wave), reverse=True)) for wave in waves] == sizes
 
 

@@ -3,12 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 from mosaic.core.commands import Action, Close, Command, Open, Submit
 from mosaic.core.events import Closed, Event, Finished, Idle, Lost, Ready, Started
 from mosaic.core.plan import Session
-from mosaic.core.results import CallStatus, Resumption
+from mosaic.core.results import CallStatus
 from mosaic.core.workload import Call, CallKey
+from mosaic.runtime.journal import Start
 from tests.run_records import make_record, make_session
 
 
@@ -112,7 +114,11 @@ class MemoryLog:
     earlier: Sequence[Action] = ()
     ended: frozenset[CallKey] = frozenset()
     written: list[Action] = field(default_factory=list)
-    resumptions: Sequence[Resumption] = ()
+    starts: Sequence[Start] = ()
+
+    @property
+    def state(self) -> SimpleNamespace:
+        return SimpleNamespace(actions=self.earlier, done_keys=self.ended, starts=self.starts)
 
     def write(self, actions: Sequence[Action]) -> None:
         self.written += actions

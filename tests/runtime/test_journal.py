@@ -33,6 +33,7 @@ from mosaic.runtime.journal import (
     make_folder,
     read_entries,
     read_journal,
+    resumptions_of,
     without_token_ids,
 )
 from mosaic.runtime.run_lock import LOCK_NAME, hold
@@ -297,7 +298,7 @@ def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_pat
     synced, sync = [], os.fdatasync
     monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(sync(file)))
     log = Journal(tmp_path)
-    assert log.earlier == []
+    assert log.state.actions == []
     log.write(ACTIONS[:3])
     log.add(ENTRIES[0])
     log.write([])
@@ -310,8 +311,8 @@ def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_pat
     with (tmp_path / FILE_NAME).open("ab") as file:
         file.write(b"torn")
     again = Journal(tmp_path)
-    assert again.earlier == ACTIONS
-    assert again.ended == {ENTRIES[0].record.key}
+    assert again.state.actions == ACTIONS
+    assert again.state.done_keys == {ENTRIES[0].record.key}
     assert (again.state.num_damaged, again.state.last_ts, again.last_ts) == (1, 2.0, 3.0)
     again.add(ENTRIES[1])
     again.sync()
@@ -342,12 +343,12 @@ def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
         log.write([Action(ts, "tick", Close(0))])
         log.sync()
         assert Journal(tmp_path).begin() == ts
-    assert Journal(tmp_path).resumptions == (Resumption(40.0, 60.0), Resumption(70.0, 1.5))
+    assert resumptions_of(read_journal(tmp_path).starts) == (Resumption(40.0, 60.0), Resumption(70.0, 1.5))
     assert read_journal(tmp_path).last_ts == 0.0, "neither starts nor commands are what happened"
 
 
 def test_a_run_of_which_nothing_was_kept_begins_anew(tmp_path):
-    assert Journal(tmp_path).resumptions == ()
+    assert resumptions_of(read_journal(tmp_path).starts) == ()
     for _ in range(2):
         Journal(tmp_path).begin()
-    assert Journal(tmp_path).resumptions == ()
+    assert resumptions_of(read_journal(tmp_path).starts) == ()

@@ -8,6 +8,7 @@ from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus, LostWorker, Resumption
 from mosaic.core.view import View
 from mosaic.runtime.controller import Timed
+from mosaic.runtime.journal import Start
 from mosaic.runtime.loop import QUOTE, drive
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
@@ -77,7 +78,7 @@ def test_records_come_by_session_as_they_were_opened_and_by_their_end() -> None:
 
 def test_a_result_says_which_workers_were_lost_and_when_the_run_went_on() -> None:
     plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)), make_session(2, [A2], workers=(1,)))
-    log = MemoryLog(resumptions=[Resumption(0.5, None), Resumption(100.0, 7.0)])
+    log = MemoryLog(starts=[Start(0.5, 0.0), Start(100.0, 106.5)])
     result = drive(Scripted(losses={1: (1, "unplugged")}), [StaticPlan(plan, CALLS[:3])], num_workers=2, log=log)
     assert [record.key for record in result.calls] == [A0.key, A1.key], "nobody places anew what is left"
     assert result.lost_workers == (LostWorker(1.0, 1, "unplugged"),)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import BackendError, DisturbedSweepError
-from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, Call, Expert
@@ -20,13 +19,12 @@ from mosaic.pipelines.rules.rule import Never
 from mosaic.planning.profiles import ProfileEntry
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.profiling import fit_entry
+from mosaic.runtime.profiling import fit_entry, in_waves_of
 from mosaic.runtime.rehearsal import Rehearsal, price_by_rehearsal
 from mosaic.runtime.sweep import MAX_REPEATS, NUM_SWEPT_CALLS
-from mosaic.runtime.unpriced import gangs_of
-from mosaic.runtime.unpriced import waves_of as make_waves
+from mosaic.runtime.unpriced import gangs_of, sessions_in_waves
 from tests.factories import make_cluster, make_expert
-from tests.run_records import make_record, make_result, make_session
+from tests.run_records import make_record, make_session
 from tests.runtime.jobs import MeasuringSite, make_job, measured_on, merge_calls
 from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
@@ -41,14 +39,6 @@ def stopwatch(seconds: Callable[[int, int], float] = lambda worker, num_calls: 1
         tokens=lambda call, number: 10 + number,
         **changes,
     )
-
-
-def waves_of(backend: Scripted) -> list[list[Session]]:
-    """The sessions by what they wait for."""
-    waves: dict[tuple[int, ...], list[Session]] = {}
-    for session in backend.sessions:
-        waves.setdefault(session.after, []).append(session)
-    return list(waves.values())
 
 
 def run_waves(expert: Expert, calls: tuple[Call, ...], num_workers: int, backend: Backend) -> ProfileEntry:
@@ -97,7 +87,7 @@ def test_an_aggregator_without_a_place_is_refused(num_workers: int) -> None:
 def test_every_wave_serves_what_it_should(number: int, tp_degree: int) -> None:
     backend, entry = sweep(number, tp_degree)
     num_places = 4 if tp_degree == 1 else 1
-    waves = waves_of(backend)
+    waves = in_waves_of(backend.sessions)
     assert waves[0][0].after == ()
     for before, behind in pairwise(waves):  # one comes after the other
         assert {session.after for session in behind} == {tuple(session.id for session in before)}
@@ -161,7 +151,7 @@ def test_the_price_of_a_replica_is_that_of_its_wave_the_longest_of_all() -> None
 
 def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
     backend, entry = sweep(17, 1)
-    sizes = [sum(len(session.shard) for session in wave) for wave in waves_of(backend)]
+    sizes = [sum(len(session.shard) for session in wave) for wave in in_waves_of(backend.sessions)]
     starts = [10 + sum(sizes[:number]) for number in range(len(sizes))]
     assert [point.output_tokens for point in entry.points] == [
         sum(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)
@@ -204,21 +194,14 @@ def test_waves_that_were_interrupted_are_left_out() -> None:
 
 def test_waves_whose_workers_were_lost_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
-    waves = make_waves([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
-    calls = [
-        make_record(key=key, expert="W", session=session.id)
-        for wave in waves
-        for session in wave
-        for key in session.shard
-    ]
+    sessions = sessions_in_waves([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
+    waves = in_waves_of(sessions)
+    calls = [make_record(key=key, expert="W", session=session.id) for session in sessions for key in session.shard]
     records = [
         replace(make_session(session.id, expert="W", end_ts=20.0 + len(session.shard)), num_calls=len(session.shard))
-        for wave in waves
-        for session in wave
+        for session in sessions
     ]
-    result = make_result(*records, calls=tuple(calls))
-    lost = replace(result, sessions=result.sessions[:-1])
-    assert [point.num_calls for point in fit_entry(expert, cluster, result, waves).points] == [1, 2, 4]
-    assert [point.num_calls for point in fit_entry(expert, cluster, lost, waves).points] == [1, 2]
+    assert [point.num_calls for point in fit_entry(expert, cluster, calls, records, waves).points] == [1, 2, 4]
+    assert [point.num_calls for point in fit_entry(expert, cluster, calls, records[:-1], waves).points] == [1, 2]
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
-        fit_entry(expert, cluster, replace(result, sessions=result.sessions[:2]), waves)
+        fit_entry(expert, cluster, calls, records[:2], waves)
