@@ -1,6 +1,7 @@
 """The calls of a run that have not ended and its sessions: one state for each says where it is, and so how it ends."""
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,12 @@ from mosaic.runtime.journal import NO_SESSION, without_token_ids
 
 
 class CallQueue:
-    """Gives calls whose time has come, of those the one that came first."""
+    """Gives the call that came first, when its time has come."""
 
     def __init__(self) -> None:
-        self._future: list[tuple[float, int, CallKey]] = []
-        self._ready: list[tuple[int, CallKey]] = []
+        self._heap: list[tuple[float, int, CallKey]] = []
         self._numbers: dict[CallKey, int] = {}
-        """Of those that wait; what else is in the heaps has left."""
+        """Of those that wait; what else is in the heap has left."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -31,10 +31,10 @@ class CallQueue:
         """List the calls in the order of their numbers."""
         return sorted(self._numbers, key=self._numbers.__getitem__)
 
-    def add(self, key: CallKey, number: int, ready_s: float) -> None:
-        """Let a call wait, under its number among all calls."""
+    def add(self, key: CallKey, number: int, queued_ts: float) -> None:
+        """Let a call wait that came, or comes, at this instant, under its number among all calls."""
         self._numbers[key] = number
-        heapq.heappush(self._future, (ready_s, number, key))
+        heapq.heappush(self._heap, (queued_ts, number, key))
 
     def discard(self, key: CallKey) -> bool:
         """Take a call out; False: it was not there."""
@@ -42,28 +42,22 @@ class CallQueue:
 
     def pop(self, now: float) -> CallKey | None:
         """Take the next call out; None: none is ready."""
-        self._sort(now)
-        if not self._ready:
+        if self._first_ts() > now:
             return None
-        _, key = heapq.heappop(self._ready)
+        _, _, key = heapq.heappop(self._heap)
         del self._numbers[key]
         return key
 
     def next_ready_s(self, now: float) -> float | None:
         """Give the instant at which a call will be ready; None: one is, or none waits."""
-        self._sort(now)
-        return None if self._ready or not self._future else self._future[0][0]
+        first_ts = self._first_ts()
+        return first_ts if now < first_ts < math.inf else None
 
-    def _sort(self, now: float) -> None:
-        """Move calls whose time has come, and drop those that have left."""
-        while self._future and (self._future[0][0] <= now or self._has_left(self._future[0][2], self._future[0][1])):
-            _, number, key = heapq.heappop(self._future)
-            heapq.heappush(self._ready, (number, key))
-        while self._ready and self._has_left(self._ready[0][1], self._ready[0][0]):
-            heapq.heappop(self._ready)
-
-    def _has_left(self, key: CallKey, number: int) -> bool:
-        return self._numbers.get(key) != number
+    def _first_ts(self) -> float:
+        """Find when the first call came, or comes, and drop those before it that have left."""
+        while self._heap and self._numbers.get(self._heap[0][2]) != self._heap[0][1]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -355,7 +349,7 @@ class Calls:
 
     def _wait(self, call: CallState, queue: CallQueue) -> None:
         call.queue = queue
-        queue.add(call.request.key, call.number, call.call.ready_s)
+        queue.add(call.request.key, call.number, call.request.queued_ts)
 
     def _leave(self, call: CallState) -> None:
         if call.queue is not None:

@@ -1,4 +1,4 @@
-"""Calls that wait: by time, then by number; against a list that is sorted each time."""
+"""Calls that wait: by when they came, then by number; against a list that is sorted each time."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,10 +35,10 @@ def test_it_gives_what_a_sorted_list_would(steps):
             assert queue.discard(key(chosen)) == (waiting.pop(key(chosen), None) is not None)
         elif what == "pop":
             now += seconds
-            ready = sorted((of, one) for one, (of, ready_s) in waiting.items() if ready_s <= now)
-            assert queue.pop(now) == (ready[0][1] if ready else None)
+            ready = sorted((ready_s, of, one) for one, (of, ready_s) in waiting.items() if ready_s <= now)
+            assert queue.pop(now) == (ready[0][2] if ready else None)
             if ready:
-                del waiting[ready[0][1]]
+                del waiting[ready[0][2]]
             later = [ready_s for _, ready_s in waiting.values()]
             assert queue.next_ready_s(now) == (min(later) if later and min(later) > now else None)
         assert len(queue) == len(waiting)
