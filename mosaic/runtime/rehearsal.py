@@ -18,7 +18,7 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import fit_entry, in_waves_of
 from mosaic.runtime.site import prompts_of
-from mosaic.runtime.stages import MAX_FAILURES, OtherCalls, Pilot, Stage, Stages, undisturbed
+from mosaic.runtime.stages import OtherCalls, Pilot, Stage, Stages, undisturbed
 from mosaic.runtime.sweep import measured_calls, of_questions, wave_shards
 from mosaic.runtime.unpriced import SHARES, even_plan, sessions_in_waves, waves_in_thirds
 
@@ -76,7 +76,7 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
             prompts = prompts_of(graph, known)
             other = OtherCalls(
                 name=f"calibration_{number}", why="to see what the gate leaves", given_by=GIVEN_BY, questions=known,
-                prompts=prompts, earlier=records, max_failures=MAX_FAILURES, may_lose=True,
+                prompts=prompts, earlier=records, for_answers=True,
             )  # fmt: skip
             drawn = tuple((yield Stage("calibrating", plan.sessions, tuple(calls), other)).records.values())
         for record in (*ended, *(drawn or ())):

@@ -54,10 +54,11 @@ class OtherCalls:
     prompts: Prompts
     earlier: Inputs = field(default_factory=dict)
     """Records, of other stages, of calls that these come after."""
-    max_failures: int = 1
-    """It stops where so many fail in a row: a price is never fitted to part of a sweep."""
-    may_lose: bool = False
-    """Other workers take over what a lost one leaves. They do not where sessions are priced: these are of one shape."""
+    for_answers: bool = False
+    """Answers count for themselves: some may fail, and other workers take over what a lost one leaves.
+
+    Not where sessions are priced: these are of one shape, and a price is never fitted to part of a sweep.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class FirstStretch(Generic[_T]):
                     self._num_begun, self._submitted = 0, _submitted(log)
                     shown = display.enter_context(self.show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
-                    stop = StopWhenFailing(name="pilot", num_calls=num_calls, max_in_a_row=MAX_FAILURES, may_lose=True)
+                    stop = StopWhenFailing(name="pilot", num_calls=num_calls, for_answers=True)
                     result = drive(
                         backend,
                         [self, _spread_anew(job), stop, *shown],
@@ -289,14 +290,9 @@ class FirstStretch(Generic[_T]):
             other.questions, other.prompts, name=other.name, earlier=other.earlier, is_measured=True
         )
         with self.show(stage.title, Expected()) as shown:
-            takes_over = other.may_lose and job.site.way != "simulated"  # simulated workers are not lost
+            takes_over = other.for_answers and job.site.way != "simulated"  # simulated workers are not lost
             anew = [_spread_anew(job)] if takes_over else []
-            stop = StopWhenFailing(
-                name=stage.title,
-                num_calls=len(stage.calls),
-                max_in_a_row=other.max_failures,
-                may_lose=other.may_lose,
-            )
+            stop = StopWhenFailing(name=stage.title, num_calls=len(stage.calls), for_answers=other.for_answers)
             plan = unpriced_plan(stage.sessions, num_workers=job.cluster.num_workers)
             result = execute(plan, stage.calls, backend, [*anew, Cuts(job.graph.budgets), stop, *shown])
         return Pilot(
@@ -338,10 +334,8 @@ class StopWhenFailing:
     """Of the measurement."""
     num_calls: int
     """That it has."""
-    max_in_a_row: int
-    """It stops where so many calls fail in a row. A pilot's single failures are tried again with the batch."""
-    may_lose: bool
-    """Whether other workers take over what a lost one leaves."""
+    for_answers: bool
+    """See ``OtherCalls``. A pilot's single failures are tried again with the batch."""
     reacts: ClassVar[bool] = False
     _num_finished: int = field(default=0, init=False)
     _failed: list[CallRecord] = field(default_factory=list, init=False)
@@ -363,13 +357,13 @@ class StopWhenFailing:
                 self._failed.clear()
             else:
                 self._failed.append(event.record)
-            if len(self._failed) == self.max_in_a_row:
+            if len(self._failed) == (MAX_FAILURES if self.for_answers else 1):
                 first = self._failed[0]
                 why = first.response.error if first.response is not None else None
                 cause = f"call {first.key.question} of {first.expert} {first.status}: {why or 'no reason is known'}"
-                more = "" if self.max_in_a_row == 1 else f", the first of {self.max_in_a_row} in a row"
+                more = f", the first of {MAX_FAILURES} in a row" if self.for_answers else ""
                 raise BackendError(self._stopped(f"{cause}{more}"))
-        elif isinstance(event, Lost) and not self.may_lose and view.left_by({event.worker}):
+        elif isinstance(event, Lost) and not self.for_answers and view.left_by({event.worker}):
             raise DisturbedSweepError(self._stopped(f"worker {event.worker} is lost: {event.cause}"))
         return ()
 

@@ -160,7 +160,7 @@ def test_a_sweep_refuses_bad_sizes(change: dict[str, object], message: str) -> N
 
 
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
-    stop, view = StopWhenFailing(name="pilot", num_calls=9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing(name="pilot", num_calls=9, for_answers=True), View(1)
     failed = make_failed("q1")._replace(response=Response(error="no such model"))
     for _ in range(3):
         assert stop.on(Finished(1.0, failed), view) == ()
@@ -169,7 +169,7 @@ def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
 
 
 def test_a_pilot_goes_on_past_single_failures() -> None:
-    stop, view = StopWhenFailing(name="pilot", num_calls=9, max_in_a_row=4, may_lose=True), View(1)
+    stop, view = StopWhenFailing(name="pilot", num_calls=9, for_answers=True), View(1)
     for number in range(20):
         record = make_record(f"q{number}")
         stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
