@@ -343,7 +343,9 @@ class Sessions:
             process.begin(Phase.SERVING)
             if state is not None:
                 state.send = process.send
-                self.journal.add(OpenedSession.of(state.session, state.load_start_ts, message.ts))
+                session, load_start_ts = state.session, state.load_start_ts
+                named = session.id, session.expert, session.node, session.workers
+                self.journal.add(OpenedSession(*named, load_start_ts, message.ts - load_start_ts, message.ts))
             self.emit(message)
         elif isinstance(message, ClosedSession):
             self.journal.add(message)

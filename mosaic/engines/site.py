@@ -173,7 +173,8 @@ class EngineSite:
             known = {question.id: question for question in self.batch.questions}
             return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
         others = self.others()
-        return list(zip(others.questions, prompt_tokens_by_question(others), strict=True))
+        tokens = {call.key.question: call.prompt_tokens for call in others.calls}
+        return [(question, tokens.get(question.id, question.prompt_tokens)) for question in others.questions]
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs that the workers make up; none that is lost, if it can.
@@ -214,9 +215,3 @@ def first_questions(workload: Workload, num_questions: int, experts: Sequence[Ex
 def calibration_seed(seed: int) -> int:
     """Derive the root seed of responses that are measured: no batch shares it, even with the same questions."""
     return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
-
-
-def prompt_tokens_by_question(workload: Workload) -> list[int]:
-    """Prompt tokens by question, as its calls have them; a question without calls has its own."""
-    tokens = {call.key.question: call.prompt_tokens for call in workload.calls}
-    return [tokens.get(question.id, question.prompt_tokens) for question in workload.questions]

@@ -171,19 +171,6 @@ class OpenedSession(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
     load_s: float
     start_ts: float
 
-    @classmethod
-    def of(cls, session: Session, load_start_ts: float, start_ts: float) -> "OpenedSession":
-        """Describe an attempt of a session, whose engine is ready now."""
-        return cls(
-            session=session.id,
-            expert=session.expert,
-            node=session.node,
-            workers=session.workers,
-            load_start_ts=load_start_ts,
-            load_s=start_ts - load_start_ts,
-            start_ts=start_ts,
-        )
-
 
 class ClosedSession(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
     """The end of a session that was not disturbed."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import TypeAlias
 
 from mosaic.core.errors import DisturbedSweepError
@@ -19,7 +20,7 @@ from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.rehearsal import Rehearsal, price_by_pilot_questions, price_by_rehearsal, rehearse
 from mosaic.runtime.site import prompts_of
 from mosaic.runtime.stages import OtherCalls, Pilot, Stage, Stages, undisturbed
-from mosaic.runtime.sweep import Row, Sweep, rows_of, sweep_calls, sweep_number
+from mosaic.runtime.sweep import Row, Sweep, rows_of, sweep_calls
 from mosaic.runtime.unpriced import sessions_by_size
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
@@ -149,8 +150,10 @@ def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stag
     prompt_tokens = [tokens for _, tokens in asked]
     names = [expert.name for expert in row.experts]
     shards = {name: list(sweep_calls(sweeps[name], name, prompt_tokens)) for name in names}
-    calls = tuple(call for own in shards.values() for shard in own for call in shard)
-    questions = {call.key.question: asked[sweep_number(call) % len(asked)][0] for call in calls}
+    mine = [[call for shard in own for call in shard] for own in shards.values()]
+    in_turn = (pair for own in mine for pair in zip(own, cycle(asked), strict=False))
+    questions = {call.key.question: question for call, (question, _) in in_turn}
+    calls = tuple(call for own in mine for call in own)
     prompts = prompts_of(job.graph, questions)
     other = OtherCalls(
         name=row.name, why="to price sessions", given_by="profile.path", questions=questions, prompts=prompts

@@ -116,7 +116,7 @@ def _only(place: tuple[int, ...], expert: Expert) -> list[tuple[int, ...]]:
 
 
 def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: Sequence[int]) -> Iterator[tuple[Call, ...]]:
-    """List the shards of an expert's calls, which go through prompts in turn; see `sweep_number`.
+    """List the shards of an expert's calls, which go through prompts in turn.
 
     Every call has a key, and so an outcome, of its own.
     """
@@ -128,11 +128,6 @@ def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: Sequence[int]) 
                 for i in range(first, first + size)
             )
             first += size
-
-
-def sweep_number(call: Call) -> int:
-    """Read the number of an expert's call in its sweep out of its key."""
-    return int(call.key.question.rpartition("-")[2])
 
 
 def wave_shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> Iterator[list[Call]]:
