@@ -53,6 +53,13 @@ def test_a_tree_of_nine_three_and_one() -> None:
     assert [node.role for node in nodes] == ["layer_1"] * 3 + ["layer_2"] * 3 + ["layer_3"]
 
 
+def test_all_to_all_is_a_node_a_layer() -> None:
+    nodes = layered_nodes([in_turn(EXPERTS, size) for size in (9, 9, 1)], [None, None])
+    assert [(node.name, len(node.experts), node.after) for node in nodes] == [
+        ("layer_1", 9, ()), ("layer_2", 9, ("layer_1",)), ("layer_3", 1, ("layer_2",)),
+    ]  # fmt: skip
+
+
 @given(shapes())
 def test_each_agent_reads_as_many_as_its_layer_says_and_a_tree_shares_none(shape: Shape) -> None:
     sizes, fan_in = shape
