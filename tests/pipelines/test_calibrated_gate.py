@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.pipelines.rules.ballot import Ballot, Decision
-from mosaic.pipelines.rules.calibrated import Calibrated, plurality_thresholds
+from mosaic.pipelines.rules.calibrated import (
+    BUDGETED_POSTERIORS,
+    POSTERIOR_THRESHOLDS,
+    Calibrated,
+    plurality_thresholds,
+)
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
@@ -134,6 +140,11 @@ def test_the_report_is_json(tmp_path: Path) -> None:
 def test_thresholds_are_all_shares_that_can_occur() -> None:
     assert plurality_thresholds({2, 4}) == (1.0, 0.75, 0.5, 0.25)
     assert plurality_thresholds({1}) == (1.0,)
+
+
+@pytest.mark.parametrize("thresholds", [POSTERIOR_THRESHOLDS, BUDGETED_POSTERIORS])
+def test_a_fixed_sequence_falls_from_below_one(thresholds: tuple[float, ...]) -> None:
+    assert all(1 > higher > lower > 0 for higher, lower in pairwise(thresholds))
 
 
 def test_the_promise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
