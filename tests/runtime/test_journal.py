@@ -36,7 +36,7 @@ from mosaic.runtime.journal import (
     resumptions_of,
     without_token_ids,
 )
-from mosaic.runtime.run_lock import LOCK_NAME, hold
+from mosaic.runtime.run_lock import LOCK_NAME, hold, is_held
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FullDisk
 
@@ -179,8 +179,10 @@ def test_a_second_command_is_told_at_once_who_is_there_and_a_killed_one_lets_go(
         with pytest.raises(InUseError, match=who), hold(tmp_path):
             pass
         assert writer.poll() is None, "it goes on"
+        assert is_held(tmp_path)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
+        assert not is_held(tmp_path)
         with hold(tmp_path):
             assert (tmp_path / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
 
