@@ -190,7 +190,7 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monke
 
 
 def test_a_long_call_outlives_deaths_of_its_fork_server_while_another_worker_serves_calls(tmp_path):
-    long = some_calls("B", 1)
+    long, others = some_calls("B", 1), some_calls("A", 150)  # which end all the while
     with running_host(FAKE_ENGINE) as host:
 
         def fork_server():
@@ -208,13 +208,13 @@ def test_a_long_call_outlives_deaths_of_its_fork_server_while_another_worker_ser
         (tmp_path / "B" / "behave").write_text("note")
         killer = Killer(fork_server, times=4)
         result = executor.execute(
-            make_plan(make_session(0, A), make_session(1, long, workers=(1,))), [*A, *long], killer
+            make_plan(make_session(0, others), make_session(1, long, workers=(1,))), [*others, *long], killer
         )
     assert killer.times == 0
     assert executor.lost == {}
     assert processes_of(tmp_path) == []
     assert next(record.attempt for record in result.calls if record.expert == "B") >= 3
-    finished_once(tmp_path, [*A, *long])
+    finished_once(tmp_path, [*others, *long])
 
 
 def test_workers_whose_fork_server_cannot_live_are_given_up(tmp_path):

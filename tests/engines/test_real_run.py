@@ -195,7 +195,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert f"\nrun folder: {folder}\n" in out, "known from the start"
+    assert f"run folder: {folder}\n" in out, "known from the start"
     assert "calls are in" in out
     assert f"hydra.run.dir={folder}" in out
     assert "Traceback" not in out
