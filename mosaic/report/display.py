@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,7 +12,7 @@ from mosaic.core.safe_text import PrintableStream, printable
 from mosaic.report.run_status import Row, RunStatus
 
 if TYPE_CHECKING:
-    from rich.live import Live
+    from rich.progress import Progress, TaskID
 
 REDRAW_S = 0.5
 """A terminal is drawn anew this often."""
@@ -22,8 +21,6 @@ LOG_EVERY_S = 10.0
 SHORT_S = 1.0
 """Simulated runs that are shorter are not shown."""
 BAR_COLUMNS = 20
-PACE_S = 30.0
-"""On a terminal the calls of so many seconds give their pace."""
 
 
 @contextmanager
@@ -85,66 +82,83 @@ def show_stage(
 
 
 class _Screen:
-    """Draws a bar of all calls, and one per worker as far as they fit."""
+    """Draws a bar of all calls, and one per worker as far as they fit: tasks of rich."""
 
     def __init__(self, status: RunStatus, stream: "LastingStream", more: Callable[[], Row | None]) -> None:
         self._status = status
         self._more = more
         self._stream = stream
-        self._live: Live | None = None
-        self._drawn: deque[tuple[float, int]] = deque(maxlen=round(PACE_S / REDRAW_S))
-        """When it was drawn, in seconds, and the calls that had ended."""
+        self._progress: Progress | None = None
+        self._tasks: list[TaskID] = []
 
     def draw(self) -> None:
         """Draw the run as it stands; rich is imported when there is something to draw."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Column, Table
-        from rich.text import Text
-
-        live = self._open() if self._live is None else self._live
+        progress = self._open() if self._progress is None else self._progress
         workers, more = self._status.worker_rows(), self._more()
-        above = [self._row_of_all(), *([] if more is None else [more])]
-        room = max(1, live.console.size.height - 1 - len(above))
+        above = [self._row_of_all(progress), *([] if more is None else [more])]
+        room = max(1, progress.console.size.height - 1 - len(above))
         if len(workers) > room:
             workers = [*workers[: room - 1], Row(f"and {len(workers) - room + 1:,} more {self._status.unit}s")]
-        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        table = Table.grid(Column(no_wrap=True), Column(), Column(no_wrap=True), cut, padding=(0, 1), expand=True)
-        for row in (*above, *workers):
-            is_counted = row.num_all is not None
-            bar = ProgressBar(row.num_all, row.num_ended, width=BAR_COLUMNS) if is_counted else ""
-            count = f"{row.num_ended:,}/{row.num_all:,}" if is_counted else ""
-            table.add_row(Text(printable(row.name)), bar, count, Text(printable(row.text)))
-        live.update(table, refresh=True)
+        rows = [*above, *workers]
+        self._tasks += [progress.add_task("", text="", count="") for _ in rows[len(self._tasks) :]]
+        for task, row in zip(self._tasks, rows, strict=False):
+            progress.update(
+                task,
+                description=printable(row.name),
+                completed=row.num_ended,
+                total=row.num_all,
+                count="" if row.num_all is None else f"{row.num_ended:,}/{row.num_all:,}",
+                text=printable(row.text),
+                visible=True,
+            )
+        for task in self._tasks[len(rows) :]:
+            progress.update(task, visible=False)
+        progress.refresh()
 
     def warn(self, line: str) -> None:
         """Write a line that stays, above what is drawn."""
-        if self._live is None:
+        if self._progress is None:
             self._stream.write(f"{printable(line)}\n")
         else:
-            self._live.console.print(printable(line), markup=False, highlight=False)
+            self._progress.console.print(printable(line), markup=False, highlight=False)
 
     def close(self) -> None:
         """Wipe what was drawn."""
-        if self._live is not None:
-            self._live.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
-    def _row_of_all(self) -> Row:
-        row, now_s = self._status.row(), self._status.clock()
-        self._drawn.append((now_s, row.num_ended))
-        first_s, num_before = self._drawn[0]
-        if row.num_ended == num_before or now_s == first_s:
-            return row
-        return row._replace(text=f"{(row.num_ended - num_before) / (now_s - first_s):,.1f} calls/s, {row.text}")
+    def _row_of_all(self, progress: "Progress") -> Row:
+        row = self._status.row()
+        speed = progress.tasks[0].speed if progress.tasks else None
+        return row._replace(text=f"{speed:,.1f} calls/s, {row.text}") if speed else row
 
-    def _open(self) -> "Live":
+    def _open(self) -> "Progress":
         from rich.console import Console
-        from rich.live import Live
+        from rich.progress import BarColumn, Progress, Task, TextColumn
+        from rich.table import Column
+        from rich.text import Text
 
-        console = Console(file=self._stream, force_terminal=True)  # type: ignore[arg-type]
-        self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
-        self._live.start()
+        class KnownBarColumn(BarColumn):
+            """No bar where nothing is counted."""
+
+            def render(self, task: Task) -> Any:
+                return super().render(task) if task.fields["count"] else Text()
+
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            KnownBarColumn(BAR_COLUMNS),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[text]}", markup=False, table_column=cut),
+            console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            expand=True,
+        )
+        self._progress.start()
         sys.stderr = PrintableStream(sys.stderr)  # rich has put its own there, until it stops
-        return self._live
+        return self._progress
 
 
 @contextmanager
