@@ -138,11 +138,11 @@ def _sweep(composer: Composer, master: DictConfig) -> Launch:
         folder = Path(os.path.abspath(Path(whole, below)))
         if not folder.resolve().is_relative_to(Path(whole).resolve()):
             raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {below!r}")
-        told = from_file_name(os.path.relpath(folder, whole))
-        point = Point(plain(config), folder, tuple(overrides), name=told, again=f"hydra.sweep.dir={whole}")
-        name = point.config["backend"]["name"]
-        is_real = name in ("vllm", "endpoint")  # points on real engines would time each other
-        require(not is_real or launcher == "basic", "hydra/launcher", f"basic with backend={name}", launcher)
+        name = from_file_name(os.path.relpath(folder, whole))
+        point = Point(plain(config), folder, tuple(overrides), name=name, again=f"hydra.sweep.dir={whole}")
+        backend = point.config["backend"]["name"]
+        is_real = backend in ("vllm", "endpoint")  # points on real engines would time each other
+        require(not is_real or launcher == "basic", "hydra/launcher", f"basic with backend={backend}", launcher)
         points.append(point)
     return Launch(points, whole, None if launcher == "basic" else _joblib_settings(hydra.launcher))
 

@@ -133,11 +133,11 @@ class SessionService:
 
     def _cut(self) -> None:
         """Stop calls that have written as much as they may; those of an engine that does not count go on."""
-        limited = [request for request in self._running.values() if request.cut_tokens is not None]
-        written = self.engine.progress() if limited else {}
-        for request in limited:
-            if written.get(request.key, 0) >= (request.cut_tokens or 0):
-                output = self._drop(request.key)
+        limits = {key: request.cut_tokens for key, request in self._running.items() if request.cut_tokens is not None}
+        written = self.engine.progress() if limits else {}
+        for key, limit in limits.items():
+            if written.get(key, 0) >= limit:
+                request, output = self._running[key], self._drop(key)
                 response = Response(output.text, output.token_ids, CUT, output.thinking_opened)
                 self._end(request, CallStatus.CUT, output, response)
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
@@ -22,6 +22,8 @@ from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.sweep import of_questions
 from mosaic.runtime.unpriced import gangs_of
+
+_Said = TypeVar("_Said")
 
 
 class BackendMaker(Protocol):
@@ -129,19 +131,13 @@ class EngineSite:
         is_measured: bool = False,
     ) -> Backend:
         """Give the backend of the run, or one to measure on, whose responses no batch shares."""
-        before, seed = earlier or {}, calibration_seed(self.profile_seed) if is_measured else self.seed
+        seed = calibration_seed(self.profile_seed) if is_measured else self.seed
         if self.replayed is None:
-            content = RunContent(
-                prompts=lambda call, inputs: prompts(call, inputs_of(call, before, inputs)),
-                prefixes=prefixes,
-                questions=questions,
-                root_seed=seed,
-            )
+            read = _reading(earlier, prompts)
+            content = RunContent(prompts=read, prefixes=prefixes, questions=questions, root_seed=seed)
         else:
             outcomes = self.replayed.calibration if is_measured else self.replayed.run
-            content = RunContent(
-                outcomes=lambda call, inputs: outcomes(call, inputs_of(call, before, inputs)), root_seed=seed
-            )
+            content = RunContent(outcomes=_reading(earlier, outcomes), root_seed=seed)
         backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
         if not is_measured:
@@ -215,3 +211,10 @@ def first_questions(workload: Workload, num_questions: int, experts: Sequence[Ex
 def calibration_seed(seed: int) -> int:
     """Derive the root seed of responses that are measured: no batch shares it, even with the same questions."""
     return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
+
+
+def _reading(earlier: Inputs | None, of: Callable[[Call, Inputs], _Said]) -> Callable[[Call, Inputs], _Said]:
+    """Let what comes of a call read records of other backends too."""
+    if not earlier:
+        return of
+    return lambda call, inputs: of(call, inputs_of(call, earlier, inputs))

@@ -52,8 +52,8 @@ def always_aggregate(
     always = job.kept(decided_by, AlwaysAggregate)
     if always is None:
         again = Questions(job.workload, job.graph.without_rule())
-        asked = ask_unskipped(job, again, records, [job.experts, *layers], lambda depth: backend_of(job, records))
-        lasted_s = [max(one.end_ts for one in result.sessions) if depth else 0.0 for depth, result in asked]
+        results = ask_unskipped(job, again, records, [job.experts, *layers], lambda depth: backend_of(job, records))
+        lasted_s = [max(one.end_ts for one in result.sessions) if depth else 0.0 for depth, result in results]
         accuracy = accuracy_frac(end.answer for end in again.ends())
         always = AlwaysAggregate(aggregator_s=add_in_order(lasted_s), accuracy_frac=accuracy)
         job.keep(decided_by, always)
@@ -73,7 +73,7 @@ def ask_unskipped(
     Parameters
     ----------
     job
-        Where they are asked.
+        Where they run.
     questions, records
         What they are of, without a gate, and what has ended of it; both learn what ends.
     experts, backend_at

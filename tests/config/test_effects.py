@@ -198,16 +198,16 @@ def with_change(config: dict[str, Any], key: str) -> dict[str, Any]:
     return other
 
 
-def told(value: object) -> str:
+def written_out(value: object) -> str:
     """Tell two values apart by all that they hold; partial calls and objects without fields by their parts."""
     if isinstance(value, partial):
         return f"{value.func!r}{value.args!r}{sorted(value.keywords.items())!r}"
     if is_dataclass(value):
-        return repr({field.name: told(getattr(value, field.name)) for field in fields(value)})
+        return repr({field.name: written_out(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, dict):
-        return repr({told(key): told(entry) for key, entry in value.items()})
+        return repr({written_out(key): written_out(entry) for key, entry in value.items()})
     if isinstance(value, tuple | list):
-        return repr([told(entry) for entry in value])
+        return repr([written_out(entry) for entry in value])
     return repr(getattr(value, "__dict__", None) or value)
 
 
@@ -218,11 +218,11 @@ def told(value: object) -> str:
 def test_every_leaf_changes_the_run_is_refused_or_is_listed(overrides: tuple[str, ...]) -> None:
     config = compose_config(list(overrides))
     spec = build_job(config)
-    as_it_is, inert = told(spec), without_effect(config, spec.job)
+    as_it_is, inert = written_out(spec), without_effect(config, spec.job)
     silent = []
     for key in leaves_of(config):
         try:
-            other = told(build_job(with_change(config, key)))
+            other = written_out(build_job(with_change(config, key)))
         except Exception:  # a bad value is refused
             continue
         if other == as_it_is and not any(key == name or key.startswith(f"{name}.") for name in inert):

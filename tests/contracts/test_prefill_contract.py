@@ -61,10 +61,10 @@ def run(kind: Kind, folder: Path, *, is_ahead: bool = True, replayed: RunResult 
     ahead = PrefillAhead(questions)
     sessions = [Session(id=n, expert=expert.name, workers=(n,)) for n, expert in enumerate(EXPERTS)]
     servers = Servers(questions=questions, plan=unpriced_plan(sessions, num_workers=len(sessions)), home=ahead.home)
-    everybody = [servers, *([ahead] if is_ahead else [])]
+    controllers = [servers, *([ahead] if is_ahead else [])]
     if replayed is not None:
-        everybody = [Replay(replayed.actions)]
-    return kind.drive(outcome, everybody, experts=EXPERTS, folder=folder)
+        controllers = [Replay(replayed.actions)]
+    return kind.drive(outcome, controllers, experts=EXPERTS, folder=folder)
 
 
 def said(result: RunResult) -> dict:
