@@ -1,7 +1,7 @@
 """The batch: questions, the experts that may answer them, and the calls to make."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, NamedTuple, TypeAlias
@@ -259,6 +259,22 @@ class Question:
             require(self.answer in tuple(letters), f"question {self.id}: answer", f"one of {letters}", self.answer)
 
 
+class Prefix(NamedTuple):
+    """What a prompt begins with, as names of its blocks of tokens, first to last.
+
+    A name stands for all tokens up to the end of its block, as the hashes of a prefix cache do: prompts that share a
+    name begin alike up to there.
+    """
+
+    blocks: tuple[Hashable, ...]
+    block_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its blocks; the prompt may end inside the last one."""
+        return len(self.blocks) * self.block_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One generation by one expert for one slot of a question."""
@@ -271,6 +287,8 @@ class Call:
     """Arrival on the run's clock; 0 in a batch."""
     after: tuple[CallKey, ...] = ()
     """Calls this one needs."""
+    prefix: Prefix | None = None
+    """What its prompt shares with others; None: nothing."""
 
     def __post_init__(self) -> None:
         if type(self.prompt_tokens) is not int or self.prompt_tokens < 1:

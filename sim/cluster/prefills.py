@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.commands import Prefill
 from mosaic.core.errors import BackendError
 from mosaic.core.results import PrefillRecord
-from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.core.workload import Call, CallKey, ExpertName, Prefix
 from sim.cluster.session import PREFILL, PendingCall, SimSession
 from sim.engine.request import Request
 
@@ -42,8 +42,8 @@ class Prefills:
         self._under_way: dict[Request, _Under] = {}
         self._last: dict[CallKey, Request] = {}
         """By call, the last that was queued."""
-        self._begun: dict[tuple[PromptName, ExpertName], tuple[tuple[CallKey, ...], int]] = {}
-        """What the longest beginning of a prompt reads, and its tokens."""
+        self._begun: dict[tuple[PromptName, ExpertName], tuple[tuple[CallKey, ...], Prefix]] = {}
+        """What the longest beginning of a prompt reads, and that beginning."""
 
     def start(self, command: Prefill, live: SimSession, now: float) -> None:
         """Queue a prefill in the place of an earlier one of the call, where the session is up and gets calls.
@@ -59,11 +59,12 @@ class Prefills:
         if engine is None:
             return
         tokens, name = call.prompt_tokens, prompt_name(call)
+        beginning = Prefix((name,), tokens)
         try:
-            request = engine.submit(PREFILL, tokens, 1, now, prefix=name, prefix_tokens=tokens)
+            request = engine.submit(PREFILL, tokens, 1, now, prefix=beginning)
         except ValueError as error:
             raise BackendError(f"session {live.session.id}, prefill of call {call.key}: {error}") from error
-        self._begun[name, call.expert] = call.after[: command.num_read], tokens
+        self._begun[name, call.expert] = call.after[: command.num_read], beginning
         self._last[call.key] = request
         self._under_way[request] = _Under(call, live)
         live.on_prefilled = self._finish
@@ -87,9 +88,9 @@ class Prefills:
     def name_prefix(self, pending: PendingCall) -> None:
         """Let a call's prompt begin with what was prefilled of it, if it reads the same."""
         call, name = pending.call, prompt_name(pending.call)
-        read, tokens = self._begun.get((name, call.expert), ((), 0))
-        if tokens and call.after[: len(read)] == read:
-            pending.prefix, pending.prefix_tokens = name, min(tokens, call.prompt_tokens)
+        read, beginning = self._begun.get((name, call.expert), ((), None))
+        if beginning and call.after[: len(read)] == read:
+            pending.prefix = beginning
 
     def _finish(self, request: Request) -> None:
         self._end(request, request.prompt_tokens, request.finished_ts or 0.0)

@@ -1,6 +1,6 @@
 """Calls and sessions of the simulated cluster while they last, and the queues of calls that wait for a session."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import simpy
 
@@ -56,12 +56,11 @@ class PendingCall:
     """What it ends with."""
     admitted_ts: float | None = None
     first_token_ts: float | None = None
-    # What was prefilled ahead of it:
-    prefix: Hashable = None
-    prefix_tokens = 0
 
     def __init__(self, call: Call, outcome: Outcome, queued_ts: float) -> None:
         self.call = call
+        self.prefix = call.prefix
+        """What its prompt begins with, that of it included which was prefilled ahead."""
         self.outcome = outcome
         self.queued_ts = queued_ts
 
@@ -204,7 +203,7 @@ class SimSession:
         try:
             request = engine.submit(
                 pending.number, call.prompt_tokens, output_tokens, ready_ts, pending.generated,
-                prefix=pending.prefix, prefix_tokens=pending.prefix_tokens,
+                prefix=pending.prefix,
             )  # fmt: skip
         except ValueError as error:
             raise BackendError(

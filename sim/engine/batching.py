@@ -149,7 +149,7 @@ class Batcher:
         if self.kv.num_growing >= self._max_num_seqs:
             return False
         request = self.queue.waiting[0]
-        if not self._reserves_sequences or request.prefix_tokens:
+        if not self._reserves_sequences or request.blocks:
             return True
         return self.kv.would_fit(request.prompt_tokens + request.num_generated, step_blocks)
 
@@ -171,7 +171,7 @@ class Batcher:
             num_tokens = request.prompt_tokens + request.num_generated
             whole_tokens = num_tokens if reserves_sequences else 0
             found, num_cached = NOTHING, 0
-            if caches_prefixes and (request.prefix_tokens or request.num_preemptions):
+            if caches_prefixes and (request.blocks or request.num_preemptions):
                 found = kv.find(request)
                 num_cached = found.num_tokens
                 num_tokens -= num_cached

@@ -6,10 +6,10 @@ step for which KV blocks run out, to the next arrival that could be admitted, or
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable
 
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions
+from mosaic.core.workload import Prefix
 from sim.engine.batching import Batcher
 from sim.engine.request import Request
 from sim.hardware.iteration_time import IterationTime
@@ -79,8 +79,7 @@ class Engine:
         ready_ts: float,
         num_generated: int = 0,
         *,
-        prefix: Hashable = None,
-        prefix_tokens: int = 0,
+        prefix: Prefix | None = None,
     ) -> Request:
         """Queue a request, which no iteration that starts before ``ready_ts`` admits.
 
@@ -90,23 +89,18 @@ class Engine:
             Its name for the caller, its lengths and its arrival.
         num_generated
             Of its output tokens, written already elsewhere: they are read like the prompt.
-        prefix, prefix_tokens
-            What its prompt begins with, and for how long: requests of the same prefix share its blocks where the
-            engine caches them.
+        prefix
+            What its prompt begins with: requests share its blocks where the engine caches them.
 
         Raises
         ------
         ValueError
             If it can never fit, or arrives in the engine's past.
         """
-        request = Request(
-            request_id, prompt_tokens, output_tokens, ready_ts, prefix, prefix_tokens, num_generated=num_generated
-        )
         batcher = self._batcher
+        blocks = () if prefix is None else batcher.kv.named_blocks(prefix, prompt_tokens)
+        request = Request(request_id, prompt_tokens, output_tokens, ready_ts, blocks, num_generated=num_generated)
         batcher.check(request)
-        if prefix_tokens:
-            rule = f"at most prompt_tokens={prompt_tokens}, and 0 without a prefix"
-            require(prefix is not None and prefix_tokens <= prompt_tokens, "prefix_tokens", rule, prefix_tokens)
         if not ready_ts >= self.target_ts:
             rule = f"at least {self.target_ts}, which has passed"
             require(False, "ready_ts", rule, ready_ts)

@@ -4,18 +4,17 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from mosaic.core.checks import require
+from mosaic.core.workload import Prefix
 from sim.engine.request import Request
 
 
 class SharedBlock:
-    """A full block of a named prefix; several requests may hold it, and it may exist more than once."""
+    """A full block with a name; several requests may hold it, and it may exist more than once."""
 
-    __slots__ = ("index", "num_users", "prefix")
+    __slots__ = ("name", "num_users")
 
-    def __init__(self, prefix: Hashable, index: int) -> None:
-        self.prefix = prefix
-        self.index = index
-        """Place in the prefix."""
+    def __init__(self, name: Hashable) -> None:
+        self.name = name
         self.num_users = 1
 
 
@@ -23,7 +22,7 @@ class Found(NamedTuple):
     """What a cache holds of a request that is to be admitted."""
 
     shared: Sequence[SharedBlock]
-    """Blocks of its prefix."""
+    """Blocks with names."""
     num_own: int
     """Blocks behind those that are left from before its preemption."""
     num_tokens: int
@@ -66,8 +65,15 @@ class KvCache:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
+    def named_blocks(self, prefix: Prefix, prompt_tokens: int) -> Sequence[Hashable]:
+        """Name the full blocks of a prompt that others may share.
+
+        Here none, as nobody could find them.
+        """
+        return ()
+
     def find(self, request: Request) -> Found:
-        """Look for what the cache holds of a request that shares a prefix or was preempted.
+        """Look for what the cache holds of a request that has named blocks or was preempted.
 
         Here nothing, as blocks are blank once they are free.
         """

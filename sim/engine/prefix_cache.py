@@ -1,9 +1,10 @@
 """KV blocks that keep what they hold until they are used again, as in vLLM's V1."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TypeAlias
 
+from mosaic.core.workload import Prefix
 from sim.engine.kv_cache import NOTHING, Found, KvCache, SharedBlock
 from sim.engine.request import Request
 
@@ -31,8 +32,19 @@ class PrefixKvCache(KvCache):
         """Blocks that were taken from the runs but are still in them."""
         self._runs: OrderedDict[Owner, int] = OrderedDict()
         """Blocks in the queue behind the blank ones, by whose content they hold."""
-        self._copies: dict[tuple[Hashable, int], list[SharedBlock]] = {}
+        self._copies: dict[Hashable, list[SharedBlock]] = {}
+        """By name."""
         self._held: dict[Request, list[SharedBlock]] = {}
+
+    def named_blocks(self, prefix: Prefix, prompt_tokens: int) -> Sequence[Hashable]:
+        """Name a block by the prefix's block that its last token is in, and the token's place there.
+
+        So blocks of the cache may be smaller or larger than those of the prefix.
+        """
+        blocks, block_tokens = prefix
+        num_named = min(prompt_tokens, prefix.num_tokens) // self.block_size
+        ends = range(self.block_size - 1, num_named * self.block_size, self.block_size)
+        return tuple((blocks[end // block_tokens], end % block_tokens) for end in ends)
 
     def find(self, request: Request) -> Found:
         """Look for what is left of a request; its last token is computed in any case."""
@@ -40,9 +52,9 @@ class PrefixKvCache(KvCache):
         if self._owed:
             self._settle()
         shared: list[SharedBlock] = []
-        if request.prefix_tokens:
+        if request.blocks:
             shared = self._shared(request)
-            if len(shared) < self._num_shareable(request):
+            if len(shared) < len(request.blocks):
                 return Found(shared, 0, len(shared) * self.block_size)
         num_own = self._runs.get(request, 0)
         return Found(shared, num_own, (len(shared) + num_own) * self.block_size)
@@ -64,20 +76,20 @@ class PrefixKvCache(KvCache):
         num_found = len(shared) + num_own
         self._num_seen -= num_found - num_in_use
         self.num_free -= self.blocks(num_tokens) - num_in_use
-        if request.prefix_tokens:
+        if request.blocks:
             self._held[request] = list(shared)
             self._name(request, num_tokens)
         return True
 
     def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
         is_there = super().try_extend(request, num_held, num_tokens)
-        if is_there and request.prefix_tokens:
+        if is_there and request.blocks:
             self._name(request, num_held + num_tokens)
         return is_there
 
     def free(self, request: Request, num_tokens: int) -> None:
         self._catch_up()
-        held = self._held.pop(request) if request.prefix_tokens else None
+        held = self._held.pop(request) if request.blocks else None
         num_own = num_tokens // self.block_size
         if num_own * self.block_size < num_tokens:
             self._blank += 1
@@ -130,30 +142,26 @@ class PrefixKvCache(KvCache):
                 break
             owed -= length
             if isinstance(owner, SharedBlock):
-                place = (owner.prefix, owner.index)
-                self._copies[place].remove(owner)
-                if not self._copies[place]:
-                    del self._copies[place]
+                copies = self._copies[owner.name]
+                copies.remove(owner)
+                if not copies:
+                    del self._copies[owner.name]
         self._owed = 0
 
-    def _num_shareable(self, request: Request) -> int:
-        return request.prefix_tokens // self.block_size
-
     def _shared(self, request: Request) -> list[SharedBlock]:
-        """Find the blocks of its prefix that were computed."""
-        last = min(self._num_shareable(request), (request.num_tokens - 1) // self.block_size)
+        """Find those of its named blocks that were computed."""
         found = []
-        for index in range(last):
-            copies = self._copies.get((request.prefix, index))
+        for name in request.blocks[: (request.num_tokens - 1) // self.block_size]:
+            copies = self._copies.get(name)
             if copies is None:
                 break
             found.append(copies[0])
         return found
 
     def _name(self, request: Request, num_tokens: int) -> None:
-        """Let others find the blocks of a prefix as soon as they are in a batch."""
+        """Let others find its named blocks as soon as they are in a batch."""
         held = self._held[request]
-        for index in range(len(held), min(self._num_shareable(request), num_tokens // self.block_size)):
-            block = SharedBlock(request.prefix, index)
+        for name in request.blocks[len(held) : num_tokens // self.block_size]:
+            block = SharedBlock(name)
             held.append(block)
-            self._copies.setdefault((request.prefix, index), []).append(block)
+            self._copies.setdefault(name, []).append(block)

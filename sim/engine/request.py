@@ -2,7 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
@@ -22,10 +22,8 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     queued_ts: float
-    prefix: Hashable = None
-    """What its prompt begins with, by name: requests of one prefix begin with the same tokens; None: its own."""
-    prefix_tokens: int = 0
-    """How much of the prompt that is."""
+    blocks: Sequence[Hashable] = ()
+    """Names of the first full blocks of its prompt: requests that share one have the same tokens up to its end."""
     admitted_ts: float | None = None
     """Start of the first iteration that computed any of it."""
     first_token_ts: float | None = None

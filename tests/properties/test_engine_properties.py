@@ -9,6 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.workload import Prefix
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import SkewAwareIterationTime, iteration_time
 from sim.hardware.skew_time import AttentionSkew
@@ -27,7 +28,7 @@ TIMES = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """A session: requests are (prompt, output, ready, generated, prefix, its tokens)."""
+    """A session: requests are (prompt, output, ready, generated, prefix)."""
 
     options: EngineOptions
     requests: list[tuple]
@@ -56,10 +57,7 @@ class Drawn:
             kv_tokens=self.kv_tokens,
             context_tokens=CONTEXT,
         )
-        submitted = [
-            engine.submit(i, *request[:4], prefix=request[4], prefix_tokens=request[5])
-            for i, request in enumerate(self.requests)
-        ]
+        submitted = [engine.submit(i, *request[:4], prefix=request[4]) for i, request in enumerate(self.requests)]
         return engine, submitted
 
     def oracle(self) -> Oracle:
@@ -73,6 +71,13 @@ def lengths_matter(draw):
     eager = st.tuples(st.integers(1, 120), st.floats(0.005, 0.04))
     host = draw(st.sampled_from([(0.0, 0.0), (1.1e-4, 3.7e-6)]))
     return draw(st.none() | skew), draw(st.none() | eager), host
+
+
+@st.composite
+def prefixes(draw, prompt: int, block_tokens: int):
+    """Prompts begin with a path through a tree: the name of a block is the way there."""
+    way = draw(st.lists(st.integers(0, 1), max_size=-(-prompt // block_tokens)))
+    return Prefix(tuple(tuple(way[: i + 1]) for i in range(len(way))), block_tokens) if way else None
 
 
 @st.composite
@@ -90,14 +95,14 @@ def sessions(draw, time=None):
         enable_prefix_caching=draw(st.sampled_from([None, False])),
         scheduler_reserve_full_isl=draw(st.booleans()),
     )
+    block_tokens = draw(st.sampled_from([1, 2, 3, 7, 16, 32]))
     longest, late = draw(st.integers(2, 90)), draw(st.sampled_from([0.0, 0.0137, 0.37]))
     requests = []
     for _ in range(draw(st.integers(1, 30))):
         prompt, output = min(draw(st.integers(1, longest)), 60), draw(st.integers(1, longest))
-        prefix_tokens = draw(st.sampled_from([0, prompt // 2, prompt]))
-        prefix = draw(st.integers(0, 1)) if prefix_tokens else None
+        prefix = draw(prefixes(prompt, block_tokens))
         ready = draw(st.integers(0, 12)) * late
-        requests.append((prompt, output, ready, draw(st.sampled_from([0, 0, output // 2])), prefix, prefix_tokens))
+        requests.append((prompt, output, ready, draw(st.sampled_from([0, 0, output // 2])), prefix))
     longest_call = max(prompt + output for prompt, output, *_ in requests)
     tight = draw(st.integers(longest_call + 2 * block_size, longest_call * 4 + 2 * block_size))
     kv_tokens = int(tight / 0.89) + block_size

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.workload import Prefix
 from sim.hardware.iteration_time import IterationTime
 
 
@@ -53,8 +54,7 @@ class Seq:
     output: int
     ready: float
     generated: int = 0
-    prefix: object = None
-    prefix_tokens: int = 0
+    prefix: Prefix | None = None
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     admitted: float | None = None
@@ -68,6 +68,13 @@ class Seq:
     @property
     def length(self) -> int:
         return self.prompt + self.generated
+
+    def token(self, place: int) -> tuple:
+        """What a token is; those that no other sequence has are its own."""
+        if self.prefix is not None and place < min(self.prompt, self.prefix.num_tokens):
+            index, offset = divmod(place, self.prefix.block_tokens)
+            return self.prefix.blocks[index], offset
+        return "own", self.id, place
 
 
 @dataclass
@@ -125,8 +132,8 @@ class Oracle:
         seq.blocks = []
 
     def content(self, seq: Seq, index: int) -> tuple:
-        shared = (index + 1) * self.settings.block_size <= seq.prefix_tokens
-        return (("prefix", seq.prefix) if shared else ("own", seq.id), index)
+        """All tokens up to the end of a block."""
+        return tuple(seq.token(place) for place in range((index + 1) * self.settings.block_size))
 
     def find(self, seq: Seq) -> list[Block]:
         found = []
@@ -147,7 +154,7 @@ class Oracle:
                 self.named.setdefault(block.content, []).append(block)
 
     def run(self, requests, aborts=(), cuts=()) -> list[Seq]:
-        """Requests are (prompt, output, ready), and may add what is generated and a prefix with its tokens;
+        """Requests are (prompt, output, ready), and may add what is generated and a prefix;
         aborts are (ts, index), each at its time or not at all; cuts are (ts, index, tokens).
         """
         arriving = sorted((Seq(i, *request) for i, request in enumerate(requests)), key=lambda seq: seq.ready)

@@ -8,11 +8,13 @@ from math import inf
 import pytest
 
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.workload import Prefix
 from sim.engine.engine import Engine
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0)
 MIXED = {"order": "mixed", "max_num_seqs": 4}
+TWENTY = Prefix(("p",), 20)
 
 
 def make_engine(*, order="prefill_first", kv_tokens=10_000, start_ts=0.0, **settings) -> Engine:
@@ -65,7 +67,7 @@ ON_THE_CLOCK = {
     ),
     # Four blocks: two shared and one of each; without sharing the second would have to wait.
     "shared blocks take room once": (
-        {**MIXED, "kv_tokens": 40}, [(25, 3, 0.0, "p", 20), (25, 3, 0.0, "p", 20)], [(0.0, 0.0, 1.0, 3.0)] * 2,
+        {**MIXED, "kv_tokens": 40}, [(25, 3, 0.0, TWENTY), (25, 3, 0.0, TWENTY)], [(0.0, 0.0, 1.0, 3.0)] * 2,
     ),
     "vLLM waits for room for the whole prompt": (
         {**MIXED, "kv_tokens": 60, "max_num_batched_tokens": 20}, [(15, 4, 0.0), (55, 1, 1.0)],
@@ -78,12 +80,35 @@ ON_THE_CLOCK = {
 def test_requests_are_where_they_should_be_on_the_clock(settings, requests, expected):
     engine = make_engine(**settings)
     submitted = [
-        engine.submit(i, prompt, output, ready, **dict(zip(("prefix", "prefix_tokens"), prefix, strict=False)))
+        engine.submit(i, prompt, output, ready, **dict(zip(("prefix",), prefix, strict=False)))
         for i, (prompt, output, ready, *prefix) in enumerate(requests)
     ]
     finished = engine.advance_to(inf)
     assert [times(request) for request in submitted] == expected
     assert finished == sorted(submitted, key=lambda request: request.finished_ts)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "block_tokens", "prompt_tokens", "cached_tokens"),
+    [
+        ("ab", 20, 45, 40),
+        ("ac", 20, 45, 20),
+        ("ab", 20, 40, 30),  # the last token is always computed
+        ("ab", 20, 35, 30),  # it ends inside its second block
+        ("ab", 20, 15, 10),
+        ("xb", 20, 45, 0),  # nothing is looked up behind a miss
+        ("abcdefghij", 4, 45, 40),
+        ("abcdefg", 4, 45, 20),
+        ("abcdefxyz", 4, 45, 20),  # the third block of ten ends in the eighth of four
+    ],
+)
+def test_cached_blocks_need_not_be_of_the_size_of_a_prefixs(blocks, block_tokens, prompt_tokens, cached_tokens):
+    engine = make_engine(**MIXED)
+    engine.submit(0, 45, 1, 0.0, prefix=Prefix(tuple("abcdefghij"[: 40 // block_tokens]), block_tokens))
+    engine.advance_to(3.0)
+    request = engine.submit(1, prompt_tokens, 1, 3.0, prefix=Prefix(tuple(blocks), block_tokens))
+    engine.advance_to(inf)
+    assert request.cached_tokens == cached_tokens
 
 
 def test_the_next_event_is_a_batch_change_or_an_arrival():
@@ -132,8 +157,6 @@ NINE = {"prompt_tokens": 10, "output_tokens": 5, "ready_ts": 9.0}
         ({}, {"ready_ts": 8.0}, "^ready_ts must be at least 9.0, which has passed, got 8.0"),
         # Preempted just before its last token it would have to be prefilled whole.
         ({"max_num_batched_tokens": 50}, {"prompt_tokens": 40, "output_tokens": 12}, "must be at most 50 .*, got 51"),
-        ({}, {"prefix": "p", "prefix_tokens": 11}, "prefix_tokens must be at most prompt_tokens=10"),
-        ({}, {"prefix_tokens": 5}, "0 without a prefix, got 5"),
     ],
 )
 def test_what_can_never_be_served_is_refused(settings, changes, message):

@@ -6,13 +6,14 @@
 import json
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import count
 from math import inf
 
 import pytest
 
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.workload import Prefix
 from sim.engine.engine import Engine
 from tests.sim.oracle import LinearTime
 
@@ -80,7 +81,7 @@ def new_scheduler(tmp_path_factory):
 
 
 def draw_session(seed):
-    """Settings, blocks and requests (prompt, output, arrival, prefix, its tokens), from none to extreme pressure."""
+    """Settings, blocks and requests (prompt, output, arrival, prefix), from none to extreme pressure."""
     rng = random.Random(seed)
     longest_prompt, longest_output = rng.choice([(40, 60), (150, 40), (30, 200), (250, 120)])
     max_num_seqs = rng.choice([2, 5, 12, 40])
@@ -93,17 +94,21 @@ def draw_session(seed):
         scheduler_reserve_full_isl=rng.random() < 0.85,
     )
     gap = rng.choice([0, 0, 3, 25])
-    templates = rng.choice([0, 0, 1, 3])
+    branches = rng.choice([0, 0, 1, 2])
+    block_tokens = rng.choice([4, 16, 16, 20, 64])
     requests = []
     for number in range(rng.randint(8, 36)):
         prompt = rng.randint(1, longest_prompt)
-        prefix, prefix_tokens = None, 0
-        if templates and rng.random() < 0.8:
-            prefix = rng.randrange(templates)
+        prefix = None
+        if branches and rng.random() < 0.8:
             # Whole prompts repeat as well as beginnings, and block boundaries are met exactly.
-            prefix_tokens = rng.choice([prompt, min(prompt, 16 * rng.randint(1, 8)), rng.randint(1, prompt)])
+            num_blocks = -(
+                -rng.choice([prompt, min(prompt, 16 * rng.randint(1, 8)), rng.randint(1, prompt)]) // block_tokens
+            )
+            way = [rng.randrange(branches) * (rng.random() < 0.2) for _ in range(num_blocks)]
+            prefix = Prefix(tuple(tuple(way[: i + 1]) for i in range(num_blocks)), block_tokens)
         arrival = rng.randint(0, gap * number)
-        requests.append((prompt, rng.randint(1, longest_output), arrival, prefix, prefix_tokens))
+        requests.append((prompt, rng.randint(1, longest_output), arrival, prefix))
     requests.sort(key=lambda request: request[2])
     largest = max(-(-(prompt + output - 1) // BLOCK_SIZE) for prompt, output, *_ in requests)
     num_blocks = int(largest * rng.choice([1, 1.3, 2, 4, 40])) + rng.randint(0, 5)
@@ -118,7 +123,8 @@ def run_vllm(scheduler, requests):
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
-    fresh = count(1_000_000)
+    fresh = count()
+    shared_tokens = defaultdict(lambda: next(fresh))
     hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
     lives = [dict.fromkeys(FIELDS[:3]) | dict.fromkeys(FIELDS[3:], 0) for _ in requests]
     living, step, to_come = {}, 0, 0
@@ -126,9 +132,14 @@ def run_vllm(scheduler, requests):
         if not living:
             step = max(step, requests[to_come][2])
         while to_come < len(requests) and requests[to_come][2] <= step:
-            prompt, output, _, prefix, shared = requests[to_come]
-            tokens = [10_000 * (prefix or 0) + place for place in range(shared)]
-            tokens += [next(fresh) for _ in range(prompt - shared)]
+            prompt, output, _, prefix = requests[to_come]
+            named = (
+                []
+                if prefix is None
+                else [(name, place) for name in prefix.blocks for place in range(prefix.block_tokens)]
+            )
+            tokens = [shared_tokens[name] for name in named[:prompt]]
+            tokens += [next(fresh) for _ in range(prompt - len(tokens))]
             sampling = SamplingParams(max_tokens=output, ignore_eos=True)
             request = Request(str(to_come), tokens, sampling, None, block_hasher=hasher)
             living[request.request_id] = request
@@ -172,8 +183,8 @@ def run_engine(settings, num_blocks, requests):
         iteration_time=ONE_SECOND, settings=settings, kv_tokens=num_blocks * BLOCK_SIZE, context_tokens=CONTEXT
     )
     submitted = [
-        engine.submit(number, prompt, output, float(arrival), prefix=prefix, prefix_tokens=shared)
-        for number, (prompt, output, arrival, prefix, shared) in enumerate(requests)
+        engine.submit(number, prompt, output, float(arrival), prefix=prefix)
+        for number, (prompt, output, arrival, prefix) in enumerate(requests)
     ]
     engine.advance_to(inf)
     return [{field: getattr(request, field) for field in FIELDS} for request in submitted]
