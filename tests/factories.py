@@ -13,6 +13,7 @@ from mosaic.core.workload import (
     ExpertName,
     Family,
     ModelShape,
+    Prefix,
     Question,
     SparseKv,
     Workload,
@@ -88,8 +89,9 @@ def make_call(
     prompt_tokens: int = 100,
     ready_s: float = 0.0,
     after: tuple[CallKey, ...] = (),
+    prefix: Prefix | None = None,
 ) -> Call:
-    return Call(CallKey(question, node, slot), expert, prompt_tokens, ready_s, after)
+    return Call(CallKey(question, node, slot), expert, prompt_tokens, ready_s, after, prefix)
 
 
 def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:

@@ -159,7 +159,7 @@ def finish(
     files: dict[str, bytes] = {}
     if outcome.replans or job.reactions:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in result.actions)
-    table, replayed = report_replay(stamped["workload"], result) if spec.report == "replay" else (None, {})
+    table, replayed = report_replay(stamped["workload"], result) if spec.report == "replay" else ("", {})
     files |= replayed
     with timed(wall_s_by_step, "draw"):
         files["timeline.png"] = draw_timeline(
@@ -178,7 +178,7 @@ def finish(
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for plan, lost in outcome.replans:
         print(describe_new_plan(plan, lost))
-    if table is not None:
+    if table:
         print(table)
     return summary["num_failed_calls"] or 0
 

@@ -103,7 +103,8 @@ def replay_table(errors: Mapping[str, ReplayError]) -> str:
 def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, dict[str, bytes]]:
     """Compare a run with the log that its workload (``path`` and ``expert`` of its configuration) was read from.
 
-    Gives a table for the run's screen, and replay.json and replay.png for its folder.
+    Gives a table for the run's screen, and replay.json and replay.png for its folder; nothing for a log of arrivals and
+    lengths alone.
 
     Raises
     ------
@@ -111,6 +112,8 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, 
         If the log cannot be read any more, or the run does not cover its requests.
     """
     measured = measured_records(workload["path"], expert=workload["expert"])
+    if not measured:
+        return "", {}
     records = result.calls
     errors = replay_errors(records, measured)
     rows = {name: {**error._asdict(), "error_frac": error.error_frac} for name, error in errors.items()}

@@ -1,34 +1,73 @@
 """A recorded request log: JSON lines of a served engine, as a workload and as the times it measured."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
+from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Prefix, Question, Workload
 from mosaic.workloads.json_text import json_lines
 
-_COUNTS = ("input_toks", "output_toks")
 _INSTANTS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+_OWN_BLOCK_TOKENS = 16
+"""vLLM's block size by default."""
+_TRACE_BLOCK_TOKENS = 512
+"""Mooncake's: https://github.com/kvcache-ai/Mooncake, its traces."""
 
 
-def load_request_log(path: str | Path, *, expert: ExpertName, name: str = "request_log") -> Workload:
-    """Turn a log into a workload: a question and a call per request, with arrivals and true lengths.
+class _Request(NamedTuple):
+    """A line of a log."""
+
+    at: str
+    name: str
+    prompt_tokens: int
+    output_tokens: int
+    ready_ts: float
+    """Its arrival, zero at the first one."""
+    instants_s: tuple[float, ...]
+    """When it was scheduled and its first and last token, on the same clock; none in a trace."""
+    hash_ids: tuple[int, ...]
+    block_tokens: int
+
+
+def load_request_log(
+    path: str | Path, *, expert: ExpertName, name: str = "request_log", hash_block_tokens: int | None = None
+) -> Workload:
+    """Turn a log into a workload: a question and a call per request, with arrivals, true lengths and prefixes.
+
+    Beside the lines of ``measured_records`` a log may have those of Mooncake's traces: ``timestamp`` in milliseconds,
+    ``input_length``, ``output_length``, ``hash_ids``. They were not measured, so they are a workload alone.
+
+    ``hash_ids``, in either format, has a number for each block of a prompt's tokens, the last one full or not. A number
+    stands for the prompt up to the end of its block: prompts that share it begin alike up to there.
+
+    Parameters
+    ----------
+    path, expert, name
+        The file, the expert that all calls go to, and the workload's name.
+    hash_block_tokens
+        Tokens of a block of hash_ids; None: 16, and 512 in Mooncake's format.
 
     Raises
     ------
     ValueError, TypeError
-        As ``measured_records``.
+        As ``measured_records``; also if a number follows one in one prompt and another in the next.
     """
     require_name(expert, "workload.expert")
-    records = measured_records(path, expert=expert)
+    if hash_block_tokens is not None:
+        require_count(hash_block_tokens, "workload.hash_block_tokens", at_least=1)
+    requests = _requests(path, hash_block_tokens)
+    _check_hash_ids(requests)
+    keys = [CallKey(request.name, PROPOSE, 0) for request in requests]
+    lines = list(zip(requests, keys, _prefixes(requests), strict=True))
     return Workload(
         name=name,
-        questions=tuple(Question(id=record.key.question, prompt_tokens=record.prompt_tokens) for record in records),
-        calls=tuple(Call(record.key, expert, record.prompt_tokens, record.queued_ts) for record in records),
-        output_tokens={record.key: record.output_tokens for record in records},
+        questions=tuple(Question(id=one.name, prompt_tokens=one.prompt_tokens) for one in requests),
+        calls=tuple(Call(key, expert, one.prompt_tokens, one.ready_ts, (), prefix) for one, key, prefix in lines),
+        output_tokens={key: one.output_tokens for one, key, _ in lines},
     )
 
 
@@ -37,7 +76,7 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
 
     Every line has ``request_id``, ``input_toks``, ``output_toks`` and, in seconds on one clock, ``queued_ts``,
     ``scheduled_ts``, ``first_token_ts`` and ``last_token_ts``; ``arrival_time`` may be on another clock. Records have
-    instants in seconds, zero at the first arrival.
+    instants in seconds, zero at the first arrival. There are none of a trace.
 
     NOTE: an engine looks at its inbox between iterations, so ``queued_ts`` is late by up to an iteration.
     Where all lines have it, ``arrival_time`` counts instead. Its clock is set by the request with the least
@@ -48,51 +87,135 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
     ValueError, TypeError
         If the file cannot be read or a line lacks a field or has a bad one; names file, line and field.
     """
-    rows = _rows(path)
-    ready_ts = [row["queued_ts"] for row in rows]
-    if all(row.get("arrival_time") is not None for row in rows):
-        offset = min(row["queued_ts"] - row["arrival_time"] for row in rows)
-        ready_ts = [row["arrival_time"] + offset for row in rows]
-    start = min(ready_ts)
-    records = [
-        CallRecord(
-            key=CallKey(row["request_id"], PROPOSE, 0),
-            expert=expert,
-            session=0,
-            workers=(0,),
+    records = []
+    for request in _requests(path, None):
+        if not request.instants_s:
+            return ()
+        admitted_ts, first_token_ts, finished_ts = request.instants_s
+        records.append(
+            CallRecord(
+                key=CallKey(request.name, PROPOSE, 0),
+                expert=expert,
+                session=0,
+                workers=(0,),
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                queued_ts=request.ready_ts,
+                admitted_ts=admitted_ts,
+                first_token_ts=first_token_ts,
+                finished_ts=finished_ts,
+            )
+        )
+    return tuple(records)
+
+
+def _requests(path: str | Path, block_tokens: int | None) -> list[_Request]:
+    """Read a log's requests in order of arrival."""
+    rows = dict(json_lines(path))
+    require(len(rows) > 0, f"{path}", "a log with at least one request", len(rows))
+    is_trace = "timestamp" in next(iter(rows.values()))
+    read = _trace if is_trace else _measured
+    requests = read(rows, block_tokens or (_TRACE_BLOCK_TOKENS if is_trace else _OWN_BLOCK_TOKENS))
+    return sorted(requests, key=lambda request: request.ready_ts)
+
+
+def _measured(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[_Request]:
+    seen: set[str] = set()
+    for at, row in rows.items():
+        _check_fields(row, at, ("input_toks", "output_toks"), ("request_id", *_INSTANTS))
+        _check_times(row, at)
+        require_name(row["request_id"], f"{at}: request_id")
+        if row["request_id"] in seen:
+            raise ValueError(f"{at}: request_id must be unique, got {row['request_id']!r} twice")
+        seen.add(row["request_id"])
+    ready_ts = {at: row["queued_ts"] for at, row in rows.items()}
+    if all(row.get("arrival_time") is not None for row in rows.values()):
+        offset = min(row["queued_ts"] - row["arrival_time"] for row in rows.values())
+        ready_ts = {at: row["arrival_time"] + offset for at, row in rows.items()}
+    start = min(ready_ts.values())
+    return [
+        _Request(
+            at=at,
+            name=row["request_id"],
             prompt_tokens=row["input_toks"],
             output_tokens=row["output_toks"],
-            queued_ts=ready - start,
-            admitted_ts=row["scheduled_ts"] - start,
-            first_token_ts=row["first_token_ts"] - start,
-            finished_ts=row["last_token_ts"] - start,
+            ready_ts=ready_ts[at] - start,
+            instants_s=tuple(row[field] - start for field in _INSTANTS[1:]),
+            hash_ids=_hash_ids(row, at, row["input_toks"], block_tokens),
+            block_tokens=block_tokens,
         )
-        for row, ready in zip(rows, ready_ts, strict=True)
+        for at, row in rows.items()
     ]
-    return tuple(sorted(records, key=lambda record: record.queued_ts))
 
 
-def _rows(path: str | Path) -> list[dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for at, row in json_lines(path):
-        _check_row(row, at)
-        if row["request_id"] in rows:
-            raise ValueError(f"{at}: request_id must be unique, got {row['request_id']!r} twice")
-        rows[row["request_id"]] = row
-    require(len(rows) > 0, f"{path}", "a log with at least one request", len(rows))
-    return list(rows.values())
+def _trace(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[_Request]:
+    for at, row in rows.items():
+        _check_fields(row, at, ("input_length", "output_length"), ("timestamp",))
+        require_number(row["timestamp"], f"{at}: timestamp")
+    start_ms = min(row["timestamp"] for row in rows.values())
+    return [
+        _Request(
+            at=at,
+            name=f"request-{number}",
+            prompt_tokens=row["input_length"],
+            output_tokens=row["output_length"],
+            ready_ts=(row["timestamp"] - start_ms) / 1000,
+            instants_s=(),
+            hash_ids=_hash_ids(row, at, row["input_length"], block_tokens),
+            block_tokens=block_tokens,
+        )
+        for number, (at, row) in enumerate(rows.items())
+    ]
 
 
-def _check_row(row: Mapping[str, Any], place: str) -> None:
-    for field in ("request_id", *_COUNTS, *_INSTANTS):
+def _check_fields(row: Mapping[str, Any], at: str, counts: Sequence[str], others: Sequence[str]) -> None:
+    for field in (*others, *counts):
         if field not in row:
-            raise ValueError(f"{place}: {field} must be given, got the fields {sorted(row)}")
-    require_name(row["request_id"], f"{place}: request_id")
-    for field in _COUNTS:
-        require_count(row[field], f"{place}: {field}", at_least=1)
+            raise ValueError(f"{at}: {field} must be given, got the fields {sorted(row)}")
+    for field in counts:
+        require_count(row[field], f"{at}: {field}", at_least=1)
+
+
+def _check_times(row: Mapping[str, Any], at: str) -> None:
     for field in _INSTANTS:
-        require_number(row[field], f"{place}: {field}")
+        require_number(row[field], f"{at}: {field}")
     if row.get("arrival_time") is not None:
-        require_number(row["arrival_time"], f"{place}: arrival_time")
+        require_number(row["arrival_time"], f"{at}: arrival_time")
     for earlier, later in pairwise(_INSTANTS):
-        require(row[later] >= row[earlier], f"{place}: {later}", f"at least {earlier}={row[earlier]}", row[later])
+        require(row[later] >= row[earlier], f"{at}: {later}", f"at least {earlier}={row[earlier]}", row[later])
+
+
+def _hash_ids(row: Mapping[str, Any], at: str, prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
+    ids = row.get("hash_ids")
+    if ids is None:
+        return ()
+    if not isinstance(ids, list):
+        raise TypeError(f"{at}: hash_ids must be a list, got {ids!r}")
+    for number in ids:
+        require_count(number, f"{at}: hash_ids")
+    most = -(-prompt_tokens // block_tokens)
+    rule = f"at most {most} for {prompt_tokens} tokens in blocks of {block_tokens}, see workload.hash_block_tokens"
+    require(len(ids) <= most, f"{at}: number of hash_ids", rule, len(ids))
+    return tuple(ids)
+
+
+def _check_hash_ids(requests: Sequence[_Request]) -> None:
+    """Refuse ids that stand for a block alone: the same one would follow different beginnings."""
+    follows: dict[int, int | None] = {}
+    for request in requests:
+        previous = None
+        for number in request.hash_ids:
+            known = follows.setdefault(number, previous)
+            rule = f"names of whole beginnings: {number} follows {known} elsewhere (null: it is first)"
+            require(known == previous, f"{request.at}: hash_ids", rule, previous)
+            previous = number
+
+
+def _prefixes(requests: Sequence[_Request]) -> list[Prefix | None]:
+    """Keep what requests share: blocks that no other one has are its own."""
+    num_requests = Counter(number for request in requests for number in request.hash_ids)
+    prefixes = []
+    for request in requests:
+        shared = tuple(number for number in request.hash_ids if num_requests[number] > 1)
+        prefixes.append(Prefix(shared, request.block_tokens) if shared else None)
+    return prefixes

@@ -60,7 +60,7 @@ def _session_work_s(jobs: Sequence[Job], places: Sequence[ExpertOnGpu], settings
     prompts = decoded = reads = 0
     for call, output_tokens in jobs:
         steps = output_tokens - 1
-        prompts += call.prompt_tokens
+        prompts += call.prompt_tokens - _most_cached(call, settings)
         decoded += steps
         reads += steps * (2 * call.prompt_tokens + output_tokens)
     reads //= 2  # Step i of a call reads prompt + i tokens.
@@ -71,6 +71,13 @@ def _session_work_s(jobs: Sequence[Job], places: Sequence[ExpertOnGpu], settings
         )
         for place in places
     )
+
+
+def _most_cached(call: Call, settings: EngineOptions) -> int:
+    """Count the tokens of a prompt that an engine may find in its cache."""
+    if call.prefix is None or not settings.caches_prefixes:
+        return 0
+    return min(call.prefix.num_tokens, call.prompt_tokens - 1)
 
 
 @lru_cache(maxsize=256)
@@ -166,7 +173,7 @@ def _longest_uncontended_s(jobs: Sequence[Job], place: ExpertOnGpu, settings: En
 def _uncontended_s(job: Job, budget: int, place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Time a call behind its expert's load, as if nothing else ran; prompts are read by so many tokens at a time."""
     call, output_tokens = job
-    done, serve_s = 0, 0.0
+    done, serve_s = _most_cached(call, settings), 0.0
     while done < call.prompt_tokens:
         size = min(call.prompt_tokens - done, budget)
         serve_s += place.time.mixed_s([(size, done)], 0, 0)

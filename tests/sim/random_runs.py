@@ -10,6 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.workload import Prefix
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape
@@ -18,6 +19,7 @@ from tests.sim.oracle import LinearTime
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"
 seconds = st.floats(0.0, 0.001)
+PREFIXES = (None, Prefix(("a",), 128), Prefix(("a", "b"), 128), Prefix(("c",), 500))
 
 
 @st.composite
@@ -58,6 +60,7 @@ def runs(draw, times=None, num_spare=0, kv=None):
                     expert=name,
                     prompt_tokens=draw(st.integers(1, 500)),
                     ready_s=draw(st.sampled_from([0.0, 0.0, 3.0, 40.0])),
+                    prefix=draw(st.sampled_from(PREFIXES)),
                 )
                 lengths[call.key] = draw(st.sampled_from([1, 2, 40, 300, 900]))
                 calls.append(call)

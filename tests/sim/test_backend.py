@@ -8,11 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mosaic.core.commands import Cancel, Open
-from mosaic.core.engine_options import EngineOptions
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
+from mosaic.core.workload import Prefix
 from mosaic.planning.problem import Request
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
@@ -70,6 +71,14 @@ def test_loads_sessions_and_calls_are_where_they_should_be_on_the_clock():
     assert (one.num_calls, one.output_tokens) == (2, 8)
     assert [record.key.question for record in result.calls] == ["A0", "A1", "B0"]
     assert (records["A0"].queued_ts, records["A0"].first_token_ts, records["A0"].finished_ts) == (10.0, 11.0, 13.0)
+
+
+@pytest.mark.parametrize(("settings", "cached_tokens"), [({}, 64), ({"enable_prefix_caching": False}, 0)])
+def test_calls_find_what_their_prompts_share(settings, cached_tokens):
+    options = EngineOptions(order=Order.MIXED, **settings)
+    calls = [make_call(name, prefix=Prefix(("a", "b"), 32)) for name in ("q0", "q1")]
+    _, by_name = run({"q0": 3, "q1": 3}, make_session(0, calls), calls=calls, settings=options)
+    assert [by_name[name].cached_tokens for name in ("q0", "q1")] == [0, cached_tokens]
 
 
 def test_a_gang_loads_when_its_last_worker_is_free():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mosaic.core.commands import Cut
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import SparseKv
+from mosaic.core.workload import Prefix, SparseKv
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
@@ -61,6 +61,18 @@ class Saturating(LinearTime):
 
     def decode_span_s(self, num_seqs, kv_tokens, num_steps, longest=()):
         return num_steps * LinearTime.decode_span_s(self, num_seqs, min(kv_tokens, self.most_tokens), 1)
+
+
+def test_what_prompts_share_is_read_once():
+    calls = [make_call(f"q{i}", prompt_tokens=1000, prefix=Prefix(("a",), 960)) for i in range(20)]
+    time = LinearTime(base_s=1e-3, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=1e-3, per_prefill_pair_s=0.0)
+    backend = make_backend(
+        by_key({call.key: 2 for call in calls}),
+        hardware=LinearHardware(0.0, time),
+        settings=EngineOptions(order=Order.MIXED),
+    )
+    _, makespan_s = bound_and_makespan(backend, make_session(0, calls), calls=calls)
+    assert makespan_s < 2.0, "20 prompts of 1,000 tokens take 20 s where nothing is shared"
 
 
 SHORT_STEPS = {"base_s": 1e-6, "per_seq_s": 0.0, "per_kv_token_s": 1e-3}

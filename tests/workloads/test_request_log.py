@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mosaic.core.workload import PROPOSE, CallKey
+from mosaic.core.workload import PROPOSE, CallKey, Prefix
 from mosaic.report.metrics import latency_s, tpot_s, ttft_s
 from mosaic.workloads.request_log import load_request_log, measured_records
 
@@ -59,6 +59,59 @@ def test_measured_times_have_the_form_of_a_runs_records(tmp_path: Path) -> None:
     (record,) = measured_records(write_log(tmp_path, make_line()), expert="A")
     assert (ttft_s(record), latency_s(record), record.admitted_ts) == (1.0, 3.0, 0.5)
     assert tpot_s(record) == pytest.approx(0.2)
+
+
+def make_trace_line(timestamp: float = 0, **changes: Any) -> dict[str, Any]:
+    line = {"timestamp": timestamp, "input_length": 1000, "output_length": 20, "hash_ids": [7, 8]}
+    return {**line, **changes}
+
+
+def test_calls_begin_with_what_their_prompts_share(tmp_path: Path) -> None:
+    ids = {"a": [0, 1, 2], "b": [0, 1, 3], "c": [0, 9], "d": [4]}
+    lines = [make_line(name, hash_ids=hashes) for name, hashes in ids.items()]
+    workload = load_request_log(write_log(tmp_path, *lines, make_line("e")), expert="A")
+    assert [call.prefix for call in workload.calls] == [
+        Prefix((0, 1), 16), Prefix((0, 1), 16), Prefix((0,), 16), None, None,
+    ]  # fmt: skip
+
+
+def test_a_trace_is_a_workload_and_no_measurement(tmp_path: Path) -> None:
+    log = write_log(tmp_path, make_trace_line(27_482), make_trace_line(26_000, hash_ids=[7]))
+    workload = load_request_log(log, expert="A")
+    assert [call.ready_s for call in workload.calls] == [0.0, 1.482]
+    assert [call.key.question for call in workload.calls] == ["request-1", "request-0"]
+    assert {call.prefix for call in workload.calls} == {Prefix((7,), 512)}
+    assert {call.prompt_tokens for call in workload.calls} == {1000}
+    assert set((workload.output_tokens or {}).values()) == {20}
+    assert measured_records(log, expert="A") == ()
+
+
+def test_the_size_of_a_logs_blocks_can_be_given(tmp_path: Path) -> None:
+    log = write_log(tmp_path, make_trace_line(), make_trace_line())
+    calls = load_request_log(log, expert="A", hash_block_tokens=600).calls
+    assert [call.prefix for call in calls] == [Prefix((7, 8), 600)] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"timestamp": 1}, "line 2: input_length must be given, got the fields"),
+        (make_trace_line(output_length=0), "line 2: output_length must be at least 1, got 0"),
+        (make_trace_line("x"), "line 2: timestamp must be a number, got 'x'"),
+        (make_line(), "line 2: timestamp must be given"),
+        (make_trace_line(hash_ids=5), "line 2: hash_ids must be a list, got 5"),
+        (make_trace_line(hash_ids=[-1]), "line 2: hash_ids must be at least 0, got -1"),
+        (
+            make_trace_line(hash_ids=[7, 8, 9]),
+            "line 2: number of hash_ids must be at most 2 for 1000 tokens in blocks of 512, .*, got 3",
+        ),
+        (make_trace_line(hash_ids=[5, 8]), "hash_ids must be names of whole beginnings: 8 follows 7 .*, got 5"),
+        (make_trace_line(hash_ids=[8]), "hash_ids must be names of whole beginnings: 8 follows 7 .*, got None"),
+    ],
+)
+def test_bad_lines_of_a_trace_are_named(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        load_request_log(write_log(tmp_path, make_trace_line(), line), expert="A")
 
 
 def without(field: str) -> dict[str, Any]:
