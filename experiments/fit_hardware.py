@@ -25,12 +25,12 @@ from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_b
 from experiments.hardware.operator_tables import OperatorTables, read_tables
 from experiments.hardware.recorded_log import fit_host, stretches
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
-from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve
+from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_experts
 from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
 from mosaic.core.workload import ModelShape
 from mosaic.workloads.request_log import measured_records
-from sim.hardware.curves import Curve, curve_to_text
+from sim.hardware.curves import Curve, curve_to_text, grid_to_text
 from sim.hardware.hardware import Hardware, MeasuredAttention, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 
@@ -95,6 +95,8 @@ class Fit(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     tables: Annotated[tuple[TableFolder, ...], msgspec.Meta(min_length=1)]
     all_reduce: Link | None = None
+    cache_bytes: float | None = None
+    """The GPU's last-level cache; tables of a model with experts need it."""
     log: str | None = None
     """A recorded run of the first table's model, below --data."""
 
@@ -146,7 +148,7 @@ def fit_hardware(given: Mapping[str, Any], fit: Fit, data: Path) -> dict[str, An
         for tables in read_tables(folder, measured.source):
             name = f"{Path(measured.shape).stem}_tp{tables.tp_degree}"
             require(name not in config["tables"], "fit.tables: shape", "given once for each size", name)
-            _add_tables(config, name, tables, shape)
+            _add_tables(config, name, tables, shape, fit.cache_bytes)
             if tables.tp_degree > 1:
                 _add_all_reduce(config, tables, fit.all_reduce)
     if fit.log is not None:
@@ -159,17 +161,26 @@ def _hardware(config: Mapping[str, Any]) -> Hardware:
     return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
 
 
-def _add_tables(config: dict[str, Any], name: str, tables: OperatorTables, shape: ModelShape) -> None:
+def _add_tables(
+    config: dict[str, Any], name: str, tables: OperatorTables, shape: ModelShape, cache_bytes: float | None
+) -> None:
     attention, errors = fit_attention(tables, shape)
     curves = {}
     for key, points in tables.curves.items():
         curves[key], errors[key] = fit_curve(points)
+    experts = {}
+    if tables.experts is not None:
+        require(cache_bytes is not None, "fit.cache_bytes", f"given: {tables.name} has experts", cache_bytes)
+        grid, errors["experts"] = fit_experts(tables.experts, shape, cache_bytes or 0.0, f"{tables.name}, experts")
+        experts["experts_us"] = grid_to_text(grid)
+        config["sources"]["experts"] = f"without times of so few that {cache_bytes:g} bytes of cache hold their weights"
     config["tables"][name] = {
         "source": f"{tables.source}; {tables.conditions}",
         "tp_degree": tables.tp_degree,
         "shape": _given(shape),
         "mape": errors,
         **{f"{key}_us": curve_block(curve) for key, curve in curves.items()},
+        **experts,
         "attention": attention_config(attention),
     }
     print(f"{name}: MAPE " + ", ".join(f"{part} {100 * error:.1f}%" for part, error in errors.items()))
@@ -178,7 +189,7 @@ def _add_tables(config: dict[str, Any], name: str, tables: OperatorTables, shape
         config["cpu_base_s"], config["cpu_per_seq_s"] = float(f"{base_s:.4g}"), float(f"{per_seq_s:.4g}")
         reach = f"fitted to batches up to {max(tables.cpu):g}, linear beyond"
         config["sources"]["cpu"] = f"{tables.source}; {reach}; MAPE {error}"
-    if config["num_sms"] and tables.skew is not None:
+    if config["num_sms"] and tables.skew is not None and not config["attention_streams"]:
         assert isinstance(attention, MeasuredAttention)
         heads = {key: max(1, getattr(shape, key) // tables.tp_degree) for key in ("num_query_heads", "num_kv_heads")}
         fit = fit_skew(read_skew(tables.skew), attention, replace(shape, **heads), config["num_sms"])

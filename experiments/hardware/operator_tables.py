@@ -2,7 +2,8 @@
 
 *per-operator* (LLMServingSim's profiler of vLLM): tables.yaml, and per tensor-parallel size a folder tpN with
 dense.csv (layer, tokens, time_us), per_sequence.csv (layer, sequences, time_us) and attention.csv (prefill_chunk,
-kv_prefill, n_decode, kv_decode, time_us), all of one layer on one GPU.
+kv_prefill, n_decode, kv_decode, time_us), all of one layer on one GPU. Of a model with experts one of them has moe.csv
+(tokens, activated_experts, time_us), for a GPU that has all experts, and dense.csv is what is beside them.
 
 *per-layer* (derived from Vidur's profiles): one CSV each named *_linear_ms_per_layer, *attn_prefill_ms_per_layer,
 *_attn_decode_ms_per_layer, *_all_reduce_ms and *_cpu_overhead_ms.
@@ -68,6 +69,8 @@ class OperatorTables:
     """``dense``: operators of one layer but attention, by tokens; ``once``: those outside the layers; ``head``: what is
     computed for each sequence."""
     attention: JointAttention | SeparateAttention
+    experts: Cells | None = None
+    """Routed experts of one layer, by tokens and experts that get any; None: a dense model."""
     all_reduce: Points | None = None
     """By bytes; None: not measured."""
     cpu: Points | None = None
@@ -100,10 +103,16 @@ def _read_per_operator(folder: Path) -> list[OperatorTables]:
     source = _read_source(folder)
     found = {int(match[1]): path for path in folder.glob("tp*") if (match := re.fullmatch(r"tp(\d+)", path.name))}
     require(bool(found), f"{folder}", "with at least one folder tpN", sorted(path.name for path in folder.iterdir()))
-    return [_read_size(path, degree, source) for degree, path in sorted(found.items())]
+    moe = next((path / "moe.csv" for path in found.values() if (path / "moe.csv").is_file()), None)
+    experts = None if moe is None else _read_cells(moe, ("tokens", "activated_experts"))
+    return [_read_size(path, degree, source, experts) for degree, path in sorted(found.items())]
 
 
-def _read_size(folder: Path, tp_degree: int, source: str) -> OperatorTables:
+def _read_cells(path: Path, axes: tuple[str, str]) -> Cells:
+    return {(row, column): us * 1e-6 for row, column, us in read_table(path, (*axes, "time_us")).rows()}
+
+
+def _read_size(folder: Path, tp_degree: int, source: str, experts: Cells | None) -> OperatorTables:
     dense = read_table(folder / "dense.csv", ("tokens", "time_us"), ("layer",))
     head = read_table(folder / "per_sequence.csv", ("sequences", "time_us"), ("layer",))
     is_once = pl.col("layer").is_in(ONCE)
@@ -130,6 +139,7 @@ def _read_size(folder: Path, tp_degree: int, source: str) -> OperatorTables:
         conditions="one layer, eager, times of one GPU without all-reduces",
         curves=curves,
         attention=attention,
+        experts=experts,
         skew=skew if skew.is_file() else None,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,24 @@ def _kept_lines(knots: Floats, lines: Floats) -> list[int]:
             break
         kept.remove(i)
     return kept
+
+
+def fit_experts(cells: Cells, shape: ModelShape, cache_bytes: float, field: str) -> tuple[Grid, float]:
+    """Make a grid of the routed experts of a layer, by tokens and experts that get any, with its error.
+
+    NOTE: a profiler repeats one layer. Weights of so few experts that they fit into the GPU's cache are then read from
+    there, as between the layers of a whole model they never are; such cells are left out. And few tokens cannot reach
+    many experts: those cells take what the fewest tokens take that do.
+    """
+    expert_bytes = shape.num_expert_parameters * shape.bytes_per_value
+    read = {cell: seconds for cell, seconds in cells.items() if cell[1] * expert_bytes > cache_bytes}
+    filled: Cells = {}
+    for tokens, experts in product({row for row, _ in read}, {column for _, column in read}):
+        fewest = min(row for row, column in read if column == experts)
+        if tokens < fewest or (tokens, experts) in read:
+            filled[tokens, experts] = read[max(tokens, fewest), experts]
+    grid, _ = fit_grid(filled, field)
+    return grid, mape(np.array([grid(*cell) for cell in read]), np.array(list(read.values())))
 
 
 def fit_attention(

@@ -18,7 +18,7 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
 
     vLLM measures it by an iteration that is as full as its limits allow, so it follows from them: the widest layer
     (gate, up and their product, and the hidden state before and after) for every token, and the sampler for every
-    sequence.
+    sequence. Of a mixture of experts those that a token passes through count.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
         They limit an iteration.
     """
     shape = expert.shape
-    layer_bytes = (3 * shape.ffn_size // tp_degree + 4 * shape.hidden_size) * shape.bytes_per_value
+    layer_bytes = (3 * shape.active_ffn_size // tp_degree + 4 * shape.hidden_size) * shape.bytes_per_value
     logit_bytes = options.max_num_seqs * shape.vocab_size * LOGIT_BYTES
     return options.batched_tokens(expert.context_tokens) * layer_bytes + logit_bytes + CONTEXT_BYTES
 

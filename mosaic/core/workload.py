@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from mosaic.core.chat import Message, Sampling, count_text_tokens
 from mosaic.core.checks import (
+    AtLeast0,
     AtLeast1,
     Limit,
     Name,
@@ -67,7 +68,11 @@ class CallKey(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("shape.")
 class ModelShape:
-    """Dimensions of a decoder-only transformer, as far as time and memory depend on them."""
+    """Dimensions of a decoder-only transformer, as far as time and memory depend on them.
+
+    NOTE: a layer's feed-forward part may be a mixture of experts (networks of which each token passes through a few;
+    the models of a pool are other experts). Then all layers are taken to have one.
+    """
 
     num_parameters: AtLeast1
     num_layers: AtLeast1
@@ -81,11 +86,20 @@ class ModelShape:
     """Weights and KV cache alike (2: bf16)."""
     tied_embeddings: bool = False
     """True where the input embedding and the LM head are one matrix."""
+    num_experts: AtLeast0 = 0
+    """Routed experts of a layer; 0: a dense model."""
+    num_active_experts: AtLeast0 = 0
+    """Of these, those that a token passes through."""
+    num_shared_experts: AtLeast0 = 0
+    """Experts beside these that every token passes through."""
+    expert_ffn_size: AtLeast0 = 0
+    """Intermediate size of one expert."""
 
     def __post_init__(self) -> None:
+        self._check_experts()
         rule = f"a multiple of num_kv_heads={self.num_kv_heads}"
         require(self.num_query_heads % self.num_kv_heads == 0, "shape.num_query_heads", rule, self.num_query_heads)
-        rule = f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}"
+        rule = f"above those of the embeddings and routed experts, {self.num_parameters - self.num_block_parameters}"
         require(self.num_block_parameters > 0, "shape.num_parameters", rule, self.num_parameters)
 
     @property
@@ -96,7 +110,25 @@ class ModelShape:
     @property
     def num_block_parameters(self) -> int:
         """Parameters outside the embedding and the LM head: those every token passes through in the layers."""
-        return self.num_parameters - self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_parameters - embeddings - self.num_routed_parameters
+
+    @property
+    def num_expert_parameters(self) -> int:
+        """Parameters of one routed expert of one layer: gate, up and down projection."""
+        return 3 * self.hidden_size * self.expert_ffn_size
+
+    @property
+    def num_routed_parameters(self) -> int:
+        """Parameters of all routed experts of all layers."""
+        return self.num_layers * self.num_experts * self.num_expert_parameters
+
+    @property
+    def active_ffn_size(self) -> int:
+        """Intermediate values of a token in a layer, over all experts that it passes through."""
+        if not self.num_experts:
+            return self.ffn_size
+        return (self.num_active_experts + self.num_shared_experts) * self.expert_ffn_size
 
     def num_kv_heads_on_worker(self, tp_degree: int = 1) -> int:
         """KV heads of all layers on *each* worker; they are replicated when a layer has fewer than the degree."""
@@ -105,6 +137,16 @@ class ModelShape:
     def kv_bytes_per_token(self, tp_degree: int = 1) -> int:
         """KV cache bytes per token on *each* worker."""
         return 2 * self.num_kv_heads_on_worker(tp_degree) * self.head_dim * self.bytes_per_value
+
+    def _check_experts(self) -> None:
+        experts = {"num_active_experts": self.num_active_experts, "expert_ffn_size": self.expert_ffn_size}
+        for field, value in {**experts, "num_shared_experts": self.num_shared_experts}.items():
+            if not self.num_experts:
+                require(value == 0, f"shape.{field}", "0 where num_experts is", value)
+            elif field in experts:
+                require(value > 0, f"shape.{field}", f"at least 1 with num_experts={self.num_experts}", value)
+        rule = f"at most num_experts={self.num_experts}"
+        require(self.num_active_experts <= self.num_experts, "shape.num_active_experts", rule, self.num_active_experts)
 
 
 class KvPolicy(StrEnum):

@@ -123,8 +123,16 @@ class OperatorTable:
     """Embedding and final norm, by tokens; None: not measured and small."""
     head: Curve | None = None
     """LM head and sampler, by sequences; None: priced by reading the head's weights."""
+    experts: Grid | None = None
+    """Of a mixture of experts, the routed experts of one layer on one GPU that has them all: rows tokens, columns
+    experts that get any; None: a dense model."""
     mape: Mapping[str, float] = field(default_factory=dict)
     """Mean absolute relative error of each fitted part against its measurements."""
+
+    def __post_init__(self) -> None:
+        rule = f"given exactly where shape.num_experts={self.shape.num_experts} is above 0"
+        is_given = self.experts is not None
+        require(is_given == (self.shape.num_experts > 0), f"operator table {self.name}: experts", rule, is_given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +207,7 @@ class Hardware:
         return self.cpu_overhead_scale * (self.cpu_base_s + self.cpu_per_seq_s * num_seqs)
 
     def table_for(self, shape: ModelShape, tp_degree: int) -> OperatorTable:
-        """Choose the reference model of the same degree that is nearest in size.
+        """Choose the reference model of the same degree that is nearest in size; both are dense, or neither is.
 
         Raises
         ------
@@ -211,9 +219,12 @@ class Hardware:
         if tp_degree > 1 and source.startswith("assumed"):
             rule = f"measured or published at tp_degree {tp_degree}"
             require(False, f"hardware {self.gpu.name}: all_reduce", rule, source)
-        allowed = sorted({table.tp_degree for table in self.tables})
+        alike = [table for table in self.tables if bool(table.shape.num_experts) == bool(shape.num_experts)]
+        rule = f"of a model {'with' if shape.num_experts else 'without'} experts among them"
+        require(bool(alike), f"hardware {self.gpu.name}: tables", rule, [table.name for table in self.tables])
+        allowed = sorted({table.tp_degree for table in alike})
         require(tp_degree in allowed, f"hardware {self.gpu.name}: tp_degree", f"one of {allowed}", tp_degree)
-        candidates = [table for table in self.tables if table.tp_degree == tp_degree]
+        candidates = [table for table in alike if table.tp_degree == tp_degree]
         size = shape.num_block_parameters
         return min(candidates, key=lambda table: abs(math.log(table.shape.num_block_parameters / size)))
 
@@ -274,7 +285,7 @@ _GRIDS = {"decode_us": "decode", "prefill_us": "prefill", "beside_us": "beside"}
 
 
 def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
-    optional = {"once_us", "head_us", "mape"}
+    optional = {"once_us", "head_us", "experts_us", "mape"}
     _require_keys(owner, entry, {"shape", "tp_degree", "source", "dense_us", "attention"}, optional)
     curves = {key: curve_from_text(entry[key], f"{owner}.{key}") for key in ("once_us", "head_us") if key in entry}
     return OperatorTable(
@@ -286,6 +297,7 @@ def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
         attention=_attention(f"{owner}.attention", entry["attention"]),
         once=curves.get("once_us"),
         head=curves.get("head_us"),
+        experts=grid_from_text(entry["experts_us"], f"{owner}.experts_us") if "experts_us" in entry else None,
         mape=dict(entry.get("mape", {})),
     )
 

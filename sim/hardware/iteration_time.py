@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, segment
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
+from sim.hardware.moe_time import ExpertLayers
 from sim.hardware.skew_time import AttentionSkew
 
 Chunks: TypeAlias = Sequence[tuple[int, int]]
@@ -62,14 +63,23 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
     """Build the iteration time of any model from the reference model nearest to it.
 
     Operators scale with the parameters of the layers, decode attention with KV bytes per token, prefill
-    attention with layers x query heads x head size, the LM head with vocabulary x hidden size.
+    attention with layers x query heads x head size, the LM head with vocabulary x hidden size. GPUs that share a model
+    with experts share these by expert parallelism.
 
     Raises
     ------
     ValueError
-        If the hardware was not measured at this tensor-parallel degree.
+        If the hardware was not measured at this tensor-parallel degree, or with such a model.
     """
     table = hardware.table_for(shape, tp_degree)
+    time = _time_without_experts(hardware, table, shape)
+    if table.experts is None:
+        return time
+    return MoeTime(time, ExpertLayers(table, shape, tp_degree), graph_sizes(hardware.graph_max_seqs))
+
+
+def _time_without_experts(hardware: Hardware, table: OperatorTable, shape: ModelShape) -> IterationTime:
+    """Build the time of everything but routed experts."""
     skew = _skew(hardware, table, shape)
     attention_time = FittedTime if isinstance(table.attention, FittedAttention) else MeasuredTime
     if skew is None and hardware.max_graph_tokens is None and not hardware.cpu_per_kv_token_s:
@@ -374,3 +384,31 @@ class SkewAwareIterationTime(IterationTime):
             seconds = max(seconds / 2, seconds + skew_s)
         host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
         return seconds + host_s + self._per_kv_token_s * decode_kv_tokens
+
+
+class MoeTime(IterationTime):
+    """The time of a model with experts: that of everything but them, and theirs.
+
+    A decode step computes the experts for a batch that is padded like the rest of it.
+    """
+
+    def __init__(self, own: IterationTime, experts: ExpertLayers, captured: Sequence[int]) -> None:
+        self.own = own
+        """Without routed experts."""
+        self._experts_s = experts
+        self._captured = captured
+        self.num_longest = own.num_longest
+        self.max_graph_tokens = own.max_graph_tokens
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+        experts_s = self._experts_s(padded_seqs(num_seqs, self._captured))
+        return self.own.decode_span_s(num_seqs, kv_tokens, num_steps, longest) + num_steps * experts_s
+
+    def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
+        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
+        experts_s = self._experts_s(padded_seqs(num_seqs, self._captured))
+        return self.own.step_s(num_seqs, read_tokens, kv_tokens, longest) + experts_s
+
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+        experts_s = self._experts_s(num_decodes + sum(tokens for tokens, _ in chunks))
+        return self.own.mixed_s(chunks, num_decodes, decode_kv_tokens, longest) + experts_s

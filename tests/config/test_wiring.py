@@ -46,6 +46,7 @@ FITTING = [
     *product(["mmlu_pro_reasoning"], ["reasoning"], ["a100_80gb", "rtxpro6000"]),
     *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
     ("request_log", "llama3_8b", "flexicache_h100"),
+    ("request_log", "qwen3_30b_a3b", "rtxpro6000"),
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust"]
@@ -72,7 +73,7 @@ SMALL_AGGREGATOR = {("hybrid", "rtx4090"): "Qwen"}
 
 
 def choose_aggregator(i: int, pool: str, hardware: str) -> str:
-    if pool == "llama3_8b":
+    if pool in ("llama3_8b", "qwen3_30b_a3b"):
         return "none"
     return list(DEGREES)[i % 3] if hardware == "a100_80gb" else ["dp", "auto"][i % 2]
 
@@ -125,7 +126,8 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
         lines = [{"id": f"q{i}", "prompt_tokens": 100 + i, "experts": [expert] * 3} for i in range(4)]
         overrides.append(f"workload.path={write_lines(folder / 'q.jsonl', *lines)}")
     if point.get("workload") == "request_log":
-        overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', make_line())}")
+        log = write_lines(folder / "log.jsonl", make_line())
+        overrides += [f"workload.path={log}", f"workload.expert={point['pool']}"]
     if point.get("workload") == "tiny_mcq":
         skills = {expert: {"addition": 3, "digit_sum": 2, "maximum": 1} for expert in TINY_EXPERTS}
         overrides.append(f"workload.profiles={write_lines(folder / 'skills.json', skills)}")

@@ -92,7 +92,11 @@ workload = partial(Workload, **{"name": "w", "questions": (ASKED,), "calls": (ma
         (plan, {"lower_bound_s": -1.0}, "plan: lower_bound_s must be at least 0, got -1.0"),
         (make_shape, {"num_layers": 0}, "shape.num_layers must be at least 1, got 0"),
         (make_shape, {"num_query_heads": 12}, "shape.num_query_heads must be a multiple of num_kv_heads=8, got 12"),
-        (make_shape, {"num_parameters": 10**9}, "shape.num_parameters must be above those of the embeddings, 1050673"),
+        (
+            make_shape,
+            {"num_parameters": 10**9},
+            "num_parameters must be above those of the embeddings and routed experts, 1050673",
+        ),
         (SparseKv, {"policy": "none"}, r"expert.kv: policy must be one of \['flexicache'\], got 'none'"),
         (SparseKv, {"budget_pages": 0}, "expert.kv: budget_pages must be at least 1, got 0"),
         (SparseKv, {"rerank_every": 0}, "expert.kv: rerank_every must be at least 1, got 0"),

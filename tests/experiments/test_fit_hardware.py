@@ -182,6 +182,31 @@ def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(tmp_p
     assert hardware.all_reduce[2](1e6) == pytest.approx(130e-6, rel=1e-3)
 
 
+def experts_us(tokens: float, experts: float) -> float:
+    return 40 + 6 * experts + 0.05 * tokens
+
+
+def test_routed_experts_are_recovered_without_what_a_cache_held(tmp_path: Path) -> None:
+    for degree in (1, 2):
+        write_per_operator(tmp_path / f"of_{degree}", tp_degree=degree)
+    tables, out = (tmp_path / "of_1").rename(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    (tmp_path / "of_2" / "tp2").rename(tables / "tp2")
+    # A token has 8 experts, so few tokens cannot reach many; 8 experts of the layer before are still in the cache.
+    cells = [(n, e) for n in (1, 2, 4, 8, 16, 64, 512, 2048) for e in (8, 16, 32, 64, 128) if e <= 8 * n]
+    rows = [(n, e, experts_us(n, e) if e > 8 else 20 + 0.05 * n) for n, e in cells]
+    write_csv(tables / "tp1" / "moe.csv", ("tokens", "activated_experts", "time_us"), rows)
+    link = {"fixed_us": 30, "bytes_per_s": 1e10, "source": "published: somewhere"}
+    given = {"tables": [{"folder": "tables", "shape": "qwen3_30b_a3b"}], "all_reduce": link}
+    assert "fit.cache_bytes must be given" in fit(tables, out, fit=given).stderr
+    assert fit(tables, out, fit={**given, "cache_bytes": 1e8}).exit_code == 0
+    for table in load(out).tables:
+        assert table.experts is not None
+        assert table.experts(512, 64) == pytest.approx(experts_us(512, 64) * 1e-6, rel=0.03)
+        assert table.experts(2, 128) == pytest.approx(experts_us(16, 128) * 1e-6, rel=0.03)
+        assert table.experts(64, 8) == pytest.approx(experts_us(64, 8) * 1e-6, rel=0.03)
+        assert table.mape["experts"] < 0.03
+
+
 def test_file_says_how_it_was_made_without_machine_paths(tmp_path: Path) -> None:
     out = tmp_path / "gpu.yaml"
     fit(write_per_operator(tmp_path / "tables"), out, cpu_base_s=0.001, sources={"cpu": "assumed: a guess"})
