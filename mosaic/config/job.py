@@ -130,6 +130,7 @@ def _job(given: Sections, inputs: SiteInputs, pipeline: Pipeline, site: Site, op
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in kinds}, cluster, options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.store is None else Store(Path(profile.store)),
+        summary=given.summary,
     )
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Name, Positive, check_fields, require
-from mosaic.runtime.job import ProfileSource, Reaction
+from mosaic.runtime.job import ProfileSource, Reaction, Summary
 from mosaic.runtime.sweep import Sweep
 
 _Kind = TypeVar("_Kind")
@@ -176,6 +176,7 @@ class Sections:
     exit: Group
     gate: Group
     aggregator: Group
+    summary: Summary
 
 
 def section(config: object, kind: type[_Kind], label: str = "") -> _Kind:

@@ -201,13 +201,15 @@ def _stage_lines(summary: Summary) -> list[str]:
         f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
     )
     always_s, saved_s = summary["always_aggregate_s"], summary["aggregator_saved_s"]
-    saved = f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes"
+    saved = None if summary["skip_frac_source"] == "measured" else "summary=full tells it of a batch of this size"
+    if always_s is not None:
+        saved = f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes"
     change_pp = summary["accuracy_change_pp"]
     change = "" if change_pp is None else f", {change_pp:+.2f} pp against aggregating everything"
     return rows(
         ("gate", _gate_text(summary)),
         ("", f"aggregator={summary['aggregator']}: {others}" if others else None),
-        ("saved", None if always_s is None else saved),
+        ("saved", saved),
         ("accuracy", _accuracy_text(summary, change)),
         ("BROKEN", _broken_text(summary)),
     )

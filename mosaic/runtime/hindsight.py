@@ -25,7 +25,8 @@ def always_aggregate(
 ) -> AlwaysAggregate:
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already.
 
-    On engines nothing can be tried again; without a planner the run was on servers.
+    On engines nothing can be tried again; without a planner the run was on servers. It takes as long as the run itself:
+    of large batches it is told where the job asks for it.
     """
     if job.graph.asks_everybody:
         sessions = outcome.result.sessions
@@ -35,7 +36,7 @@ def always_aggregate(
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    if planner is None or job.site.truth is None:
+    if planner is None or job.site.truth is None or not job.tells_always:
         return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
     ended = (record for record in outcome.result.calls if record.key.node in first_nodes)

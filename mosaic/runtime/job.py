@@ -58,6 +58,20 @@ class Reaction(StrEnum):
     """The last undecided call of a question is not waited for past its hedge: one of ``CallGraph.budgets``."""
 
 
+class Summary(StrEnum):
+    """What a run tells beside what it did."""
+
+    AUTO = "auto"
+    """What aggregating every question would have given, for at most ``LARGE_BATCH`` questions."""
+    FULL = "full"
+    """That for any number of questions."""
+
+
+LARGE_BATCH = 10_000
+"""Questions. Of a larger simulated batch so many show what the gate leaves, to price upper nodes: a share of 20% is
+then known to 0.4 points."""
+
+
 def shape_of(graph: CallGraph) -> list[object]:
     """List all that decides what a graph asks for, what its rule was calibrated to included."""
     rule = graph.rule
@@ -107,6 +121,7 @@ class Job:
     """Loads that need no disk; None: the host keeps nothing of experts."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
+    summary: Summary = Summary.AUTO
 
     @property
     def is_cancelling(self) -> bool:
@@ -117,6 +132,11 @@ class Job:
     def max_swept_frac(self) -> float | None:
         """``max_batch_frac`` where calls that are not the batch's cost something."""
         return None if self.site.way == "simulated" else self.max_batch_frac
+
+    @property
+    def tells_always(self) -> bool:
+        """Whether the batch is to be run again without a gate, to tell what that would have given."""
+        return self.summary is Summary.FULL or len(self.workload.questions) <= LARGE_BATCH
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
         """Read what the same site has measured of the same; None: nothing."""
@@ -132,7 +152,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlwaysAggregate:
-    """What the same world gives when the gate skips nothing; None: only a simulation could tell."""
+    """What the same world gives when the gate skips nothing; None: only a simulation could tell, or nobody asked."""
 
     aggregator_s: float | None = None
     accuracy_frac: float | None = None

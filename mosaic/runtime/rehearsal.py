@@ -14,7 +14,7 @@ from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.controller import Tell
-from mosaic.runtime.job import Job
+from mosaic.runtime.job import LARGE_BATCH, Job
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import fit_entry, in_waves_of
 from mosaic.runtime.site import prompts_of
@@ -58,8 +58,9 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
         asked = of_questions(job.workload, whole)
     else:
         asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
-        most = measured_calls(len(job.workload.questions), job.max_swept_frac)
-        asked = asked if most is None else of_questions(asked, asked.questions[:most])
+        most = measured_calls(len(job.workload.questions), job.max_swept_frac) or LARGE_BATCH
+        if most < (there := len(asked.questions)):  # from all over: a file may be in order of subjects
+            asked = of_questions(asked, [asked.questions[there * turn // most] for turn in range(most)])
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls

@@ -51,6 +51,13 @@ def test_a_rehearsal_tells_who_reaches_the_aggregator_and_what_it_reads() -> Non
     assert {call.key for call in job.workload.calls} == rehearsal.records.keys()
 
 
+def test_of_a_large_batch_questions_from_all_over_it_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mosaic.runtime.rehearsal.LARGE_BATCH", 2)
+    rehearsal = rehearse_job(make_job())
+    assert list(rehearsal.questions) == ["agreed", "split"]
+    assert rehearsal.needed_frac == {AGGREGATE: 0.5}
+
+
 def test_all_questions_stand_in_where_a_rehearsal_leaves_none() -> None:
     rehearsal = rehearse_job(make_job(make_moa(Majority(tau=0.3))))
     assert rehearsal.needed_frac == {AGGREGATE: 0.0}

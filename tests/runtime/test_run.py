@@ -14,7 +14,7 @@ from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.rules.rule import Majority, Never, Scope
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.program.schedulers import Ilp
-from mosaic.runtime.job import AlwaysAggregate, Reaction
+from mosaic.runtime.job import AlwaysAggregate, Reaction, Summary
 from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.run import failures
 from tests.answered_questions import make_moa, make_question, make_tree
@@ -139,6 +139,15 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
     assert never.always.aggregator_s == pytest.approx(
         max(s.end_ts for s in never.result.sessions) - never.result.sessions[-1].load_start_ts
     )
+
+
+def test_of_a_large_batch_it_is_told_on_demand_what_skipping_nothing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = mosaic.run(make_job())
+    monkeypatch.setattr("mosaic.runtime.job.LARGE_BATCH", 2)
+    large = mosaic.run(make_job())
+    assert (large.always, rows(large)) == (AlwaysAggregate(), BY_HAND)
+    assert mosaic.run(make_job(summary=Summary.FULL)).always == whole.always != AlwaysAggregate()
+    assert mosaic.run(make_job(make_moa(Never()))).always.aggregator_s is not None, "it has just happened"
 
 
 def test_without_an_aggregator_the_majority_of_the_experts_answers() -> None:

@@ -16,11 +16,15 @@ from math import isfinite
 from typing import TypeAlias
 
 import pyomo.core as pyo  # pyomo.environ would load twice as much: what reads data, and solvers by name
+from pyomo.common.dependencies import DeferredImportCallbackFinder
 from pyomo.contrib.appsi.base import Results, TerminationCondition
 from pyomo.contrib.appsi.solvers.highs import Highs
 
 from mosaic.planning.costs import price_s
 from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance
+
+# NOTE: Pyomo imports pyplot as soon as anybody else imports matplotlib, which takes a third of a second.
+DeferredImportCallbackFinder._callbacks.pop("matplotlib", None)
 
 ABSOLUTE_GAP_S = 1e-6
 SLACK_FRAC = 1e-7
