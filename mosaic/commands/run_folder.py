@@ -92,10 +92,10 @@ def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[
     graph, source, accuracy = spec.job.graph, spec.job.site.answers_source, accuracy_frac(outcome.answers or ())
     if not graph.upper_nodes:
         return {"accuracy_frac": accuracy, "skip_frac_source": None if accuracy is None else source}
-    planned = outcome.planned[1:]
+    planned, first_nodes = outcome.planned[1:], graph.first_nodes
     degrees = {len(session.workers) for made in planned for session in made.plan.sessions}
     predicted_s = add_in_order(made.plan.predicted_makespan_s for made in planned)
-    num_calls = sum(record.key.node not in graph.first_nodes for record in outcome.result.calls)
+    num_calls = sum(record.key.node not in first_nodes for record in outcome.result.calls)
     return {
         "aggregator": spec.aggregator,
         "aggregator_expert": "+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),

@@ -50,7 +50,10 @@ class View:
             self.running.pop(key, None)
             place = self.place.get(key)
             if place is not None:
-                self.held[place].pop(key, None)
+                held = self.held[place]
+                held.pop(key, None)
+                if not held:
+                    del self.held[place]
             self.records[key] = record
         elif isinstance(event, Ready):
             self.up.add(event.session)

@@ -27,6 +27,8 @@ class Questions:
         self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
         self._num_ended_when_decided: dict[str, int] = {}
         """How many calls had ended of each question when `cancellable` first found that it needs no other."""
+        self._ends: dict[str, End] = {}
+        """Of questions that need nothing more, as far as `needed` has found it and no call of them has ended since."""
         self._state: QuestionState | None = None
         """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
 
@@ -40,6 +42,7 @@ class Questions:
         if self._done[question].get(record.key) is record:
             return  # another controller has noted it
         self._done[question][record.key] = record
+        self._ends.pop(question, None)
         if self._state is not None and self._state.question.id == question:
             self._state = None
 
@@ -70,11 +73,15 @@ class Questions:
         waits = len(self._done[question]) < len(self._first[question])
         if waits and self._has_one_root and not self.graph.rule.is_exit:
             return ()  # every call behind them comes after all of them
-        return self.state_of(question).submit
+        state = self.state_of(question)
+        submit = state.submit
+        if not submit and state.is_over:
+            self._ends[question] = state.end()
+        return submit
 
     def ends(self) -> list[End]:
         """Give how every question has ended."""
-        return [self.state_of(question.id).end() for question in self]
+        return [self._ends.get(question.id) or self.state_of(question.id).end() for question in self]
 
     def openings(self, question: str) -> Iterator[Opening]:
         """Give the beginnings of a question's prompts, as far as the calls tell it that have ended."""
@@ -96,6 +103,7 @@ class Questions:
     def forget(self, question: str) -> None:
         """Drop what is known of a question that is over."""
         self._done.pop(question, None)
+        self._ends.pop(question, None)
         self._state = None
 
     def state_of(self, question: str) -> QuestionState:

@@ -35,7 +35,7 @@ ANSWER_KEYS: Mapping[str, str] = {
     "skip_frac": "share of the questions that the gate skips",
     "skip_frac_source": "of the agreement: measured on an engine; of a simulation, whether it was fitted or assumed",
     "accuracy_frac": "of the final answers; without a second stage, of the experts' majority",
-    "always_aggregate_s": "of the stage when every question is aggregated in the same world; null: not known",
+    "always_aggregate_s": "of the stage when every question is aggregated in the same world; null: not told",
     "always_aggregate_accuracy_frac": "as always_aggregate_s",
     "gate_report": "what a gate that promises something says of its promise",
 }
@@ -173,14 +173,8 @@ def summarise(
     ``answers`` has the keys of ``ANSWER_KEYS`` of which something is known.
     """
     plan = plans[0]
-    planned = {key for made in plans for session in made.sessions for key in session.shard}
-    if result is not None:
-        # Plans of later layers may be of expected calls: what was submitted is what was needed.
-        commands = [action.command for action in result.actions]
-        submitted = {command.call.key for command in commands if isinstance(command, Submit)}
-        planned = {key for key in planned if key.node in result.first_nodes} | submitted
-        planned |= {record.key for record in result.calls}
-    measured = _measured(result, len(planned), plan.predicted_makespan_s if plan.sessions and plan.is_priced else None)
+    num_planned = _num_planned(plans, result)
+    measured = _measured(result, num_planned, plan.predicted_makespan_s if plan.sessions and plan.is_priced else None)
     return {
         "workload": workload,
         "scheduler": plan.scheduler,
@@ -189,7 +183,7 @@ def summarise(
         "costs": plan.costs,
         "seed": seed,
         "num_questions": num_questions,
-        "num_calls": len(planned),
+        "num_calls": num_planned,
         **measured,
         **({} if result is None else {**_pilot(result), **_prefills(result)}),
         **dict.fromkeys(ANSWER_KEYS),
@@ -202,6 +196,19 @@ def summarise(
         "experts": list(experts),
         "problem_fingerprint": plan.problem_fingerprint,
     }
+
+
+def _num_planned(plans: Sequence[Plan], result: RunResult | None) -> int:
+    """Count the calls that were planned; of later layers, whose plans may be of expected calls, those submitted."""
+    planned = (key for made in plans for session in made.sessions for key in session.shard)
+    if result is None:
+        return len(set(planned))
+    ended = {record.key for record in result.calls}
+    commands = (action.command for action in result.actions)
+    submits = (command.call.key for command in commands if isinstance(command, Submit))
+    submitted = {key for key in submits if key not in ended}
+    first = {key for key in planned if key not in ended and key.node in result.first_nodes}
+    return len(ended) + len(first | submitted)
 
 
 def _pilot(result: RunResult) -> dict[str, Any]:

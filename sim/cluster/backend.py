@@ -14,7 +14,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Event, Finished, Idle, Prefilled, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, Inputs, inputs_of
+from mosaic.core.results import CallRecord, CallStatus, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.bounds import lower_bound_s
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
@@ -77,8 +77,8 @@ class SimBackend:
         self._pending: dict[CallKey, PendingCall] = {}
         self._queues = Queues()
         self._records: dict[CallKey, CallRecord] = {}
-        self._served: dict[CallKey, PendingCall] = {}
-        """Of the first layer, not cancelled: for the lower bound."""
+        self._first: list[Call] = []
+        """Calls that come after no other: for the lower bound."""
         self._events: deque[Event] = deque()
         self._reacts = False
         self._now = 0.0
@@ -161,7 +161,9 @@ class SimBackend:
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        jobs = [(pending.call, pending.outcome.output_tokens) for pending in self._served.values()]
+        records = [self._records[call.key] for call in self._first]
+        ended = zip(self._first, records, strict=True)
+        jobs = ((call, one.output_tokens) for call, one in ended if one.status is not CallStatus.CANCELLED)
         if self._use.num_slots > 1:
             return None  # it counts loads and work one after the other
         return lower_bound_s(jobs, self._models, self._num_workers)
@@ -190,7 +192,7 @@ class SimBackend:
         outcome = cut_off(call, expert, self._outcomes(call, inputs_of(call, self._earlier, self._records)))
         pending = self._pending[key] = PendingCall(call, outcome, now if call.ready_s < now else call.ready_s)
         if not call.after:
-            self._served[key] = pending
+            self._first.append(call)
         else:
             self._prefills.stop(key, now)
             self._prefills.name_prefix(pending)
@@ -227,7 +229,6 @@ class SimBackend:
         else:
             live.remove(pending)
             self._touch(live)
-        self._served.pop(key, None)
         self._end([record])
 
     def _cut(self, key: CallKey, tokens: int) -> None:
