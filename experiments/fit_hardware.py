@@ -5,11 +5,12 @@
 A recipe holds the keys of the file that no table has, with their sources, and under `fit` what is fitted: folders of
 tables below --data with their models' shapes (in either layout of experiments/hardware/operator_tables.py; with num_sms
 a skew.csv gives what unequal lengths cost), the link where sharded tables have none, and a log of a recorded run, to
-whose decode steps the host time of an iteration is fitted once all else is known.
+whose decode steps the host time of an iteration is fitted once all else is known. Or a folder of tables by sizes of
+operators (experiments/hardware/size_tables.py) and measured closed loops (experiments/hardware/closed_loop.py).
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,12 @@ import msgspec
 import typer
 import yaml
 
+from experiments.hardware.closed_loop import SERVER, fit_loops, is_full, kv_tokens_of, read_points
 from experiments.hardware.dummy_checkpoint import read_shape
 from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_block, to_yaml
 from experiments.hardware.operator_tables import OperatorTables, read_tables
 from experiments.hardware.recorded_log import fit_host, stretches
+from experiments.hardware.size_tables import read_all_reduce, read_by_size
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_experts
 from mosaic.config.errors import exit_with_message
@@ -67,6 +70,10 @@ SOURCES = {
 }
 
 
+LOOP_START = (0.5e-3, 0.02)
+"""Seconds of the host a step and microseconds a head, from which a fit to closed loops starts."""
+
+
 class TableFolder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Operator tables of one model."""
 
@@ -76,6 +83,26 @@ class TableFolder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of experiments/hardware/shapes, or a YAML file."""
     source: str = "measured per layer"
     """Of tables in the per-layer layout; the others name theirs."""
+
+
+class SizeFolder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Tables of operators by their sizes, see experiments/hardware/size_tables.py."""
+
+    folder: str
+    """Below --data."""
+    source: str
+    small_fixed_us: float
+    """Assumed: small operators of one layer, beside what they move."""
+
+
+class Loops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Closed loops that show what tables of operators by size do not hold."""
+
+    file: str
+    """CSV file below --data, see experiments/hardware/closed_loop.py."""
+    shape: str
+    """Of the model that was served, as of tables."""
+    source: str
 
 
 class Link(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -93,12 +120,14 @@ class Link(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Fit(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a recipe has fitted."""
 
-    tables: Annotated[tuple[TableFolder, ...], msgspec.Meta(min_length=1)]
+    tables: tuple[TableFolder, ...] = ()
+    by_size: SizeFolder | None = None
     all_reduce: Link | None = None
     cache_bytes: float | None = None
     """The GPU's last-level cache; tables of a model with experts need it."""
     log: str | None = None
     """A recorded run of the first table's model, below --data."""
+    loops: Loops | None = None
 
 
 def main(
@@ -151,8 +180,12 @@ def fit_hardware(given: Mapping[str, Any], fit: Fit, data: Path) -> dict[str, An
             _add_tables(config, name, tables, shape, fit.cache_bytes)
             if tables.tp_degree > 1:
                 _add_all_reduce(config, tables, fit.all_reduce)
+    if fit.by_size is not None:
+        _add_by_size(config, fit.by_size, data / fit.by_size.folder)
     if fit.log is not None:
         _fit_log(config, data / fit.log)
+    if fit.loops is not None:
+        _fit_loops(config, fit.loops, data / fit.loops.file)
     _hardware(config)  # checks it
     return config
 
@@ -194,6 +227,18 @@ def _add_tables(
         heads = {key: max(1, getattr(shape, key) // tables.tp_degree) for key in ("num_query_heads", "num_kv_heads")}
         fit = fit_skew(read_skew(tables.skew), attention, replace(shape, **heads), config["num_sms"])
         _add_skew(config, fit, tables.skew.parents[1].name)
+
+
+def _add_by_size(config: dict[str, Any], fit: SizeFolder, folder: Path) -> None:
+    require(folder.is_dir(), "fit.by_size.folder", "a folder below --data", str(folder))
+    given = {"source": fit.source, "small_fixed_us": fit.small_fixed_us, "decode_head_us": 0.0}
+    config["by_size"] = given | read_by_size(folder)
+    bandwidth = "norms, rotary embedding and activation at the bandwidth of the largest product of one token"
+    config["sources"]["by_size.small_fixed_us"] = f"assumed: 5 kernels of 2 us; {bandwidth}"
+    for degree, points in read_all_reduce(folder).items():
+        curve, error = fit_curve(points)
+        config["all_reduce_us"][degree] = curve_block(curve)
+        config["sources"][f"all_reduce_tp{degree}"] = f"{fit.source}; MAPE {error}"
 
 
 def _given(shape: ModelShape) -> dict[str, Any]:
@@ -238,6 +283,32 @@ def _fit_log(config: dict[str, Any], file: Path) -> None:
     config["sources"]["cpu"] = f"fitted: {steps} of a recorded run, after all else ({table.name})"
     print(f"host time, fitted: {1e3 * base_s:.4f} ms a step, {1e3 * per_seq_s:.4f} ms a sequence\n{steps}")
     print(f"how well that predicts the run: run.py +experiment=replay workload.path={file} hardware=...")
+
+
+def _fit_loops(config: dict[str, Any], fit: Loops, file: Path) -> None:
+    """Fit the host's seconds per step, and what a step takes per decoding sequence and head."""
+    require("by_size" in config, "fit.loops", "given with fit.by_size", fit.file)
+    shape = read_shape(fit.shape)
+    hardware = _hardware(config)
+    points = [
+        point
+        for point in read_points(file)
+        if not is_full(point, kv_tokens_of(hardware, shape, point.tp_degree, SERVER))
+    ]
+
+    def with_constants(constants: Sequence[float]) -> dict[str, Any]:
+        base_s, head_us = (float(f"{value:.3g}") for value in constants)
+        return {**config, "cpu_base_s": base_s, "by_size": config["by_size"] | {"decode_head_us": head_us}}
+
+    found = fit_loops(points, shape, lambda constants: _hardware(with_constants(constants)), LOOP_START)
+    config |= with_constants(found.constants)
+    left_out = ", ".join(f"{axis} {100 * error:.1f}%" for axis, error in found.left_out.items())
+    what = f"fitted: rounds of {len(points)} points of {fit.source}"
+    text = f"{what}; mean absolute error of TPOT {100 * found.error:.1f}%, of points left out by {left_out}"
+    assumed = "fitted with cpu; that it grows with layers and with query heads on a GPU is assumed"
+    config["sources"] |= {"cpu": text, "by_size.decode_head_us": assumed}
+    head_us = config["by_size"]["decode_head_us"]
+    print(f"{config['cpu_base_s']} s a step, {head_us} us a head of a decoding sequence and layer\n{text}")
 
 
 if __name__ == "__main__":

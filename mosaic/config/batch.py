@@ -18,7 +18,7 @@ from mosaic.engines.checkpoints import CheckpointError
 
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
-KNOWN_GPUS = {"A100": "a100_80gb", "4090": "rtx4090", "PRO 6000": "rtxpro6000"}
+KNOWN_GPUS = {"A100": "a100_80gb", "4090": "rtx4090", "PRO 6000": "rtxpro6000", "H100 80GB": "h100_80gb"}
 """What the names of cards hold, by our files of them."""
 DEFAULTS = ("workload=file", f"workload.path={PLACEHOLDER}", "backend=vllm", "cluster=local", "costs=affine")
 

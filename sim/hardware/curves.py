@@ -64,6 +64,10 @@ class Grid:
         pairs = zip(self.values_s[i], self.values_s[i + 1], strict=True)
         return tuple(max(0.0, low + (high - low) * weight) for low, high in pairs)
 
+    def column(self, x: float) -> tuple[float, ...]:
+        """Interpolate a column at the knots of the rows; never below 0."""
+        return tuple(self(y, x) for y in self.rows)
+
     def __call__(self, y: float, x: float) -> float:
         """Read the grid at a row and a column coordinate; never below 0."""
         rows, columns = self.rows, self.columns

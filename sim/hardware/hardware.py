@@ -21,6 +21,7 @@ from mosaic.core.checks import (
 from mosaic.core.cluster import Gpu
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
+from sim.hardware.operators_by_size import OperatorsBySize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,7 @@ class Hardware:
 
     gpu: Gpu
     tables: tuple[OperatorTable, ...]
+    """Of reference models."""
     load_bytes_per_s: Positive | None
     """Rate at which a session takes its weights in; None: at once, as for an engine that is already up."""
     load_fixed_s: NotNegative = 0.0
@@ -176,6 +178,8 @@ class Hardware:
     """From the host's memory to a GPU, each way; a sparse KV cache needs it."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
+    by_size: OperatorsBySize | None = None
+    """Operators by their sizes; with them every dense model has a table of its own, and there are no others."""
     host: Host | None = None
     """What is assumed of the machine around it; engines that sleep need it, and weights that stay in its memory."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -184,7 +188,8 @@ class Hardware:
     def __post_init__(self) -> None:
         owner = f"hardware {self.gpu.name}"
         check_fields(self, f"{owner}: ")
-        require(len(self.tables) > 0, f"{owner}: tables", "at least one", 0)
+        rule = "at least one, and none with by_size"
+        require(bool(self.tables) == (self.by_size is None), f"{owner}: tables", rule, len(self.tables))
         require_count(self.num_sms, f"{owner}: num_sms", at_least=1 if self.attention_streams else 0)
         for table in self.tables:
             if table.head is None:
@@ -209,6 +214,8 @@ class Hardware:
     def table_for(self, shape: ModelShape, tp_degree: int) -> OperatorTable:
         """Choose the reference model of the same degree that is nearest in size; both are dense, or neither is.
 
+        With operators by size a dense model is its own reference.
+
         Raises
         ------
         ValueError
@@ -220,13 +227,36 @@ class Hardware:
             rule = f"measured or published at tp_degree {tp_degree}"
             require(False, f"hardware {self.gpu.name}: all_reduce", rule, source)
         alike = [table for table in self.tables if bool(table.shape.num_experts) == bool(shape.num_experts)]
+        degrees = {table.tp_degree for table in alike}
+        if self.by_size is not None and not shape.num_experts:
+            degrees = {1, *self.all_reduce}
         rule = f"of a model {'with' if shape.num_experts else 'without'} experts among them"
-        require(bool(alike), f"hardware {self.gpu.name}: tables", rule, [table.name for table in self.tables])
-        allowed = sorted({table.tp_degree for table in alike})
-        require(tp_degree in allowed, f"hardware {self.gpu.name}: tp_degree", f"one of {allowed}", tp_degree)
+        require(bool(degrees), f"hardware {self.gpu.name}: tables", rule, [table.name for table in self.tables])
+        require(tp_degree in degrees, f"hardware {self.gpu.name}: tp_degree", f"one of {sorted(degrees)}", tp_degree)
+        if not alike:
+            assert self.by_size is not None, "some degree was known"
+            return _table_by_size(self.by_size, shape, tp_degree)
         candidates = [table for table in alike if table.tp_degree == tp_degree]
         size = shape.num_block_parameters
         return min(candidates, key=lambda table: abs(math.log(table.shape.num_block_parameters / size)))
+
+
+def _table_by_size(by_size: OperatorsBySize, shape: ModelShape, tp_degree: int) -> OperatorTable:
+    return OperatorTable(
+        name="by_size",
+        shape=shape,
+        tp_degree=tp_degree,
+        source=by_size.source,
+        dense=by_size.dense(shape, tp_degree),
+        attention=MeasuredAttention(
+            decode=by_size.decode_attention(shape, tp_degree, is_alone=True),
+            prefill=by_size.prefill_attention(shape, tp_degree),
+            beside=by_size.decode_attention(shape, tp_degree, is_alone=False),
+            beside_per_token_pair_s=0.0,
+        ),
+        head=by_size.head(shape, tp_degree),
+        mape=by_size.mape,
+    )
 
 
 def hardware_from_config(
@@ -236,6 +266,7 @@ def hardware_from_config(
     tables: Mapping[str, Mapping[str, Any]],
     memory_utilization_frac: float = 0.9,
     all_reduce_us: Mapping[int | str, str] | None = None,
+    by_size: Mapping[str, Any] | None = None,
     host: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Hardware:
@@ -250,6 +281,8 @@ def hardware_from_config(
         (see ``curve_from_text`` and ``grid_from_text``).
     all_reduce_us
         By tensor-parallel degree: microseconds by bytes, as text.
+    by_size
+        Operators by their sizes: the fields of ``OperatorsBySize``, grids as text in microseconds.
     host
         The fields of ``Host``.
     settings
@@ -271,7 +304,8 @@ def hardware_from_config(
     }
     built = tuple(_table(f"hardware {name}: tables.{key}", key, entry) for key, entry in tables.items())
     known = None if host is None else Host(**host)
-    return Hardware(gpu=gpu, tables=built, all_reduce=curves, host=known, **settings)
+    sizes = None if by_size is None else _by_size(f"hardware {name}: by_size", by_size)
+    return Hardware(gpu=gpu, tables=built, all_reduce=curves, by_size=sizes, host=known, **settings)
 
 
 _COEFFICIENTS = {
@@ -299,6 +333,21 @@ def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
         head=curves.get("head_us"),
         experts=grid_from_text(entry["experts_us"], f"{owner}.experts_us") if "experts_us" in entry else None,
         mape=dict(entry.get("mape", {})),
+    )
+
+
+def _by_size(owner: str, entry: Mapping[str, Any]) -> OperatorsBySize:
+    times = {"small_fixed_us", "decode_head_us", "gemm_us", "decode_us", "prefill_us"}
+    _require_keys(owner, entry, {"source", "head_dim", "mape"} | times)
+    return OperatorsBySize(
+        source=entry["source"],
+        head_dim=entry["head_dim"],
+        mape=dict(entry["mape"]),
+        small_fixed_s=_seconds(entry["small_fixed_us"], f"{owner}.small_fixed_us"),
+        decode_head_s=_seconds(entry["decode_head_us"], f"{owner}.decode_head_us"),
+        gemm=grid_from_text(entry["gemm_us"], f"{owner}.gemm_us"),
+        decode={int(n): grid_from_text(text, f"{owner}.decode_us.{n}") for n, text in entry["decode_us"].items()},
+        prefill=grid_from_text(entry["prefill_us"], f"{owner}.prefill_us"),
     )
 
 

@@ -47,6 +47,8 @@ FITTING = [
     *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
     ("request_log", "llama3_8b", "flexicache_h100"),
     ("request_log", "qwen3_30b_a3b", "rtxpro6000"),
+    ("mmlu_pro", "hybrid", "h100_80gb"),
+    ("request_log", "llama3_8b", "h100_80gb"),
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust"]
@@ -65,6 +67,7 @@ MEASURED_DEGREES = {
     "rtxpro6000": (1, 2),
     "rtx4090": (1,),
     "flexicache_h100": (1,),
+    "h100_80gb": (1, 4),
     "cpu_core": (1,),
 }
 """At which the hardware's operators were measured, or are computed."""

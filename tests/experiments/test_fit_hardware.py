@@ -326,7 +326,7 @@ def test_bad_tables_write_nothing(tmp_path: Path, name: str, old: str, new: str 
     [
         ({"fit": {"tables": [{"folder": "none", "shape": "llama3_8b"}]}}, "folder must be a folder below --data"),
         ({"fit": {"tables": [{"folder": "empty", "shape": "llama3_8b"}]}}, "ms_per_layer.csv must be exactly one, got"),
-        ({"fit": {"tables": []}}, "fit: Expected `array` of length >= 1"),
+        ({"fit": {"tables": []}}, "tables must be at least one, and none with by_size, got 0"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "llama3_8b"}] * 2}}, "given once for each size, got"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "other"}]}}, "shape must be one of"),
         ({"fit": {"log": {"file": "x"}}}, r"fit: Expected `str \| null`, got `object` - at `\$.log`"),
