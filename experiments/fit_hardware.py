@@ -4,9 +4,9 @@
 
 A recipe holds the keys of the file that no table has, with their sources, and under `fit` what is fitted: folders of
 tables below --data with their models' shapes (in either layout of experiments/hardware/operator_tables.py; with num_sms
-a skew.csv gives what unequal lengths cost), the link where sharded tables have none, and a log of a recorded run, to
-whose decode steps the host time of an iteration is fitted once all else is known. Or a folder of tables by sizes of
-operators (experiments/hardware/size_tables.py) and measured closed loops (experiments/hardware/closed_loop.py).
+a skew.csv gives what unequal lengths cost) and the link where sharded tables have none. Or a folder of tables by
+sizes of operators (experiments/hardware/size_tables.py), and closed loops that were measured
+(experiments/hardware/closed_loop.py).
 """
 
 import sys
@@ -25,17 +25,14 @@ from experiments.hardware.closed_loop import SERVER, fit_loops, is_full, kv_toke
 from experiments.hardware.dummy_checkpoint import read_shape
 from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_block, to_yaml
 from experiments.hardware.operator_tables import OperatorTables, read_tables
-from experiments.hardware.recorded_log import fit_host, stretches
 from experiments.hardware.size_tables import read_all_reduce, read_by_size
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_experts
 from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
 from mosaic.core.workload import ModelShape
-from mosaic.workloads.request_log import measured_records
 from sim.hardware.curves import Curve, curve_to_text, grid_to_text
 from sim.hardware.hardware import Hardware, MeasuredAttention, hardware_from_config
-from sim.hardware.iteration_time import iteration_time
 
 DEFAULTS: dict[str, Any] = {
     "_target_": "sim.hardware.hardware_from_config",
@@ -125,8 +122,6 @@ class Fit(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     all_reduce: Link | None = None
     cache_bytes: float | None = None
     """The GPU's last-level cache; tables of a model with experts need it."""
-    log: str | None = None
-    """A recorded run of the first table's model, below --data."""
     loops: Loops | None = None
 
 
@@ -167,7 +162,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], Fit]:
 
 
 def fit_hardware(given: Mapping[str, Any], fit: Fit, data: Path) -> dict[str, Any]:
-    """Return the configuration of ``hardware_from_config``, fitted to tables and log."""
+    """Return the configuration of ``hardware_from_config``, fitted to tables."""
     config = {key: given.get(key, default) for key, default in DEFAULTS.items()}
     config = {key: value for key, value in config.items() if value is not ...}
     config |= {"sources": SOURCES | given.get("sources", {}), "all_reduce_us": {}, "tables": {}}
@@ -182,8 +177,6 @@ def fit_hardware(given: Mapping[str, Any], fit: Fit, data: Path) -> dict[str, An
                 _add_all_reduce(config, tables, fit.all_reduce)
     if fit.by_size is not None:
         _add_by_size(config, fit.by_size, data / fit.by_size.folder)
-    if fit.log is not None:
-        _fit_log(config, data / fit.log)
     if fit.loops is not None:
         _fit_loops(config, fit.loops, data / fit.loops.file)
     _hardware(config)  # checks it
@@ -251,8 +244,8 @@ def _add_skew(config: dict[str, Any], fit: SkewFit, tables: str) -> None:
     config["attention_streams"] = fit.streams
     shown = {name: f"{100 * after:.1f}% instead of {100 * before:.1f}%" for name, (before, after) in fit.errors.items()}
     text = "; ".join(f"{name} {error}" for name, error in shown.items())
-    config["sources"]["attention_streams"] = f"fitted: {tables}, half of skew.csv; error of the rest: {text}"
-    print(f"pairs of sequence and KV head that fill the bandwidth: {fit.streams:g}; held-out error: {text}")
+    config["sources"]["attention_streams"] = f"fitted: {tables}, decodes alone of skew.csv; error: {text}"
+    print(f"pairs of sequence and KV head that fill the bandwidth: {fit.streams:g}; error: {text}")
 
 
 def _add_all_reduce(config: dict[str, Any], tables: OperatorTables, link: Link | None) -> None:
@@ -269,20 +262,6 @@ def _add_all_reduce(config: dict[str, Any], tables: OperatorTables, link: Link |
     curve = Curve((0.0, span), (fixed_s, fixed_s + span / link.bytes_per_s))
     config["all_reduce_us"][degree] = curve_to_text(curve)
     config["sources"]["all_reduce"] = link.source
-
-
-def _fit_log(config: dict[str, Any], file: Path) -> None:
-    """Fit the host's seconds per step and per sequence to the decode steps of a log, rounded to 0.1 microseconds."""
-    hardware = _hardware(config)
-    table = hardware.tables[0]
-    time = iteration_time(hardware, table.shape, table.tp_degree)
-    found = stretches(measured_records(file, expert="model"), time)
-    base_s, per_seq_s = (round(seconds, 7) for seconds in fit_host(found, time))
-    config["cpu_base_s"], config["cpu_per_seq_s"] = base_s, per_seq_s
-    steps = f"{sum(stretch.num_steps for stretch in found)} decode steps in {len(found)} stretches"
-    config["sources"]["cpu"] = f"fitted: {steps} of a recorded run, after all else ({table.name})"
-    print(f"host time, fitted: {1e3 * base_s:.4f} ms a step, {1e3 * per_seq_s:.4f} ms a sequence\n{steps}")
-    print(f"how well that predicts the run: run.py +experiment=replay workload.path={file} hardware=...")
 
 
 def _fit_loops(config: dict[str, Any], fit: Loops, file: Path) -> None:

@@ -44,11 +44,6 @@ class MeasuredShape(NamedTuple):
     rounds: Sequence[MeasuredRound]
 
     @property
-    def num_query_heads(self) -> int:
-        """Of one worker."""
-        return -(-self.expert.shape.num_query_heads // self.expert.tp_degree)
-
-    @property
     def num_kv_heads(self) -> int:
         """Of one worker."""
         return max(1, -(-self.expert.shape.num_kv_heads // self.expert.tp_degree))
@@ -139,7 +134,7 @@ class _Fitted:
         self, measured: MeasuredShape, stretches: Sequence[_Stretch], processor: Processor, streams: float
     ) -> None:
         self.streams = streams
-        skew = processor.skew(streams, measured.num_query_heads, measured.num_kv_heads)
+        skew = processor.skew(streams, measured.num_kv_heads)
         self.rows = np.array([terms_of(works, is_start=is_start, skew=skew) for works, is_start, _ in stretches])
         self.seconds = np.array([stretch.seconds for stretch in stretches])
         self._measured = measured

@@ -5,8 +5,7 @@ engine replays the session and counts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ from mosaic.core.checks import AtLeast0, checked
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import Chunks, IterationTime, graph_sizes, padded_seqs, unsplit_seqs
-from sim.hardware.skew_time import MAX_WAVES, AttentionSkew
+from sim.hardware.skew_time import AttentionSkew
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -36,22 +35,20 @@ class Processor:
     graph_max_seqs: AtLeast0 = 0
     """Decode batches up to this size are padded to sizes that are captured as CUDA graphs; 0: none is."""
 
-    def skew(self, streams: float, num_query_heads: int, num_kv_heads: int) -> AttentionSkew | None:
+    def skew(self, streams: float, num_kv_heads: int) -> AttentionSkew | None:
         """Say what unequal lengths cost, in tokens read; None: nothing.
 
         Parameters
         ----------
         streams
             Pairs of sequence and KV head that read at the full bandwidth together.
-        num_query_heads, num_kv_heads
+        num_kv_heads
             Of the model on one worker.
         """
         if streams <= num_kv_heads:  # one sequence reads at the full bandwidth
             return None
         least = unsplit_seqs(self.num_sms, num_kv_heads, graph_sizes(self.graph_max_seqs))
-        return AttentionSkew(
-            block_s=streams / num_kv_heads, num_sms=self.num_sms, num_heads=num_query_heads, min_seqs=least
-        )
+        return AttentionSkew(block_s=streams / num_kv_heads, min_seqs=least)
 
 
 class Work(NamedTuple):
@@ -71,8 +68,8 @@ class Work(NamedTuple):
     """c (c + 2 p) of every chunk of c tokens behind p others."""
     num_tokens: int
     """Of each iteration, as padded."""
-    longest: tuple[int, ...] = ()
-    """Tokens that decodes of the first iteration read of the longest sequences, in rising order."""
+    longest: int = 0
+    """Tokens that decodes of the first iteration read of the longest sequence."""
     chunks: tuple[tuple[int, int], ...] = ()
     """Of prompts beside decodes whose lengths matter: tokens, and tokens before them."""
 
@@ -86,22 +83,23 @@ class _Counter(IterationTime):
 
     def __init__(self, processor: Processor) -> None:
         self.works: list[Work] = []
-        self.num_longest = MAX_WAVES * processor.num_sms  # no skew looks at more
+        self.needs_longest = processor.num_sms > 0
         self._captured = graph_sizes(processor.graph_max_seqs)
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         kv_sum = num_steps * int(kv_tokens) + num_seqs * num_steps * (num_steps - 1) // 2
         num_tokens = padded_seqs(num_seqs, self._captured)
-        self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_tokens, tuple(longest)))
+        self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_tokens, longest))
         return float(num_steps)
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         pairs = sum(tokens * (tokens + 2 * context) for tokens, context in chunks)
         started = sum(context == 0 for _, context in chunks)
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
         num_seqs = num_decodes + len(chunks)
-        read = (tuple(longest), tuple(chunks)) if longest else ()
-        self.works.append(Work(1, num_seqs, 1, started, 0, int(decode_kv_tokens), pairs, num_tokens, *read))
+        beside = tuple(chunks) if longest else ()
+        read = int(decode_kv_tokens)
+        self.works.append(Work(1, num_seqs, 1, started, 0, read, pairs, num_tokens, longest, beside))
         return 1.0
 
 
@@ -141,18 +139,13 @@ def terms_of(works: Sequence[Work], *, is_start: bool, skew: AttentionSkew | Non
 
 def _waited(work: Work, skew: AttentionSkew | None) -> float:
     """Count the tokens that could have been read while the longest were."""
-    return 0.0 if skew is None else skew.block_s * _waited_blocks(work, replace(skew, block_s=1.0))
-
-
-@cache
-def _waited_blocks(work: Work, skew: AttentionSkew) -> float:
-    if not work.longest or (work.num_seqs < skew.min_seqs and not work.chunks):
+    if skew is None or not work.longest or (work.num_seqs < skew.min_seqs and not work.chunks):
         return 0.0
     if not work.chunks:
         first_tokens = work.kv_tokens / work.num_iterations - work.num_seqs * (work.num_iterations - 1) / 2
-        return work.num_iterations * skew.longest_wait_s(work.longest[-1], first_tokens / work.num_seqs)
+        return work.num_iterations * skew.alone_s(work.longest, first_tokens / work.num_seqs)
     num_decodes = work.num_seqs - len(work.chunks)
-    return skew.beside_prefill_s(work.chunks, num_decodes, work.kv_tokens_beside / num_decodes, work.longest)
+    return skew.beside_prefill_s(work.longest, work.kv_tokens_beside / num_decodes, work.chunks)
 
 
 def ramps(num_tokens: int) -> Floats:

@@ -1,92 +1,85 @@
-"""The host time that the decode steps of a recorded run show.
-
-The host's time is what steps took beyond what tables say that the GPU takes.
+"""The steps that a recorded run shows, beside what a model says of them.
 
 A log has the instants of first and last tokens only. But tokens come out at the ends of steps, and between two such
-instants that follow each other no request joins or leaves. So a stretch is a few equal steps, and how many follows from
-its time, as no model of a step is wrong by half of one.
+instants that follow each other no request joins or leaves. So what lies between is a few equal decode steps. The last
+one may hold the prompts whose first tokens come out at its end. How many steps there are follows from the time, as no
+model of a step is wrong by a third of one.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
-from scipy.optimize import nnls
-
 from mosaic.core.results import CallRecord
+from mosaic.core.workload import CallKey
 from sim.hardware.iteration_time import IterationTime
 
-MIN_STRETCHES = 20
-"""With fewer a fit would be that of noise."""
 MAX_STEPS = 4
 """In longer stretches an error of a tenth of a step adds up to one that might be a step."""
+MAX_BEFORE_PREFILL = 2
+"""Decode steps in front of one that prefills; they count as long as the model says."""
 MAX_DOUBT = 0.3
-"""Distance of a stretch from a whole number of the model's steps."""
+"""Distance of a stretch from a whole number of the model's decode steps."""
 
 
-class Stretch(NamedTuple):
-    """Decode steps without any prefill, and the batch in the middle of them."""
+class LoggedStep(NamedTuple):
+    """Equal decode steps, or a step with prompts beside decodes; seconds of one."""
 
     num_steps: int
-    seconds: float
-    lengths: tuple[int, ...]
-    """Tokens that the middle step reads of each sequence, in rising order."""
-
-    @property
-    def step_s(self) -> float:
-        return self.seconds / self.num_steps
+    num_decodes: int
+    prompt_tokens: int
+    """Computed beside them; 0: decodes alone."""
+    measured_s: float
+    predicted_s: float
 
 
-def stretches(records: Sequence[CallRecord], time: IterationTime) -> list[Stretch]:
-    """Find the stretches of a log in which the batch is constant, nothing is prefilled and the number of steps is sure.
+def logged_steps(
+    records: Sequence[CallRecord], cached: Mapping[CallKey, int], time: IterationTime, budget: int
+) -> list[LoggedStep]:
+    """Find the steps of a log whose batch is known, and whose number is sure.
 
     Parameters
     ----------
     records
         The log's requests, all of which finished.
+    cached
+        Tokens of each prompt that were in the engine's cache.
     time
-        A model of a step, right to a tenth.
+        A model of a step.
+    budget
+        Most tokens of a step: prompts that do not fit into it take several.
     """
-    instants = sorted({ts for record in records for ts in (_first(record), _last(record))})
-    prefills = [(record.admitted_ts or record.queued_ts, _first(record)) for record in records]
+    firsts = defaultdict(list)
+    for record in records:
+        firsts[_first(record)].append(record)
     found = []
-    for start, end in pairwise(instants):
-        if any(begin < end and until > start for begin, until in prefills):
+    for start, end in pairwise(sorted({*firsts, *map(_last, records)})):
+        prompts = [(record.prompt_tokens - cached[record.key], cached[record.key]) for record in firsts.get(end, ())]
+        lengths = _lengths(records, (start + end) / 2)
+        num_tokens = sum(tokens for tokens, _ in prompts)
+        if not lengths or num_tokens + len(lengths) > budget or _is_shared(records, start, end):
             continue
-        lengths = sorted(_lengths(records, (start + end) / 2))
-        if not lengths:
+        kv_tokens, longest = sum(lengths), max(lengths)
+        decode_s = time.decode_span_s(len(lengths), kv_tokens, 1, longest)
+        predicted_s = time.mixed_s(prompts, len(lengths), kv_tokens, longest) if prompts else decode_s
+        before = (end - start - predicted_s) / decode_s
+        num_before = round(before)
+        most_before = MAX_BEFORE_PREFILL if prompts else MAX_STEPS - 1
+        if not 0 <= num_before <= most_before or abs(before - num_before) >= MAX_DOUBT:
             continue
-        steps = (end - start) / _step_s(lengths, time)
-        if 1 <= round(steps) <= MAX_STEPS and abs(steps - round(steps)) < MAX_DOUBT:
-            found.append(Stretch(round(steps), end - start, tuple(lengths)))
+        if prompts:
+            measured_s = end - start - num_before * decode_s
+            found.append(LoggedStep(1, len(lengths), num_tokens, measured_s, predicted_s))
+        else:
+            num_steps = num_before + 1
+            found.append(LoggedStep(num_steps, len(lengths), 0, (end - start) / num_steps, predicted_s))
     return found
 
 
-def excess_s(stretch: Stretch, time: IterationTime) -> float:
-    """Seconds that a step took beyond what the model says."""
-    return stretch.step_s - _step_s(stretch.lengths, time)
-
-
-def _step_s(lengths: Sequence[int], time: IterationTime) -> float:
-    return time.decode_span_s(len(lengths), sum(lengths), 1, lengths[-time.num_longest :] if time.num_longest else ())
-
-
-def fit_host(found: Sequence[Stretch], time: IterationTime) -> tuple[float, float]:
-    """Fit seconds per step and per sequence of it, none below 0, to what the model of the GPU leaves over.
-
-    Raises
-    ------
-    ValueError
-        If the log shows too few stretches.
-    """
-    if len(found) < MIN_STRETCHES:
-        raise ValueError(f"log: at least {MIN_STRETCHES} stretches of decode steps must be known, got {len(found)}")
-    weights = np.sqrt([float(stretch.num_steps) for stretch in found])
-    terms = np.array([(1.0, float(len(stretch.lengths))) for stretch in found])
-    rest = np.array([excess_s(stretch, time) for stretch in found])
-    (base_s, per_seq_s), _ = nnls(terms * weights[:, None], rest * weights)
-    return float(base_s), float(per_seq_s)
+def _is_shared(records: Sequence[CallRecord], start: float, end: float) -> bool:
+    """Return whether prompts whose first tokens come out later may have been computed in part by the end."""
+    return any((record.admitted_ts or record.queued_ts) < end < _first(record) for record in records)
 
 
 def _first(record: CallRecord) -> float:

@@ -1,11 +1,12 @@
 """How many sequences fill the bandwidth of a GPU's decode attention, from batches of unequal lengths.
 
 skew.csv of the per-operator layout has batches of n sequences, nb of which have kv_big tokens and the others kvs,
-beside uniform batches of the same mean. Its times are longer than those of attention.csv, so only ratios are used.
+beside uniform batches of the same mean. Its times are sums of three launches, so ratios are used.
 
-What the model leaves is mostly this: beside a prefill the query heads of a KV head share what they read, until the keys
-and values of one head outgrow the L2 cache (147,000 tokens on an RTX 4090, more than it holds of a whole model).
-Unequal batches then share nothing; equal ones go on sharing as long as their heads happen to stay in step.
+Decodes alone show how many sequences fill the bandwidth; decodes beside a prefill are the check. What the model leaves
+there is mostly this: the query heads of a KV head share what they read, until the keys and values of one head outgrow
+the L2 cache (147,000 tokens on an RTX 4090, more than it holds of a whole model). Unequal batches then share nothing;
+equal ones go on sharing as long as their heads happen to stay in step.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class SkewRow(NamedTuple):
 
 
 class SkewFit(NamedTuple):
-    """What was found, and its errors on rows that it was not fitted to: without the model of skew and with it."""
+    """What was found, and its errors: without the model of skew and with it."""
 
     streams: float
     errors: dict[str, tuple[float, float]]
@@ -66,10 +67,8 @@ def read_skew(path: Path) -> list[SkewRow]:
     ]
 
 
-def fit_skew(
-    rows: Sequence[SkewRow], attention: MeasuredAttention, shape: ModelShape, num_sms: int, *, held_out: int = 1
-) -> SkewFit:
-    """Fit to every second length, least absolute error, and judge by the other lengths.
+def fit_skew(rows: Sequence[SkewRow], attention: MeasuredAttention, shape: ModelShape, num_sms: int) -> SkewFit:
+    """Fit to decodes alone that are not split, least absolute error; those beside a prefill are a check.
 
     Parameters
     ----------
@@ -77,8 +76,6 @@ def fit_skew(
         skew.csv, and what was fitted to the tables beside it.
     shape, num_sms
         The model as one GPU holds it; the GPU's multiprocessors.
-    held_out
-        1: every second length is held out; 0: the others are.
 
     Raises
     ------
@@ -86,35 +83,26 @@ def fit_skew(
         If no batch is too large to be split, so that nothing shows what skew costs.
     """
     least = unsplit_seqs(num_sms, shape.num_kv_heads)
-    if all(row.num_seqs < least for row in rows if not row.chunk):
+    alone = np.array([not row.chunk and row.num_seqs >= least for row in rows])
+    if not alone.any():
         raise ValueError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
-    skew = AttentionSkew(
-        block_s=attention.kv_token_s / shape.num_kv_heads,
-        num_sms=num_sms,
-        num_heads=shape.num_query_heads,
-        min_seqs=least,
-    )
+    skew = AttentionSkew(block_s=attention.kv_token_s / shape.num_kv_heads, min_seqs=least)
     ratios = np.array([row.ratio for row in rows])
     per_stream = np.array([_extra_s(row, skew) / _uniform_s(row, attention) for row in rows])
-    lengths = sorted({row.small for row in rows})
-    judged = np.array([lengths.index(row.small) % 2 == held_out for row in rows])
 
     def error(those: NDArray[np.bool_], streams: float) -> float:
         return float(np.abs((1 + streams * per_stream[those]) / ratios[those] - 1).mean())
 
-    streams = min(map(float, STREAMS), key=lambda candidate: error(~judged, candidate))
-    alone = np.array([not row.chunk for row in rows])
+    streams = min(map(float, STREAMS), key=lambda candidate: error(alone, candidate))
     groups = {
-        "all": judged,
-        "decodes alone": judged & alone,
-        "decodes alone, batches that are not split": judged & alone & np.array([r.num_seqs >= least for r in rows]),
-        "decodes beside a prefill": judged & ~alone,
+        "decodes alone, batches that are not split": alone,
+        "decodes beside a prefill, not fitted": np.array([row.chunk > 0 for row in rows]),
     }
     errors = {name: (error(those, 0.0), error(those, streams)) for name, those in groups.items() if those.any()}
     return SkewFit(streams, errors)
 
 
-MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 54.5, 1.792e12 / 55.0)
+MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 56.0, 1.792e12 / 55.5)
 """What one thread block reads: bandwidth over fitted streams, of an RTX 4090 and an RTX PRO 6000."""
 
 
@@ -146,6 +134,5 @@ def _uniform_s(row: SkewRow, attention: MeasuredAttention) -> float:
 
 def _extra_s(row: SkewRow, skew: AttentionSkew) -> float:
     if row.chunk:
-        lengths = [row.small] * (row.num_seqs - row.num_big) + [row.big] * row.num_big
-        return skew.beside_prefill_s([(row.chunk, row.context)], row.num_seqs, row.mean_tokens, lengths)
-    return skew.longest_wait_s(row.big, row.mean_tokens) if row.num_seqs >= skew.min_seqs else 0.0
+        return skew.beside_prefill_s(row.big, row.mean_tokens, [(row.chunk, row.context)])
+    return skew.alone_s(row.big, row.mean_tokens) if row.num_seqs >= skew.min_seqs else 0.0

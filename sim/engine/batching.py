@@ -21,7 +21,7 @@ class Batcher:
         settings: EngineOptions,
         kv_tokens: int,
         context_tokens: int,
-        num_longest: int = 0,
+        keeps_lengths: bool = False,
         decoding: DecodingSet | None = None,
     ) -> None:
         # V0 evicts by last use and by length, and ran without it by default.
@@ -32,7 +32,7 @@ class Batcher:
         if decoding is None:
             cache = PrefixKvCache if settings.caches_prefixes else KvCache
             kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
-            decoding = DecodingSet(kv, num_longest)
+            decoding = DecodingSet(kv, keeps_lengths=keeps_lengths)
         self.decoding = decoding
         self.kv = decoding.kv
         self.chunks: list[Chunk] = []
@@ -77,12 +77,6 @@ class Batcher:
         if limit < self.kv.max_tokens:
             source = "one iteration computes, see backend.max_num_batched_tokens"
         require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
-
-    def alike_steps(self) -> int:
-        """Count the decode steps that start now before the batch changes, arrivals left out."""
-        # After a preemption one step: what was freed may admit someone in the next iteration.
-        limit = 1 if self.preempted else self.decoding.steps_to_finish()
-        return self.kv.steps_that_fit(self.decoding.counter, limit)
 
     def compose(self, now: float) -> None:
         """Fix the batch of the iteration that starts now."""

@@ -18,10 +18,11 @@ class DecodingSet:
     the cache's histogram and its share of the running sum of KV tokens.
     """
 
-    __slots__ = ("_by_ticket", "_finish_heap", "_num_longest", "_num_tickets", "_starts", "counter", "kv", "kv_tokens")
+    __slots__ = ("_by_ticket", "_finish_heap", "_num_tickets", "_starts", "counter", "keeps_lengths", "kv", "kv_tokens")
 
-    def __init__(self, kv: KvCache, num_longest: int = 0) -> None:
+    def __init__(self, kv: KvCache, *, keeps_lengths: bool = False) -> None:
         self.kv = kv
+        self.keeps_lengths = keeps_lengths
         self.counter = 0
         """Steps so far."""
         self.kv_tokens = 0
@@ -29,9 +30,8 @@ class DecodingSet:
         self._by_ticket: dict[int, Request] = {}
         self._finish_heap: list[int] = []
         self._num_tickets = 0
-        self._num_longest = num_longest
         self._starts: list[int] = []
-        """Lengths at step 0, in rising order; kept only where times depend on the longest."""
+        """Lengths at step 0, in rising order, where they are kept."""
 
     def __contains__(self, request: Request) -> bool:
         return request.ticket in self._by_ticket
@@ -46,19 +46,12 @@ class DecodingSet:
         heappush(self._finish_heap, finish_step * TICKETS + ticket)
         self.kv.join(counter - num_tokens)
         self.kv_tokens += num_tokens
-        if self._num_longest:
+        if self.keeps_lengths:
             insort(self._starts, num_tokens - counter)
 
-    def longest_one(self) -> list[int]:
-        """Tokens that the next step reads of the longest sequence, as a list of one; empty where not needed."""
-        return [self._starts[-1] + self.counter + 1] if self._starts else []
-
-    def longest(self) -> list[int]:
-        """Tokens that the next step reads of all sequences, in rising order; of many, of the longest alone."""
-        counter, starts = self.counter + 1, self._starts
-        if len(starts) >= self._num_longest:
-            starts = starts[-1:]
-        return [start + counter for start in starts]
+    def longest(self) -> int:
+        """Tokens that the next step reads of the longest sequence; 0 without any, or where lengths are not kept."""
+        return self._starts[-1] + self.counter + 1 if self._starts else 0
 
     def steps_to_finish(self) -> int:
         """Count the steps to the next finish."""
@@ -116,5 +109,5 @@ class DecodingSet:
         num_tokens = request.prompt_tokens + num_generated - 1
         self.kv.leave(request, self.counter - num_tokens, num_tokens)
         self.kv_tokens -= num_tokens
-        if self._num_longest:
+        if self.keeps_lengths:
             del self._starts[bisect_left(self._starts, num_tokens - self.counter)]

@@ -46,13 +46,13 @@ class Engine:
         start_ts: float = 0.0,
     ) -> None:
         self._time = iteration_time
-        self._longest: list[int] = []
+        self._longest = 0
         """Length of the longest sequence in the iteration that starts at _now, where it matters."""
         self._batcher = Batcher(
             settings=settings,
             kv_tokens=kv_tokens,
             context_tokens=context_tokens,
-            num_longest=iteration_time.num_longest,
+            keeps_lengths=iteration_time.needs_longest,
         )
         self.target_ts = start_ts
         """Up to here the caller has seen everything."""
@@ -213,21 +213,21 @@ class Engine:
             self._plan_decode()
 
     def _plan_prefill(self) -> None:
-        self._jump_end_ts = self._now + self._pace * self._prefill_s(self._batcher)
-        self._jump_steps = 1
-
-    def _prefill_s(self, batcher: Batcher) -> float:
-        """Price the iteration with chunks that was composed."""
+        batcher = self._batcher
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
-        longest = batcher.decoding.longest() if num_decodes else []
-        return self._time.mixed_s(chunks, num_decodes, kv_read, longest)
+        longest = batcher.decoding.longest() if num_decodes else 0
+        seconds = self._time.mixed_s(chunks, num_decodes, kv_read, longest)
+        self._jump_end_ts = self._now + self._pace * seconds
+        self._jump_steps = 1
 
     def _plan_decode(self) -> None:
         batcher, decoding = self._batcher, self._batcher.decoding
-        steps = batcher.alike_steps()
-        self._longest = decoding.longest_one()
+        # After a preemption one step: what was freed may admit someone in the next iteration.
+        limit = 1 if batcher.preempted else decoding.steps_to_finish()
+        steps = batcher.kv.steps_that_fit(decoding.counter, limit)
+        self._longest = decoding.longest()
         end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
         if arrival_ts < end_ts and batcher.would_admit:

@@ -138,8 +138,8 @@ class SparseDecodingSet(DecodingSet):
 
     __slots__ = ("_dense_tokens", "_num_turning", "_sparse_kv", "_turns", "num_short", "short_tokens")
 
-    def __init__(self, kv: SparseKvCache, num_longest: int = 0) -> None:
-        super().__init__(kv, num_longest)
+    def __init__(self, kv: SparseKvCache, *, keeps_lengths: bool = False) -> None:
+        super().__init__(kv, keeps_lengths=keeps_lengths)
         self.num_short = 0
         self.short_tokens = 0
         self._sparse_kv = kv
@@ -157,7 +157,7 @@ class SparseDecodingSet(DecodingSet):
             num_long=num_seqs - num_short,
             kv_tokens=self.kv_tokens + num_seqs,
             short_tokens=self.short_tokens + num_short,
-            longest=self._starts[-1] + self.counter + 1 if self._starts else 0,
+            longest=self.longest(),
         )
 
     def join(self, request: Request, num_tokens: int) -> None:
@@ -233,7 +233,7 @@ class SparseEngine(Engine):
         )
         self._sparse_time = iteration_time
         cache = SparseKvCache(kv_tokens=kv_tokens, watermark_frac=settings.watermark, sizes=sizes)
-        self._decoding = SparseDecodingSet(cache, iteration_time.num_longest)
+        self._decoding = SparseDecodingSet(cache, keeps_lengths=iteration_time.needs_longest)
         self._batcher = Batcher(
             settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, decoding=self._decoding
         )

@@ -19,12 +19,12 @@ Chunks: TypeAlias = Sequence[tuple[int, int]]
 class IterationTime(Protocol):
     """Time of an engine's iterations for one model on one kind of GPU at one tensor-parallel degree."""
 
-    num_longest: int = 0
-    """How many of the longest lengths it needs."""
+    needs_longest: bool = False
+    """Whether it depends on the longest sequence."""
     max_graph_tokens: int | None = None
     """Longest sequence of a step with CUDA graphs; None: there is no limit."""
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         """Time of consecutive pure decode iterations over an unchanged batch.
 
         Parameters
@@ -38,11 +38,10 @@ class IterationTime(Protocol):
         num_steps
             Number of steps k.
         longest
-            Tokens that the first step reads of the longest sequence, the last of those that are given; without them
-            all lengths are taken for equal.
+            Tokens that the first step reads of the longest sequence; 0: all lengths are taken for equal.
         """
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         """Time of one iteration that prefills chunks, with or without decodes beside them.
 
         Parameters
@@ -51,7 +50,7 @@ class IterationTime(Protocol):
             What is prefilled.
         num_decodes, decode_kv_tokens, longest
             Sequences that decode in the same iteration, the tokens that their attention reads, and those of the longest
-            of them, in rising order.
+            of them.
         """
 
     def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
@@ -101,8 +100,6 @@ def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape) -> Attent
     num_kv_heads = max(1, -(-shape.num_kv_heads // table.tp_degree))
     return AttentionSkew(
         block_s=table.attention.kv_token_s * _decode_scale(table, shape) * hardware.attention_streams / num_kv_heads,
-        num_sms=hardware.num_sms,
-        num_heads=-(-shape.num_query_heads // table.tp_degree),
         min_seqs=unsplit_seqs(hardware.num_sms, num_kv_heads, graph_sizes(hardware.graph_max_seqs)),
     )
 
@@ -224,7 +221,7 @@ class FittedTime(IterationTime):
         self._prefill_scale = _prefill_scale(table, shape)
         self._step_s: list[float] = [0.0]
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         try:
             step_s = self._step_s[num_seqs]
         except IndexError:
@@ -239,7 +236,7 @@ class FittedTime(IterationTime):
             self._step_s.append(self._batch.decode(size) + fixed_s + per_seq_s * size)
         return self._step_s[num_seqs]
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         num_tokens, prefill_s = num_decodes, 0.0
         per_token_s, per_pair_s = self._attention.prefill_per_token_s, self._attention.prefill_per_token_pair_s
         for tokens, context in chunks:
@@ -267,7 +264,7 @@ class MeasuredTime(IterationTime):
         self._launch_s = self._prefill.values_s[0][0]
         self._rows: dict[int, tuple[float, tuple[float, ...], tuple[float, ...]]] = {}
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         step_s, values_s, slopes_s = self._rows.get(num_seqs) or self._add_row(num_seqs)
         knots = self._decode.columns
         last = len(slopes_s) - 1
@@ -292,7 +289,7 @@ class MeasuredTime(IterationTime):
         self._rows[num_seqs] = (self._batch.decode(num_seqs), values_s, slopes_s)
         return self._rows[num_seqs]
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         num_tokens, longest_chunk, attention_s = num_decodes, 0, 0.0
         for tokens, context in chunks:
             num_tokens += tokens
@@ -330,33 +327,33 @@ class SkewAwareIterationTime(IterationTime):
         self._per_kv_token_s = host_per_kv_token_s
         self._skew = skew
         self._unsplit_seqs = skew.min_seqs if skew else inf
-        self._idle_s = skew.longest_wait_s(1, 0.0) if skew else 0.0
+        self._idle_s = skew.alone_s(1, 0.0) if skew else 0.0
         self._launch_s = launch_s
         self._graph_tokens = inf if max_graph_tokens is None else max_graph_tokens + 1
         """Steps that read a sequence of so many tokens are eager."""
         self._busy_tokens: dict[int, float] = {}
         """Per batch size, tokens to read that are known to take longer than the launches."""
         self.max_graph_tokens = max_graph_tokens
-        self.num_longest = max(skew.num_longest if skew else 0, 0 if max_graph_tokens is None else 1)
+        self.needs_longest = skew is not None or max_graph_tokens is not None
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         step_s = self._base_s + self._per_seq_s * num_seqs
         step_s += self._per_kv_token_s * (kv_tokens + num_seqs * (num_steps - 1) / 2)
         launches_s = 0.0
         if longest:
-            most_tokens, skew_s = longest[-1], 0.0
+            skew_s = 0.0
             if num_seqs >= self._unsplit_seqs:
-                skew_s = self._idle_s * (most_tokens - kv_tokens / num_seqs)
+                skew_s = self._idle_s * (longest - kv_tokens / num_seqs)
                 step_s += skew_s
-            if most_tokens + num_steps > self._graph_tokens and kv_tokens < self._busy_tokens.get(num_seqs, inf):
-                launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, most_tokens, skew_s)
+            if longest + num_steps > self._graph_tokens and kv_tokens < self._busy_tokens.get(num_seqs, inf):
+                launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, longest, skew_s)
         return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
 
-    def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
+    def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int, skew_s: float) -> float:
         """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
         assert self.max_graph_tokens is not None, "called where there is a limit"
         gpu_s, launch_s = self._gpu.decode_span_s, self._launch_s - skew_s
-        num_graphs = max(0, self.max_graph_tokens - most_tokens + 1)
+        num_graphs = max(0, self.max_graph_tokens - longest + 1)
         kv_tokens += num_graphs * num_seqs
         first_s = gpu_s(num_seqs, kv_tokens, 1)
         if first_s >= launch_s:
@@ -375,13 +372,11 @@ class SkewAwareIterationTime(IterationTime):
             gpu_s = max(gpu_s, self._launch_s)
         return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""
         seconds = self._gpu.mixed_s(chunks, num_decodes, decode_kv_tokens)
         if self._skew is not None and longest:
-            skew_s = self._skew.beside_prefill_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
-            # Equal lengths leave at most half of their waves idle.
-            seconds = max(seconds / 2, seconds + skew_s)
+            seconds += self._skew.beside_prefill_s(longest, decode_kv_tokens / num_decodes, chunks)
         host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
         return seconds + host_s + self._per_kv_token_s * decode_kv_tokens
 
@@ -397,10 +392,10 @@ class MoeTime(IterationTime):
         """Without routed experts."""
         self._experts_s = experts
         self._captured = captured
-        self.num_longest = own.num_longest
+        self.needs_longest = own.needs_longest
         self.max_graph_tokens = own.max_graph_tokens
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         experts_s = self._experts_s(padded_seqs(num_seqs, self._captured))
         return self.own.decode_span_s(num_seqs, kv_tokens, num_steps, longest) + num_steps * experts_s
 
@@ -409,6 +404,6 @@ class MoeTime(IterationTime):
         experts_s = self._experts_s(padded_seqs(num_seqs, self._captured))
         return self.own.step_s(num_seqs, read_tokens, kv_tokens, longest) + experts_s
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         experts_s = self._experts_s(num_decodes + sum(tokens for tokens, _ in chunks))
         return self.own.mixed_s(chunks, num_decodes, decode_kv_tokens, longest) + experts_s

@@ -1,6 +1,5 @@
 """Iteration time of an expert with a sparse KV cache: what is read, what comes over the link, who pauses."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from mosaic.core.checks import require
@@ -49,7 +48,7 @@ class SparseTime(IterationTime):
 
     def __init__(self, time: IterationTime, kv: SparseKv, *, kv_bytes: int, context_tokens: int, link_s: float) -> None:
         self._time = time
-        self.num_longest = min(1, time.num_longest)
+        self.needs_longest = time.needs_longest
         self._every = kv.rerank_every
         self._long_read = kv.long_read_tokens()
         self._scored = kv.scored_tokens_per_token()
@@ -103,14 +102,14 @@ class SparseTime(IterationTime):
         seconds += self._pauses_s(batch)
         return max(seconds, self.promoted_s(batch), num_tokens * self._offload_s)
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         """Bound the time of steps of which only totals are known.
 
         A token costs least in the longest sequence, and no step takes less than the first one.
         """
         return num_steps * self._time.decode_span_s(num_seqs, kv_tokens * self._least_read_frac, 1)
 
-    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: Sequence[int] = ()) -> float:
+    def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
         """Bound the time of an iteration of which only totals are known."""
         return self._time.mixed_s(chunks, num_decodes, decode_kv_tokens * self._least_read_frac)
 

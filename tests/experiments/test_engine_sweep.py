@@ -344,12 +344,12 @@ def test_graphs_pad_what_a_step_computes():
 
 
 def test_what_steps_wait_for_counts_as_tokens_read():
-    skew = AttentionSkew(block_s=2.0, num_sms=4, num_heads=1, min_seqs=3)
-    decode = Work(10, 3, 0, 0, 10 * 80 + 3 * 45, 0, 0, 3, (10, 20, 50))
-    beside = Work(1, 3, 1, 1, 0, 70, 9, 5, (20, 50), ((3, 0),))
-    small = Work(10, 2, 0, 0, 500, 0, 0, 2, (20, 50))
+    skew = AttentionSkew(block_s=2.0, min_seqs=3)
+    decode = Work(10, 3, 0, 0, 10 * 80 + 3 * 45, 0, 0, 3, 50)
+    beside = Work(1, 3, 1, 1, 0, 70, 9, 5, 50, ((3, 0),))
+    small = Work(10, 2, 0, 0, 500, 0, 0, 2, 50)
     read = [terms_of([work], is_start=False, skew=skew)[5] for work in (decode, beside, small)]
-    alone, together = skew.longest_wait_s(50, 80 / 3), skew.beside_prefill_s([(3, 0)], 2, 35.0, (20, 50))
+    alone, together = skew.alone_s(50, 80 / 3), skew.beside_prefill_s(50, 35.0, [(3, 0)])
     assert read == pytest.approx([935 + 10 * alone, together, 500]), (
         "small batches are split, those beside a prompt never"
     )

@@ -12,13 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from experiments.fit_hardware import main, read_recipe
-from mosaic.core.engine_options import EngineOptions, Order
-from mosaic.core.workload import ModelShape
-from sim.engine.engine import Engine
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, hardware_from_config
-from sim.hardware.iteration_time import iteration_time
 from sim.hardware.skew_time import IDLE_FRAC
-from tests.workloads.test_request_log import make_line, write_log
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "hardware" / "recipes"
 SHAPE = RECIPES.parent / "shapes" / "llama3_8b.yaml"
@@ -227,39 +222,6 @@ def test_a_committed_file_has_what_its_recipe_gives(recipe: Path) -> None:
     assert {name.rpartition("_tp")[0] for name in committed["tables"]} == {tables.shape for tables in fitted.tables}
 
 
-def recorded(hardware: Hardware, num_requests: int) -> list[dict[str, Any]]:
-    """Lines of a log: requests of unequal length on an engine of this hardware, all there from the start."""
-    shape = ModelShape(**yaml.safe_load(SHAPE.read_text()))
-    settings = EngineOptions(order=Order.MIXED)
-    engine = Engine(
-        iteration_time=iteration_time(hardware, shape, 1), settings=settings, kv_tokens=100_000, context_tokens=4096
-    )
-    served = [engine.submit(i, 60 + i, 20 + 3 * i, 0.0) for i in range(num_requests)]
-    engine.advance_to(float("inf"))
-    return [
-        make_line(
-            str(request.id), input_toks=request.prompt_tokens, output_toks=request.output_tokens, queued_ts=0.0,
-            scheduled_ts=request.admitted_ts, first_token_ts=request.first_token_ts, last_token_ts=request.finished_ts,
-        )
-        for request in served
-    ]  # fmt: skip
-
-
-def test_host_time_is_recovered_from_the_steps_of_a_log(tmp_path: Path) -> None:
-    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
-    assert fit(tables, out, cpu_base_s=0.0003).exit_code == 0
-    log_file = write_log(tmp_path, *recorded(load(out), 40))
-    log = {"log": log_file.name}
-    assert fit(tables, out, fit=log).exit_code == 0
-    hardware = load(out)
-    assert hardware.cpu_s(20) == pytest.approx(0.0003, rel=0.05)
-    assert hardware.sources["cpu"].startswith("fitted:")
-    out.unlink()
-    write_log(tmp_path, *recorded(hardware, 5))
-    assert "at least 20 stretches of decode steps must be known" in fit(tables, out, fit=log).stderr
-    assert not out.exists()
-
-
 def write_skew(folder: Path, streams: float) -> None:
     """Ratios as if so many pairs of sequence and KV head filled the bandwidth; Llama-3-8B has 8 heads."""
     rows = []
@@ -281,10 +243,10 @@ def test_streams_are_recovered_from_ratios(tmp_path: Path) -> None:
     write_skew(tables, 60.0)
     assert fit(tables, out).exit_code == 0
     assert load(out).attention_streams == 0
-    assert "held-out error: all" in fit(tables, out, num_sms=188).stdout
+    assert "error: decodes alone, batches that are not split" in fit(tables, out, num_sms=188).stdout
     hardware = load(out)
     assert (hardware.num_sms, hardware.attention_streams) == (188, pytest.approx(60.0, abs=2.0))
-    assert "error of the rest" in hardware.sources["attention_streams"]
+    assert "decodes alone of skew.csv; error" in hardware.sources["attention_streams"]
 
 
 FILES = ("tp1/dense.csv", "tp1/per_sequence.csv", "tp1/attention.csv", "tables.yaml")
@@ -329,7 +291,7 @@ def test_bad_tables_write_nothing(tmp_path: Path, name: str, old: str, new: str 
         ({"fit": {"tables": []}}, "tables must be at least one, and none with by_size, got 0"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "llama3_8b"}] * 2}}, "given once for each size, got"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "other"}]}}, "shape must be one of"),
-        ({"fit": {"log": {"file": "x"}}}, r"fit: Expected `str \| null`, got `object` - at `\$.log`"),
+        ({"fit": {"log": "x"}}, "fit: Object contains unknown field `log`"),
         ({"num_sm": 3}, r"keys must be of .*, got \['num_sm'\]"),
         ({"memory_gib": -1.0}, "memory"),
     ],

@@ -45,7 +45,7 @@ class Drawn:
             self.time,
             host_per_seq_s=host[0],
             host_per_kv_token_s=host[1],
-            skew=skew and AttentionSkew(block_s=skew[0], num_sms=skew[1], num_heads=skew[2], min_seqs=skew[3]),
+            skew=skew and AttentionSkew(block_s=skew[0], min_seqs=skew[1]),
             max_graph_tokens=eager and eager[0],
             launch_s=eager[1] if eager else 0.0,
         )
@@ -67,7 +67,7 @@ class Drawn:
 
 @st.composite
 def lengths_matter(draw):
-    skew = st.tuples(st.floats(1e-6, 1e-3), st.integers(1, 40), st.integers(1, 8), st.integers(1, 6))
+    skew = st.tuples(st.floats(1e-6, 1e-3), st.integers(1, 6))
     eager = st.tuples(st.integers(1, 120), st.floats(0.005, 0.04))
     host = draw(st.sampled_from([(0.0, 0.0), (1.1e-4, 3.7e-6)]))
     return draw(st.none() | skew), draw(st.none() | eager), host
@@ -148,7 +148,7 @@ def test_measured_tables_agree_with_the_oracle(name, time, data):
 @given(data=st.data())
 def test_measured_gpus_agree_where_only_some_batches_are_split(stem, data):
     time = iteration_time(replace(committed_hardware(stem), num_sms=24), make_shape(), 1)
-    assert time.num_longest == 3
+    assert time.needs_longest
     assert_agrees(data.draw(sessions(time)))
 
 
@@ -182,12 +182,9 @@ def test_stepping_by_events_gives_the_same_floats_as_draining_at_once(session):
 )
 def test_spans_add_up_as_lengths_grow(tokens, first, second, lengths):
     time = Drawn(EngineOptions(), [], 1000, TIMES[2], lengths).iteration_time()
-    if not time.num_longest:
-        return
-    longest = sorted(tokens)[-time.num_longest :] if time.num_longest else []
-    later = [length + first for length in longest]
+    longest = max(tokens) if time.needs_longest else 0
     whole = time.decode_span_s(len(tokens), sum(tokens), first + second, longest)
     parts = time.decode_span_s(len(tokens), sum(tokens), first, longest)
-    parts += time.decode_span_s(len(tokens), sum(tokens) + first * len(tokens), second, later)
+    parts += time.decode_span_s(len(tokens), sum(tokens) + first * len(tokens), second, longest and longest + first)
     assert whole == pytest.approx(parts, rel=1e-9)
     assert whole >= time.decode_span_s(len(tokens), sum(tokens), first + second) - 1e-12

@@ -21,11 +21,11 @@ class LinearTime(IterationTime):
     per_prefill_token_s: float = 6.7713e-5
     per_prefill_pair_s: float = 3.6131e-9
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest=()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest=0) -> float:
         kv_read = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
         return num_steps * (self.base_s + self.per_seq_s * num_seqs) + self.per_kv_token_s * kv_read
 
-    def mixed_s(self, chunks, num_decodes, decode_kv_tokens, longest=()):
+    def mixed_s(self, chunks, num_decodes, decode_kv_tokens, longest=0):
         tokens = pairs = 0
         for num_new, num_cached in chunks:
             tokens += num_new
@@ -90,8 +90,8 @@ class Oracle:
     waiting: list[Seq] = field(default_factory=list)
     running: list[Seq] = field(default_factory=list)
     # Beside a time by totals: what lengths add to it.
-    skew: tuple[float, int, int, int] | None = None
-    """Seconds per token of a thread block, blocks at a time, heads, least batch of decodes that is not split."""
+    skew: tuple[float, int] | None = None
+    """Seconds per token of a thread block, least batch of decodes that is not split."""
     eager: tuple[int, float] | None = None
     """Longest sequence under CUDA graphs, least seconds of a step without them."""
     host: tuple[float, float] = (0.0, 0.0)
@@ -209,9 +209,6 @@ class Oracle:
         self.waiting.insert(0, seq)
 
     def iterate(self, aborts) -> None:
-        self.compute(self.compose(), aborts)
-
-    def compose(self) -> list[tuple[Seq, int]]:
         self.num_iterations += 1
         mixed = self.settings.order.chunks_prompts
         budget = self.settings.batched_tokens(self.context)
@@ -237,7 +234,7 @@ class Oracle:
                 index += 1
             if mixed and not preempted:
                 self.admit(work, budget, whole=False)
-        return work
+        self.compute(work, aborts)
 
     def admit(self, work, budget, *, whole) -> None:
         while self.waiting and len(self.running) < self.settings.max_num_seqs and budget > 0:
@@ -268,14 +265,9 @@ class Oracle:
             work.append((seq, num_new))
 
     def compute(self, work, aborts) -> None:
-        self.now += self.work_s(work)
-        self.end(work, aborts)
-
-    def work_s(self, work) -> float:
         decodes = [seq for seq, _ in work if seq.decoding]
-        return self.seconds(decodes, [(num_new, seq.computed) for seq, num_new in work if not seq.decoding])
-
-    def end(self, work, aborts) -> None:
+        chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
+        self.now += self.seconds(decodes, chunks)
         aborted = {index for ts, index in aborts if ts < self.now}
         self.cut(lambda ts: ts < self.now)
         for seq, num_new in work:
@@ -292,38 +284,25 @@ class Oracle:
 
     def seconds(self, decodes, chunks) -> float:
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
-        lengths = sorted(seq.computed + 1 for seq in decodes)
-        longest = (lengths,) if self.time.num_longest else ()
+        lengths = [seq.computed + 1 for seq in decodes]
+        longest = max(lengths, default=0) if self.time.needs_longest else 0
         if chunks:
-            gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
-            gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))
+            gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, longest) + self.skew_s(lengths, chunks)
         else:
-            gpu_s = self.skew_s(lengths, chunks) + self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
+            gpu_s = self.skew_s(lengths, chunks) + self.time.decode_span_s(len(decodes), kv_tokens, 1, longest)
             if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
                 gpu_s = max(gpu_s, self.eager[1])
         return gpu_s + self.host[0] * (len(decodes) + len(chunks)) + self.host[1] * kv_tokens
 
     def skew_s(self, lengths, chunks) -> float:
-        if self.skew is None or not lengths or (len(lengths) < self.skew[3] and not chunks):
+        if self.skew is None or not lengths or (len(lengths) < self.skew[1] and not chunks):
             return 0.0
-        block_s, num_slots, num_heads, _ = self.skew
+        block_s, _ = self.skew
         mean = sum(lengths) / len(lengths)
         if not chunks:
             return block_s * (max(lengths) - mean) * 2 / 3
-        tiles = [cached + row + 1 for new, cached in chunks for row in range(new) if row % 64 == 63 or row == new - 1]
-        if (len(tiles) + len(lengths)) * num_heads > 5 * num_slots:
-            return block_s * (max(*lengths, *tiles) - max(mean, *tiles))
-        equal = makespan(tiles + [mean] * len(lengths), num_heads, num_slots)
-        return block_s * (makespan(tiles + lengths, num_heads, num_slots) - equal)
-
-
-def makespan(lengths, num_heads: int, num_slots: int) -> float:
-    """Give each block of each head to the slot that is free first."""
-    free = [0.0] * num_slots
-    for _ in range(num_heads):
-        for length in lengths:
-            free[free.index(min(free))] += length
-    return max(free)
+        read = [cached + new for new, cached in chunks]
+        return block_s * (max(*lengths, *read) - max(mean, *read))
 
 
 FIELDS = {

@@ -59,7 +59,7 @@ class Saturating(LinearTime):
 
     most_tokens: float = 8.8
 
-    def decode_span_s(self, num_seqs, kv_tokens, num_steps, longest=()):
+    def decode_span_s(self, num_seqs, kv_tokens, num_steps, longest=0):
         return num_steps * LinearTime.decode_span_s(self, num_seqs, min(kv_tokens, self.most_tokens), 1)
 
 
