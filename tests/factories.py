@@ -66,6 +66,7 @@ def make_expert(
     context_tokens: int = 8192,
     shape: ModelShape | None = None,
     kv: SparseKv | None = None,
+    dp_attention: bool = False,
 ) -> Expert:
     return Expert(
         name=name,
@@ -77,6 +78,7 @@ def make_expert(
         tp_degree=tp_degree,
         max_replicas=max_replicas,
         kv=kv,
+        dp_attention=dp_attention,
     )
 
 

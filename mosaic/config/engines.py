@@ -78,6 +78,7 @@ def vllm(config: Mapping[str, Any]) -> Backend:
 
 
 def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs) -> EngineSite:
+    _check_dp_attention(inputs)
     is_live, cluster, ray = backend.mode == "live", inputs.machines.cluster, inputs.machines.ray
     rule = "auto in live mode: random weights answer nothing"
     is_dummy = options.loading.dummy_weights
@@ -106,6 +107,11 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs)
         num_calibration_questions=backend.num_calibration_questions,
         replayed=None if is_live else _replayed(inputs),
     )
+
+
+def _check_dp_attention(inputs: SiteInputs) -> None:
+    for expert in inputs.experts:
+        require(not expert.dp_attention, f"expert {expert.name}: dp_attention", "false on real engines", True)
 
 
 def _replayed(inputs: SiteInputs) -> Replayed:
@@ -157,6 +163,7 @@ def endpoint(config: Mapping[str, Any]) -> Backend:
 
 
 def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
+    _check_dp_attention(inputs)
     rule = inputs.graph.rule
     require(not rule.reads_confidence, "exit", "one that reads no confidence: servers are not asked", rule.name)
     for expert in inputs.experts:

@@ -28,7 +28,8 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
         They limit an iteration.
     """
     shape = expert.shape
-    layer_bytes = (3 * shape.active_ffn_size // tp_degree + 4 * shape.hidden_size) * shape.bytes_per_value
+    ffn_size = 3 * shape.active_ffn_size // expert.attention_degree(tp_degree)
+    layer_bytes = (ffn_size + 4 * shape.hidden_size) * shape.bytes_per_value
     logit_bytes = options.max_num_seqs * shape.vocab_size * LOGIT_BYTES
     return options.batched_tokens(expert.context_tokens) * layer_bytes + logit_bytes + CONTEXT_BYTES
 
@@ -40,12 +41,12 @@ def free_kv_bytes(
 
     ``weight_bytes`` are those of a checkpoint that was looked at; None: as the expert's shape says.
     """
-    weight_bytes = expert.shape.weight_bytes if weight_bytes is None else weight_bytes
-    return gpu.usable_bytes - weight_bytes // tp_degree - activation_bytes(expert, options, tp_degree)
+    held_bytes = expert.weight_bytes_on_worker(tp_degree) if weight_bytes is None else weight_bytes // tp_degree
+    return gpu.usable_bytes - held_bytes - activation_bytes(expert, options, tp_degree)
 
 
 def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> int:
-    """Count the KV tokens that a session holds; at most 0 when the weights do not fit.
+    """Count the KV tokens that a session holds, or each of its ranks; at most 0 when the weights do not fit.
 
     The options may name the capacity, or else it is what the weights leave free.
     """
@@ -55,7 +56,7 @@ def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: Engin
     free = options.kv_cache_memory_bytes
     if free is None:
         free = min(free_kv_bytes(worker.gpu, expert, options, tp_degree) for worker in workers)
-    return free // expert.shape.kv_bytes_per_token(tp_degree)
+    return free // expert.shape.kv_bytes_per_token(expert.attention_degree(tp_degree))
 
 
 def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> bool:
@@ -68,8 +69,8 @@ def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOption
 def describe_need(expert: Expert) -> str:
     """Say what each GPU of an expert must hold beside activations, for messages."""
     gib, degree = 2.0**30, expert.tp_degree
-    weights = expert.shape.weight_bytes / degree / gib
-    cache = expert.shape.kv_bytes_per_token(degree) * expert.context_tokens / gib
+    weights = expert.weight_bytes_on_worker(degree) / gib
+    cache = expert.shape.kv_bytes_per_token(expert.attention_degree(degree)) * expert.context_tokens / gib
     return (
         f"{weights:.1f} GiB of weights and {cache:.1f} GiB of KV cache for one call of "
         f"context_tokens={expert.context_tokens}"

@@ -236,6 +236,9 @@ class Expert:
     """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
     tp_degrees: tuple[AtLeast1, ...] = ()
     """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
+    dp_attention: bool = False
+    """Whether the workers of a session are data-parallel ranks (simulated): each serves calls of its own but for the
+    routed experts inside the model, which they share; else they share all of it by tensor parallelism."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, ModelShape):
@@ -244,6 +247,10 @@ class Expert:
             object.__setattr__(self, "kv", SparseKv(**self.kv))
         if not isinstance(self.kv, SparseKv | None):
             raise TypeError(f"expert {self.name}: kv must be a SparseKv, its settings or null, got {self.kv!r}")
+        if self.dp_attention:
+            rule = "false for a model without experts inside (shape.num_experts=0), and with a sparse kv"
+            is_allowed = self.shape.num_experts > 0 and self.kv is None
+            require(is_allowed, f"expert {self.name}: dp_attention", rule, True)
 
     @property
     def possible_degrees(self) -> tuple[int, ...]:
@@ -254,6 +261,22 @@ class Expert:
     def kv_budget_tokens(self) -> int | None:
         """Tokens that a head reads of a long sequence; None: all of them."""
         return None if self.kv is None else self.kv.budget_tokens
+
+    @property
+    def num_ranks(self) -> int:
+        """Data-parallel ranks of a session; 1: its workers are one engine."""
+        return self.tp_degree if self.dp_attention else 1
+
+    def attention_degree(self, num_workers: int) -> int:
+        """Tensor-parallel degree of all but the routed experts, in a session over so many workers."""
+        return 1 if self.dp_attention else num_workers
+
+    def weight_bytes_on_worker(self, num_workers: int) -> int:
+        """Bytes of the weights on each worker of a session over so many."""
+        if not self.dp_attention:
+            return self.shape.weight_bytes // num_workers
+        routed_bytes = self.shape.num_routed_parameters * self.shape.bytes_per_value
+        return self.shape.weight_bytes - routed_bytes + routed_bytes // num_workers
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens a call may write: min(its maximum, context - prompt)."""

@@ -13,9 +13,11 @@ from mosaic.core.kv_memory import CONTEXT_BYTES, activation_bytes, check_sparse_
 from mosaic.core.plan import Session
 from mosaic.core.workload import Expert, ExpertName, ModelShape, SparseKv
 from sim.engine.engine import Engine
+from sim.engine.ranked_engine import RankedEngine
 from sim.engine.sparse_engine import PageSizes, SparseEngine
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime, iteration_time
+from sim.hardware.rank_time import RankTime, rank_time
 from sim.hardware.sparse_time import SparseTime, sparse_time
 
 
@@ -99,7 +101,7 @@ class ExpertOnGpu(NamedTuple):
     """To make room for it where another expert was."""
     time: IterationTime
     kv_tokens: int
-    """Capacity of its KV cache."""
+    """Capacity of its KV cache, or of that of each rank."""
     held_bytes: int
     """What its engine holds on each GPU; where the KV capacity is given by hand, weights and activations alone."""
     ahead_bytes: int
@@ -189,6 +191,14 @@ class ExpertsOnGpus:
                 sizes=PageSizes.of(expert.kv, expert.shape.num_kv_heads_on_worker(expert.tp_degree)),
                 start_ts=start_ts,
             )
+        if isinstance(time, RankTime):
+            return RankedEngine(
+                iteration_time=time,
+                settings=self.settings,
+                kv_tokens=model.kv_tokens,
+                context_tokens=expert.context_tokens,
+                start_ts=start_ts,
+            )
         return Engine(
             iteration_time=time,
             settings=self.settings,
@@ -215,7 +225,9 @@ class ExpertsOnGpus:
                 raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
             check_sparse_kv(expert.name, expert.kv, self.settings)
             hardware = self._hardware[gpu.name]
-            time = self._iteration_times(hardware, expert.shape, degree)
+            time = self._iteration_times(hardware, expert.shape, expert.attention_degree(degree))
+            if expert.dp_attention and degree > 1:
+                time = rank_time(time, expert, degree, hardware, self.settings)
             if expert.kv is not None:
                 time = sparse_time(time, expert, degree, hardware)
             model = ExpertOnGpu(
@@ -248,10 +260,11 @@ class ExpertsOnGpus:
 
     def _memory(self, expert: Expert, workers: Sequence[Worker], kv_tokens: int) -> dict[str, int]:
         degree, settings = len(workers), self.settings
-        weights = expert.shape.weight_bytes // degree + activation_bytes(expert, settings, degree)
+        weight_bytes = expert.weight_bytes_on_worker(degree)
+        weights = weight_bytes + activation_bytes(expert, settings, degree)
         is_given = settings.kv_cache_tokens is not None or settings.kv_cache_memory_bytes is not None
-        kv_bytes = 0 if is_given else kv_tokens * expert.shape.kv_bytes_per_token(degree)
-        return {"held_bytes": weights + kv_bytes, "ahead_bytes": expert.shape.weight_bytes // degree + CONTEXT_BYTES}
+        kv_bytes = 0 if is_given else kv_tokens * expert.shape.kv_bytes_per_token(expert.attention_degree(degree))
+        return {"held_bytes": weights + kv_bytes, "ahead_bytes": weight_bytes + CONTEXT_BYTES}
 
 
 def _kept_by(hardware: Hardware, model: ExpertOnGpu) -> ExpertOnGpu:
@@ -265,8 +278,9 @@ def _kept_by(hardware: Hardware, model: ExpertOnGpu) -> ExpertOnGpu:
     host, link, owner = hardware.host, hardware.host_link_bytes_per_s, f"hardware {hardware.gpu.name}"
     if host is None or link is None:
         raise ValueError(f"{owner}: host and host_link_bytes_per_s must be given where backend.keep is, got none")
-    shape, degree = model.expert.shape, model.expert.tp_degree
-    return model._replace(warm_load_s=min(model.load_s, host.load_s(shape)), sleep_s=host.sleep_s(shape, degree, link))
+    expert = model.expert
+    sleep_s = host.sleep_s(expert.weight_bytes_on_worker(expert.tp_degree), link)
+    return model._replace(warm_load_s=min(model.load_s, host.load_s(expert.shape)), sleep_s=sleep_s)
 
 
 def check_hardware(cluster: Cluster, names: Iterable[str]) -> None:

@@ -283,7 +283,7 @@ class Queues:
         sessions = list(sessions)
         while expert in self.waiting and sessions:
             live = min(sessions, key=lambda live: len(live.calls))
-            if len(live.calls) >= max_num_seqs:
+            if len(live.calls) >= max_num_seqs * live.model.expert.num_ranks:
                 return
             pending = next(iter(self.waiting[expert].values()))
             self.remove(pending)

@@ -78,6 +78,12 @@ class Batcher:
             source = "one iteration computes, see backend.max_num_batched_tokens"
         require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
 
+    def alike_steps(self) -> int:
+        """Count the decode steps that start now before the batch changes, arrivals left out."""
+        # After a preemption one step: what was freed may admit someone in the next iteration.
+        limit = 1 if self.preempted else self.decoding.steps_to_finish()
+        return self.kv.steps_that_fit(self.decoding.counter, limit)
+
     def compose(self, now: float) -> None:
         """Fix the batch of the iteration that starts now."""
         queue = self.queue

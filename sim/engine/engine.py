@@ -213,20 +213,20 @@ class Engine:
             self._plan_decode()
 
     def _plan_prefill(self) -> None:
-        batcher = self._batcher
+        self._jump_end_ts = self._now + self._pace * self._prefill_s(self._batcher)
+        self._jump_steps = 1
+
+    def _prefill_s(self, batcher: Batcher) -> float:
+        """Price the iteration with chunks that was composed."""
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
         longest = batcher.decoding.longest() if num_decodes else 0
-        seconds = self._time.mixed_s(chunks, num_decodes, kv_read, longest)
-        self._jump_end_ts = self._now + self._pace * seconds
-        self._jump_steps = 1
+        return self._time.mixed_s(chunks, num_decodes, kv_read, longest)
 
     def _plan_decode(self) -> None:
         batcher, decoding = self._batcher, self._batcher.decoding
-        # After a preemption one step: what was freed may admit someone in the next iteration.
-        limit = 1 if batcher.preempted else decoding.steps_to_finish()
-        steps = batcher.kv.steps_that_fit(decoding.counter, limit)
+        steps = batcher.alike_steps()
         self._longest = decoding.longest()
         end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts

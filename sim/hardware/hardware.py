@@ -59,9 +59,9 @@ class Host:
         """Time from idle workers to a ready engine, the weights being in host memory."""
         return self.load_fixed_s + shape.weight_bytes / self.load_bytes_per_s
 
-    def sleep_s(self, shape: ModelShape, tp_degree: int, link_bytes_per_s: float) -> float:
-        """Time to put an engine to sleep, or to wake it; each GPU copies its part over its own link."""
-        return self.sleep_fixed_s + shape.weight_bytes / tp_degree / link_bytes_per_s
+    def sleep_s(self, weight_bytes: int, link_bytes_per_s: float) -> float:
+        """Time to put an engine to sleep, or to wake it; each GPU copies its so many bytes over its own link."""
+        return self.sleep_fixed_s + weight_bytes / link_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

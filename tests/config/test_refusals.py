@@ -54,6 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+SPARSE = "num_experts: 2, num_active_experts: 1, expert_ffn_size: 8"
+RANKS = f"aggregator=none; hardware=rtxpro6000; +pool.experts.QwenHalf={{dp_attention: true, shape: {{{SPARSE}}}}}"
 UNKNOWN = [
     ("cluster=h100x8", "cluster must be one of ... got 'h100x8'"),
     ("gate=nonsense", "gate must be one of ... 'calibrated' ... 'weighted' ... got 'nonsense'"),
@@ -166,6 +168,10 @@ TOGETHER = [
     (
         "backend.order=mixed; pool.experts.LlamaR1.kv={policy: flexicache}",
         "engine.enable_prefix_caching must be false with expert LlamaR1's kv=flexicache",
+    ),
+    (
+        "+pool.experts.LlamaR1.dp_attention=true",
+        "expert LlamaR1: dp_attention must be false for a model without experts inside (shape.num_experts=0)",
     ),
     ("world.answers=null", "world.answers must be given where a gate reads simulated answers, got null"),
     ("aggregator.tp_degrees=[8]", "must be at most cluster.num_workers=4, got [8] ... aggregator=dp"),
@@ -300,9 +306,11 @@ ENGINES = [
         "backend.patience.mood must be a key of the configuration, one of ['load_",
     ),
     ("backend.num_calibration_questions=0", "backend.num_calibration_questions must be"),
+    (RANKS, "expert QwenHalf: dp_attention must be false on real engines, got True"),
 ]
 SERVERS = [
     ("", "backend.endpoints must be given"),
+    (f"backend.endpoints=[{SERVER}]; {RANKS}", "expert QwenHalf: dp_attention must be false on real engines, got True"),
     ("backend.endpoints={a: b}", "backend.endpoints must be a list, got"),
     ("backend.endpoints=[5]", "endpoints[0] must be a group of the configuration, with keys, got 5"),
     (

@@ -209,6 +209,9 @@ class Oracle:
         self.waiting.insert(0, seq)
 
     def iterate(self, aborts) -> None:
+        self.compute(self.compose(), aborts)
+
+    def compose(self) -> list[tuple[Seq, int]]:
         self.num_iterations += 1
         mixed = self.settings.order.chunks_prompts
         budget = self.settings.batched_tokens(self.context)
@@ -234,7 +237,7 @@ class Oracle:
                 index += 1
             if mixed and not preempted:
                 self.admit(work, budget, whole=False)
-        self.compute(work, aborts)
+        return work
 
     def admit(self, work, budget, *, whole) -> None:
         while self.waiting and len(self.running) < self.settings.max_num_seqs and budget > 0:
@@ -265,9 +268,14 @@ class Oracle:
             work.append((seq, num_new))
 
     def compute(self, work, aborts) -> None:
+        self.now += self.work_s(work)
+        self.end(work, aborts)
+
+    def work_s(self, work) -> float:
         decodes = [seq for seq, _ in work if seq.decoding]
-        chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
-        self.now += self.seconds(decodes, chunks)
+        return self.seconds(decodes, [(num_new, seq.computed) for seq, num_new in work if not seq.decoding])
+
+    def end(self, work, aborts) -> None:
         aborted = {index for ts, index in aborts if ts < self.now}
         self.cut(lambda ts: ts < self.now)
         for seq, num_new in work:

@@ -7,14 +7,16 @@ import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mosaic.core.commands import Cancel, Open
+from mosaic.core.commands import Cancel, Open, Submit
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.errors import BackendError
+from mosaic.core.kv_memory import activation_bytes, kv_capacity_tokens
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import Prefix
 from mosaic.planning.problem import Request
+from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.cluster.clock import wait_until
@@ -34,6 +36,7 @@ from tests.run_records import make_record
 from tests.sim.cluster_runs import LinearHardware, by_key, linear_times, make_backend
 from tests.sim.oracle import LinearTime
 from tests.sim.random_runs import committed_hardware
+from tests.sim.test_moe_time import make_sparse_shape, sparse_hardware
 
 ONE_SECOND = LinearHardware(
     load=10.0,
@@ -328,6 +331,28 @@ def test_a_session_takes_as_long_as_on_the_simulated_cluster() -> None:
     result = execute(unpriced_plan([session], num_workers=2), calls, backend)
     last_ts = max(record.finished_ts or 0.0 for record in result.calls)
     assert abs(result.sessions[0].start_ts + seconds - last_ts) < 1e-6
+
+
+@pytest.mark.parametrize("to", [0, "A"], ids=["a shard", "the expert's queue"])
+def test_ranks_share_a_session_and_each_takes_as_many_calls_as_an_engine(to: int | str) -> None:
+    hardware = sparse_hardware()
+    expert = make_expert("A", tp_degree=2, shape=make_sparse_shape(), dp_attention=True)
+    cluster, settings = make_cluster(2, gpu=hardware.gpu), EngineOptions(max_num_seqs=3)
+    backend = SimBackend(
+        experts=[expert], cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=settings,
+        outcomes=by_key(50),
+    )  # fmt: skip
+    submits = [Submit(make_call(f"q{i}", expert="A"), to) for i in range(9)]
+    opens = Open(Session(id=0, expert="A", workers=(0, 1)))
+    records = drive(backend, [Answers({"started": [opens, *submits]})], num_workers=2).calls
+    first = {record.finished_ts for record in records[:6]}
+    assert len(first) == 1, "six run at once"
+    assert {record.admitted_ts for record in records[6:]} == first
+    assert backend.lower_bound_s() is None
+    (held,) = {holding.num_bytes for holding in backend.holdings}
+    kv_bytes = kv_capacity_tokens(expert, cluster.workers, settings) * expert.shape.kv_bytes_per_token(1)
+    assert held == expert.weight_bytes_on_worker(2) + activation_bytes(expert, settings, 2) + kv_bytes
+    assert 0 <= hardware.gpu.usable_bytes - held < expert.shape.kv_bytes_per_token(1)
 
 
 def test_engines_that_keep_prefixes_are_stepped_without() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -5,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.core.cluster import Gpu, Worker
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.kv_memory import activation_bytes, kv_capacity_tokens
 from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from sim.hardware.moe_time import distinct_experts
-from tests.factories import make_shape
+from sim.hardware.rank_time import DecodeBatch, RankTime, rank_time
+from tests.factories import make_expert, make_shape
 from tests.sim.random_runs import committed_hardware
 from tests.sim.test_hardware import grid_attention, make_config
 
@@ -106,6 +111,74 @@ def test_two_gpus_share_the_experts_and_their_pairs() -> None:
     experts_s = 1e-6 * (410 - 210 + 100 * (998 - 498) / 1022)
     difference = one.mixed_s([(1000, 0)], 0, 0.0) - two.mixed_s([(1000, 0)], 0, 0.0)
     assert difference == pytest.approx(experts_s - all_reduces_s)
+
+
+def ranks(num_ranks: int = 2, max_num_seqs: int = 4) -> RankTime:
+    """Ranks of the sparse model, which pad batches up to 8 tokens."""
+    hardware, settings = sparse_hardware(graph_max_seqs=512), EngineOptions(max_num_seqs=max_num_seqs)
+    expert = make_expert(tp_degree=num_ranks, shape=make_sparse_shape(), dp_attention=True)
+    return rank_time(iteration_time(hardware, expert.shape, 1), expert, num_ranks, hardware, settings)
+
+
+def experts_us(num_tokens: float, num_experts: float) -> float:
+    """Read the table between 32 and 64 experts."""
+    return 210 + 6.25 * (num_experts - 32) + 100 * (num_tokens - 2) / 1022
+
+
+def test_a_rank_that_prefills_makes_the_other_wait_and_sends_it_its_tokens() -> None:
+    time = ranks()
+    prefill_s = time.own.mixed_s([(900, 0)], 0, 0.0)
+    decode_s = time.own.decode_span_s(20, 20 * 64, 1)
+    # Two collectives, one of them of no bytes, and as many tokens from each rank as from the larger one.
+    exchange_s = 1e-6 * (1 + 2 * 900 * 2 * 1000 / 1000 + 1)
+    both = time.iteration_s([prefill_s, decode_s], [900, 20])
+    assert both == pytest.approx(prefill_s + exchange_s + 1e-6 * experts_us(920 / 2, 64 / 2), rel=1e-4)
+    # Who waits brings one token along, and sees all experts that the other reaches.
+    alone = time.mixed_s([(900, 0)], 0, 0.0)
+    assert both - alone == pytest.approx(1e-6 * 100 * 19 / 2 / 1022, rel=1e-3)
+
+
+def test_small_batches_are_padded_to_the_largest_rank() -> None:
+    time = ranks()
+    alone = time.decode_span_s(5, 5 * 64, 1)
+    reached = 64 * (1 - (60 / 64) ** 16)
+    exchange_us = 2 + 2 * 8 * 2 * 1000 / 1000
+    experts_us = 110 + 6.25 * (reached / 2 - 16) + 100 * (8 - 2) / 1022
+    assert alone == pytest.approx(time.own.decode_span_s(5, 5 * 64, 1) + 1e-6 * (exchange_us + experts_us))
+    batch, more = DecodeBatch(5, 5 * 64, 0), DecodeBatch(8, 8 * 64, 0)
+    assert time.decodes_s([batch, batch], 1) == pytest.approx(alone)
+    assert time.decodes_s([batch, more], 1) == pytest.approx(time.decodes_s([more], 1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 3000)), min_size=1, max_size=3), st.integers(1, 300))
+def test_span_of_ranks_is_the_sum_of_the_slowest_steps(sizes: list[tuple[int, int]], num_steps: int) -> None:
+    time = RANKS
+    batches = [DecodeBatch(num_seqs, num_seqs * mean, 0) for num_seqs, mean in sizes]
+    steps = [[batch.after(step) for batch in batches] for step in range(num_steps)]
+    own = [[time.own.decode_span_s(batch.num_seqs, batch.kv_tokens, 1) for batch in step] for step in steps]
+    by_step = sum(time.iteration_s(own_s, [batch.num_seqs for batch in batches]) for own_s in own)
+    assert time.decodes_s(batches, num_steps) == pytest.approx(by_step, rel=1e-6)
+
+
+RANKS = ranks(num_ranks=2)
+
+
+def test_ranks_need_a_link_that_is_known() -> None:
+    with pytest.raises(ValueError, match=r"all_reduce must be given for 3 data-parallel ranks of expert A, got \[2\]"):
+        ranks(num_ranks=3)
+
+
+def test_ranks_each_hold_what_is_not_shared() -> None:
+    expert = make_expert(tp_degree=2, shape=make_sparse_shape(), dp_attention=True)
+    shared, whole = 64 * 300_000 * 2, 252_000_000 * 2
+    assert expert.weight_bytes_on_worker(2) == whole - shared + shared // 2
+    assert (expert.num_ranks, expert.attention_degree(2)) == (2, 1)
+    gpu, options = Gpu(name="g", memory_bytes=10**10, memory_utilization_frac=1.0), EngineOptions()
+    workers = [Worker(number, gpu) for number in range(2)]
+    free = 10**10 - expert.weight_bytes_on_worker(2) - activation_bytes(expert, options, 2)
+    assert kv_capacity_tokens(expert, workers, options) == free // expert.shape.kv_bytes_per_token(1)
+    sharded = replace(expert, dp_attention=False)
+    assert (sharded.weight_bytes_on_worker(2), sharded.num_ranks, sharded.attention_degree(2)) == (whole // 2, 1, 2)
 
 
 def test_experts_scale_with_their_size_and_their_number_a_token() -> None:
