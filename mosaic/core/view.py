@@ -48,6 +48,8 @@ class View:
         if isinstance(event, Finished):
             record, key = event.record, event.record.key
             self.running.pop(key, None)
+            if not self.running:
+                self.running.clear()  # what was taken out still had its memory
             place = self.place.get(key)
             if place is not None:
                 held = self.held[place]

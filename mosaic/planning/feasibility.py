@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster
+from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import activation_bytes, check_sparse_kv, describe_need, fits_memory
 from mosaic.core.workload import Expert, Workload
@@ -43,7 +43,9 @@ def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)
-    kinds = {worker.gpu: [other for other in cluster.workers if other.gpu == worker.gpu] for worker in cluster.workers}
+    kinds: dict[Gpu, list[Worker]] = {}
+    for worker in cluster.workers:
+        kinds.setdefault(worker.gpu, []).append(worker)
     if any(len(alike) >= degree and fits_memory(expert, alike[:degree], options) for alike in kinds.values()):
         return
     gib = 2.0**30

@@ -3,9 +3,9 @@
 pyarrow is imported inside the functions: a plan or an error message must not wait for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import LengthPrediction
@@ -31,6 +31,8 @@ ANSWERS = (
     "question string, answer string?, source string, confidence float64?, votes string[], gold string?, correct bool?"
 )
 """Columns with their types; ? marks those that may be null, [] lists."""
+BLOCK_ROWS = 1 << 16
+_Row = TypeVar("_Row")
 
 
 def calls_parquet(
@@ -44,26 +46,30 @@ def calls_parquet(
     A role is a node's label; without one it is the node's name.
     """
     predicted = {(node, name): length.mean for node, by_name in lengths.items() for name, length in by_name.items()}
-    values = _columns(CallRecord, records)
-    questions, nodes, slots = list(zip(*values["key"], strict=True)) or ((), (), ())
-    values |= {
-        "question": questions,
-        "node": nodes,
-        "role": [(roles or {}).get(node, node) for node in nodes],
-        "slot": slots,
-        "predicted_output_tokens": [predicted.get(key) for key in zip(nodes, values["expert"], strict=True)],
-        "status": [status.value for status in values["status"]],
-    }
-    return _encode(values, CALLS)
+
+    def columns(block: Sequence[CallRecord]) -> dict[str, Iterable[Any]]:
+        values = _columns(CallRecord, block)
+        questions, nodes, slots = list(zip(*values["key"], strict=True)) or ((), (), ())
+        return values | {
+            "question": questions,
+            "node": nodes,
+            "role": [(roles or {}).get(node, node) for node in nodes],
+            "slot": slots,
+            "predicted_output_tokens": [predicted.get(key) for key in zip(nodes, values["expert"], strict=True)],
+            "status": [status.value for status in values["status"]],
+        }
+
+    return _encode(records, columns, CALLS)
 
 
 def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     """Encode sessions.parquet: one row per session, in the order of the result."""
-    values: dict[str, Iterable[Any]] = {
-        name: [getattr(session, name) for session in sessions] for name in SESSION_COLUMNS
-    }
-    values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
-    return _encode(values, SESSIONS)
+
+    def columns(block: Sequence[SessionRecord]) -> dict[str, Iterable[Any]]:
+        values = {name: [getattr(session, name) for session in block] for name in SESSION_COLUMNS}
+        return values | {"output_tok_per_s": [session_output_tok_per_s(session) for session in block]}
+
+    return _encode(sessions, columns, SESSIONS)
 
 
 def read_calls(folder: Path) -> tuple[CallRecord, ...]:
@@ -102,9 +108,12 @@ def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
 
 def answers_parquet(answers: Sequence[FinalAnswer]) -> bytes:
     """Encode answers.parquet: one row per question, in the order of the workload."""
-    values = _columns(FinalAnswer, answers)
-    values["source"] = [source.value for source in values["source"]]
-    return _encode(values, ANSWERS)
+
+    def columns(block: Sequence[FinalAnswer]) -> dict[str, Iterable[Any]]:
+        values = _columns(FinalAnswer, block)
+        return values | {"source": [source.value for source in values["source"]]}
+
+    return _encode(answers, columns, ANSWERS)
 
 
 def _columns(kind: Any, rows: Sequence[tuple[Any, ...]]) -> dict[str, Iterable[Any]]:
@@ -145,12 +154,17 @@ def _rows(path: Path, columns: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _encode(values: Mapping[str, Iterable[Any]], columns: str) -> bytes:
+def _encode(
+    rows: Sequence[_Row], columns: Callable[[Sequence[_Row]], Mapping[str, Iterable[Any]]], kinds: str
+) -> bytes:
+    """Encode rows in blocks, each a row group, as columns of all of them would take as much memory as the rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(columns)
-    arrays = [pa.array(values[field.name], type=field.type) for field in schema]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
+    schema, sink = _schema(kinds), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema) as writer:
+        for start in range(0, max(1, len(rows)), BLOCK_ROWS):
+            values = columns(rows[start : start + BLOCK_ROWS])
+            arrays = [pa.array(values[field.name], type=field.type) for field in schema]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return bytes(sink.getvalue())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Tell
@@ -156,8 +157,11 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
         If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
     """
     upper = {node.name for node in job.graph.upper_nodes}
-    finished = [record for record in pilot.records.values() if record.key.node not in upper]
+    finished: dict[ExpertName, list[CallRecord]] = {}
+    for record in pilot.records.values():
+        if record.key.node not in upper:
+            finished.setdefault(record.expert, []).append(record)
     served = [session for session in pilot.sessions if session.num_calls and session.node not in upper]
-    asked = {record.expert for record in finished}
-    entries = (fit_entry(expert, job.cluster, finished, served) for expert in experts if expert.name in asked)
+    asked = [expert for expert in experts if expert.name in finished]
+    entries = (fit_entry(expert, job.cluster, finished[expert.name], served) for expert in asked)
     return Profile(source=source, entries=tuple(entries))

@@ -17,6 +17,8 @@ Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
 
 MIN_CALLS = 8
 """The least that is measured: sessions of 1, 2 and 5 calls, the two points that a line needs and one to spare."""
+MOST_SWEPT_CALLS = 50_000
+"""Of all experts together: pools of 20 experts and more are measured in smaller sessions than a sweep says."""
 WAVES = (1, 2, 4)
 """Waves serve all calls, a half and a quarter of them."""
 NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
@@ -59,9 +61,10 @@ class Sweep:
         return Sweep(shard_sizes=in_thirds(num_calls))
 
     def by_expert(self, calls: Sequence[Call], max_batch_frac: float | None) -> dict[ExpertName, "Sweep"]:
-        """Give the sweep of each expert that a batch calls, by how often it does."""
+        """Give the sweep of each expert that a batch calls, by how often it does, and by how many experts there are."""
         counts = Counter(call.expert for call in calls)
-        return {expert: self.within(measured_calls(number, max_batch_frac)) for expert, number in counts.items()}
+        share = self.within(MOST_SWEPT_CALLS // max(1, len(counts)))
+        return {expert: share.within(measured_calls(number, max_batch_frac)) for expert, number in counts.items()}
 
 
 def measured_calls(num_calls: int, max_batch_frac: float | None) -> int | None:

@@ -262,6 +262,8 @@ class SimBackend:
     def _end(self, ended: Sequence[CallRecord]) -> None:
         for record in ended:
             del self._pending[record.key]
+            if not self._pending:
+                self._pending.clear()  # what was taken out still had its memory
             self._records[record.key] = record
             self._events.append(Finished(record.finished_ts or 0.0, record))
 

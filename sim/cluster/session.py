@@ -242,6 +242,8 @@ class SimSession:
                 visible_tokens, None, confidence,
             )  # fmt: skip
             records.append(pending.with_attempts(record) if pending.attempt else record)
+        if not self.calls:
+            self.calls.clear()  # what was taken out still had its memory
         self._num_finished += len(records)
         return records
 

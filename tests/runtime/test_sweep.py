@@ -206,6 +206,12 @@ def test_an_experts_sweep_goes_by_its_calls_in_the_batch(num_calls, sizes, num_r
     assert DEFAULT.by_expert(calls, None) == {"A": DEFAULT}
 
 
+def test_a_large_pool_is_measured_in_smaller_sessions() -> None:
+    for num_experts, num_calls in ((19, 2560), (20, 1280), (200, 250)):
+        calls = [make_call(f"q{n}", expert=f"E{n}") for n in range(num_experts)]
+        assert {sweep.num_calls for sweep in DEFAULT.by_expert(calls, None).values()} == {num_calls}
+
+
 def test_experts_with_few_calls_are_measured_less_than_others_and_told_of_before() -> None:
     backend, told = Scripted(), []
 
