@@ -14,6 +14,8 @@ world. Called when the call is submitted."""
 
 
 _TWO, _EIGHT = Struct("<2Q"), Struct("<8Q")
+_STEP = 2.0**-52
+"""Between two numbers that can be drawn."""
 
 
 class Outcome(NamedTuple):
@@ -58,7 +60,7 @@ def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, floa
     question, node, slot = key
     digest = blake2b(f"{root_seed}|{stream}|{question}|{node}|{slot}".encode(), digest_size=32).digest()
     first, second = _TWO.unpack_from(digest)
-    return _to_uniform(first), _to_uniform(second)
+    return ((first >> 12) + 0.5) * _STEP, ((second >> 12) + 0.5) * _STEP
 
 
 def question_uniforms(root_seed: int, stream: str, question: str, count: int) -> list[float]:
@@ -66,9 +68,5 @@ def question_uniforms(root_seed: int, stream: str, question: str, count: int) ->
     numbers: list[float] = []
     for block in range(-(-count // 8)):
         digest = blake2b(f"{root_seed}|{stream}|{question}|item {block}".encode()).digest()
-        numbers += map(_to_uniform, _EIGHT.unpack(digest)[: count - len(numbers)])
+        numbers += [((number >> 12) + 0.5) * _STEP for number in _EIGHT.unpack(digest)[: count - len(numbers)]]
     return numbers
-
-
-def _to_uniform(number: int) -> float:
-    return ((number >> 12) + 0.5) * 2.0**-52

@@ -75,7 +75,7 @@ class Questions:
             return ()  # every call behind them comes after all of them
         state = self.state_of(question)
         submit = state.submit
-        if not submit and state.is_over:
+        if not (submit or waits or any(node.waits for node in state.nodes.values())):
             self._ends[question] = state.end()
         return submit
 

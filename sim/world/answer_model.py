@@ -12,9 +12,11 @@ R. D. Bock, Estimating item parameters and latent ability when responses are sco
 Psychometrika 37 (1972).
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from math import exp, sqrt
 from statistics import NormalDist
@@ -46,7 +48,7 @@ class Item(NamedTuple):
     """Standard normal over questions."""
     answers: tuple[str, ...]
     """The right one first."""
-    attractions: tuple[float, ...]
+    attractions: Sequence[float]
     """exp(utility) of the wrong answers, in their order."""
 
 
@@ -87,7 +89,7 @@ class AnswerModel:
         """Draw a question's difficulty and its wrong answers' attractions from hashed uniform numbers."""
         uniforms = question_uniforms(seed, stream, question, max(1, len(answers)))
         difficulty, *scores = map(_STANDARD_NORMAL.inv_cdf, uniforms)
-        return Item(difficulty, answers, tuple(exp(self.distractor_std * score) for score in scores))
+        return Item(difficulty, answers, array("d", [exp(self.distractor_std * score) for score in scores]))
 
     def weights(self, item: Item, expert: ExpertName, seen: Sequence[str | None] | None = None) -> Sequence[float]:
         """Weigh a question's answers for an expert; ``seen``: answers that it reads as an aggregator, None: none."""
@@ -154,15 +156,18 @@ def possible_answers(question: Question) -> tuple[str, ...]:
         # NOTE: no digits, or a comparison of mathematical answers would try to prove them equal, pair by pair.
         letters = OPTION_LETTERS[: NUM_UNLISTED_OPTIONS - 1].lower()
         return (question.answer or "right", *(f"wrong answer {letter}" for letter in letters))
-    letters = OPTION_LETTERS[: question.num_options]
-    right = question.answer or letters[0]
+    return _options(question.num_options, question.answer)
+
+
+@cache
+def _options(number: int, right: str | None) -> tuple[str, ...]:
+    letters = OPTION_LETTERS[:number]
+    right = right or letters[0]
     return (right, *(letter for letter in letters if letter != right))
 
 
 def _pick(answers: Sequence[str], weights: Sequence[float], u: float) -> str:
     """Pick in proportion to the weights; the first uniform numbers fall to the first answer."""
-    if u * add_in_order(weights) < weights[0]:
-        return answers[0]
     bounds = list(accumulate(weights))
     # The product can round up to the last bound, hence the limit.
     return answers[min(bisect_right(bounds, u * bounds[-1]), len(answers) - 1)]

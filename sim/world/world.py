@@ -9,8 +9,6 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Family, Ques
 from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
 from sim.world.lengths import LengthDistribution
 
-_NOT_DRAWN = "", Outcome(0)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
@@ -37,10 +35,6 @@ class World:
     tells_confidence: bool = False
     """Calls report how probable their answer was. Assumed: a real confidence is of the tokens, not of the answer."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _drawn: dict[CallKey, tuple[ExpertName, Outcome]] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
-    """Outcomes of calls that read no other's: runs in one world share them."""
 
     def outcome(self, call: Call, inputs: Inputs) -> Outcome:
         """Look up or draw the outcome of a call, which reads what the calls said that it comes after.
@@ -50,15 +44,6 @@ class World:
         ValueError
             If the call's length is neither recorded nor has its expert a distribution.
         """
-        if call.after:
-            return self._draw(call, inputs)
-        expert, outcome = self._drawn.get(call.key, _NOT_DRAWN)
-        if expert != call.expert:
-            outcome = self._draw(call, inputs)
-            self._drawn[call.key] = call.expert, outcome
-        return outcome
-
-    def _draw(self, call: Call, inputs: Inputs) -> Outcome:
         if self.answers is None:
             return Outcome(self._length(call, uniform(self.root_seed, self.stream, call.key)))
         key = call.key
@@ -109,7 +94,7 @@ class World:
 
 
 MOST_WORLDS = 12
-"""That are kept with what was drawn in them, so that points of a sweep share it."""
+"""That are kept with their questions, so that points of a sweep share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

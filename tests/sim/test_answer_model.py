@@ -113,7 +113,9 @@ def test_more_options_leave_difficulty_and_the_first_attractions_as_they_are() -
 
 def test_a_question_without_answers_still_has_a_difficulty() -> None:
     model = make_model()
-    assert model.item("q0", (), 0, "test") == (model.item("q0", ("A", "B"), 0, "test").difficulty, (), ())
+    item = model.item("q0", (), 0, "test")
+    assert (item.difficulty, item.answers) == (model.item("q0", ("A", "B"), 0, "test").difficulty, ())
+    assert len(item.attractions) == 0
 
 
 @given(num_options=st.integers(2, 26), place=st.integers(0, 25))
