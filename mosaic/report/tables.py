@@ -65,7 +65,7 @@ def calls_parquet(
 def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     """Encode sessions.parquet: one row per session, in the order of the result."""
 
-    def columns(block: Sequence[SessionRecord]) -> dict[str, Iterable[Any]]:
+    def columns(block: Sequence[SessionRecord]) -> Mapping[str, Iterable[Any]]:
         values = {name: [getattr(session, name) for session in block] for name in SESSION_COLUMNS}
         return values | {"output_tok_per_s": [session_output_tok_per_s(session) for session in block]}
 
