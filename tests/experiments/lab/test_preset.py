@@ -74,6 +74,7 @@ def test_a_bad_preset_is_named(tmp_path, changes, message) -> None:
         read_preset(write(tmp_path / "ablate_x.yaml", **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_every_point_of_a_preset_composes(name) -> None:
     (sweep,) = preset_study(name).tables.values()
