@@ -171,6 +171,13 @@ def test_where_prompts_are_cut_more_than_an_iteration_is_served():
     make_engine(order="mixed", max_num_seqs=50, max_num_batched_tokens=50).submit(1, 40, 12, 0.0)
 
 
+def test_a_request_that_ends_at_the_very_instant_is_not_aborted():
+    engine = make_engine()
+    request = engine.submit(0, 10, 4, 0.0)
+    assert not engine.abort(request, 4.0)
+    assert engine.advance_to(4.0) == [request]
+
+
 def test_going_back_in_time_is_refused():
     engine = make_engine()
     engine.advance_to(9.0)
