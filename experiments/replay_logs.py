@@ -36,8 +36,8 @@ from sim.hardware.iteration_time import Chunks, IterationTime, iteration_time
 CONF = Path(__file__).resolve().parents[1] / "conf" / "hardware"
 METRICS = ("mean_latency_s", "mean_tpot_s", "mean_ttft_s", "makespan_s")
 GROUPS: tuple[tuple[str, Callable[[LoggedStep], bool]], ...] = (
-    ("decodes alone, up to 32", lambda step: not step.prompt_tokens and step.num_decodes <= 32),
-    ("decodes alone, 33 to 64", lambda step: not step.prompt_tokens and 32 < step.num_decodes <= 64),
+    ("decodes alone, up to 24", lambda step: not step.prompt_tokens and step.num_decodes <= 24),
+    ("decodes alone, 25 to 64", lambda step: not step.prompt_tokens and 24 < step.num_decodes <= 64),
     ("decodes alone, more", lambda step: not step.prompt_tokens and step.num_decodes > 64),
     ("with up to 512 prompt tokens", lambda step: 0 < step.prompt_tokens <= 512),
     ("with 513 to 1,024", lambda step: 512 < step.prompt_tokens <= 1024),
