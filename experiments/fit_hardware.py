@@ -27,7 +27,7 @@ from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_b
 from experiments.hardware.operator_tables import OperatorTables, read_tables
 from experiments.hardware.size_tables import read_all_reduce, read_by_size
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
-from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_experts
+from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_experts, measured_range
 from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
 from mosaic.core.workload import ModelShape
@@ -57,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler_per_logit_s": 0.0,
     "host_link_bytes_per_s": None,
     "host": ...,
+    "evidence": "",
 }
 """Keys of the file in their order, and what a recipe need not say; ...: left out."""
 SOURCES = {
@@ -205,6 +206,7 @@ def _add_tables(
         "tp_degree": tables.tp_degree,
         "shape": _given(shape),
         "mape": errors,
+        "measured": measured_range(tables.attention.decode),
         **{f"{key}_us": curve_block(curve) for key, curve in curves.items()},
         **experts,
         "attention": attention_config(attention),

@@ -10,7 +10,7 @@ import mosaic
 import sim
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord, Inputs, RunResult
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.planning.wrapped_costs import HostLoads
 from mosaic.runtime.backend import Backend
@@ -19,6 +19,7 @@ from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from mosaic.runtime.unpriced import gangs_of
 from sim.cluster.backend import SimBackend
+from sim.cluster.evidence import evidence_lines
 from sim.cluster.expert_on_gpu import GpuUse
 from sim.cluster.session import cut_off
 from sim.cluster.session_times import kept_loads
@@ -112,6 +113,10 @@ class SimSite:
     def truth(self) -> World:
         """The world that the run meets."""
         return self.world
+
+    def evidence(self, result: RunResult) -> Sequence[str]:
+        """Say how far each kind of GPU can be trusted, and what of a run is beyond what was measured of it."""
+        return evidence_lines(result, self.cluster, self._hardware_by_gpu, self.experts, self.settings.max_num_seqs)
 
     @property
     def answers_source(self) -> str:

@@ -34,7 +34,7 @@ def fit_rounds(
         shape.expert.shape.weight_bytes: _load_s(fit, shape, processor)
         for fit, shape in zip(fits, measured, strict=True)
     }
-    return hardware_config(
+    config = hardware_config(
         fits,
         fit_loads(load_s_by_bytes),
         name=name,
@@ -44,6 +44,16 @@ def fit_rounds(
         skew=skew,
         more_sources=more_sources,
     )
+    for fit, shape in zip(fits, measured, strict=True):
+        config["tables"][_table_name(fit)]["measured"] = _measured_range(shape)
+    return config
+
+
+def _measured_range(measured: MeasuredShape) -> dict[str, int]:
+    """Say how far sessions went, as a hardware file has it."""
+    batches = [session.requests for each in measured.rounds for session in each.sessions]
+    most_seqs = min(measured.settings.max_num_seqs, max(map(len, batches)))
+    return {"seqs": most_seqs, "tokens": max(prompt + output for batch in batches for prompt, output in batch)}
 
 
 def _load_s(fit: ShapeFit, measured: MeasuredShape, processor: Processor) -> float:
@@ -114,6 +124,7 @@ def hardware_config(
         "cpu_overhead_scale": 1.0,
         "memory_bytes_per_s": None,
         "graph_max_seqs": processor.graph_max_seqs,
+        "evidence": "measured; its report.md has a batch not used",
         **({} if skew is None else {"num_sms": processor.num_sms, "attention_streams": skew.streams}),
         "sources": {
             "load": f"measured: {source}",

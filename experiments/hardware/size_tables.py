@@ -13,7 +13,7 @@ import polars as pl
 from scipy.optimize import nnls
 
 from experiments.hardware.operator_tables import Cells, Points, read_table
-from experiments.hardware.table_fits import fit_grid, mape
+from experiments.hardware.table_fits import fit_grid, mape, measured_range
 from sim.hardware.curves import Grid, grid_to_text
 
 HEAD_DIM = 128
@@ -29,12 +29,13 @@ def read_by_size(folder: Path) -> dict[str, Any]:
     """Return what ``hardware_from_config`` takes as ``by_size``, all but what no table has."""
     gemm, gemm_error = _fit_gemm(_read(folder, "gemm_bf16_us.csv", "m", "n", "k", "us"))
     prefill, prefill_error = _fit_prefill(folder)
-    decode, decode_error = _fit_decode(folder)
+    decode, decode_error, measured = _fit_decode(folder)
     errors = {"gemm": gemm_error, "decode": decode_error, "prefill": prefill_error}
     print("by size: MAPE " + ", ".join(f"{part} {100 * error:.1f}%" for part, error in errors.items()))
     return {
         "head_dim": HEAD_DIM,
         "mape": errors,
+        "measured": measured,
         "gemm_us": grid_to_text(gemm),
         "decode_us": {heads: grid_to_text(grid) for heads, grid in decode.items()},
         "prefill_us": grid_to_text(prefill),
@@ -81,7 +82,7 @@ def _fit_prefill(folder: Path) -> tuple[Grid, float]:
     return grid, _error(grid, table, "isl", "num_heads")
 
 
-def _fit_decode(folder: Path) -> tuple[dict[int, Grid], float]:
+def _fit_decode(folder: Path) -> tuple[dict[int, Grid], float, dict[str, int]]:
     columns = ("batch_size", "kv_tokens_per_sequence", "num_kv_heads", "num_heads", "us")
     table = _common(_read(folder, "generation_attention_bf16_us.csv", *columns))
     table = table.filter(pl.col("kv_tokens_per_sequence") >= 16)
@@ -89,7 +90,7 @@ def _fit_decode(folder: Path) -> tuple[dict[int, Grid], float]:
     for (num_heads,), part in sorted(table.partition_by("num_kv_heads", as_dict=True).items()):
         grids[int(num_heads)], _ = fit_grid(_means(part, *columns[:2]), f"generation attention, {num_heads} KV heads")
         errors.append(_error(grids[int(num_heads)], part, *columns[:2]))
-    return grids, round(float(np.mean(errors)), 4)
+    return grids, round(float(np.mean(errors)), 4), measured_range(_means(table, *columns[:2]))
 
 
 def _common(table: pl.DataFrame) -> pl.DataFrame:

@@ -159,6 +159,11 @@ def fit_experts(cells: Cells, shape: ModelShape, cache_bytes: float, field: str)
     return grid, mape(np.array([grid(*cell) for cell in read]), np.array(list(read.values())))
 
 
+def measured_range(decode: Cells) -> dict[str, int]:
+    """Say how far decode attention was measured, as a hardware file has it."""
+    return {"seqs": int(max(seqs for seqs, _ in decode)), "tokens": int(max(tokens for _, tokens in decode))}
+
+
 def fit_attention(
     tables: OperatorTables, shape: ModelShape
 ) -> tuple[FittedAttention | MeasuredAttention, dict[str, float]]:

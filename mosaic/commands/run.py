@@ -173,7 +173,7 @@ def finish(
         print(describe_point(summary, point))
         return summary["num_failed_calls"] or 0
     errors, notes = failures(result), gate_notes(job.graph, spec.calibration, promise)
-    print(describe_run(summary, result, folder, gate_notes=notes, errors=errors))
+    print(describe_run(summary, result, folder, gate_notes=notes, evidence=job.site.evidence(result), errors=errors))
     if errors:
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for plan, lost in outcome.replans:

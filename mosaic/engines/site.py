@@ -11,7 +11,7 @@ from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError, InUseError
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, Inputs, inputs_of
+from mosaic.core.results import CallRecord, Inputs, RunResult, inputs_of
 from mosaic.core.safe_text import file_name
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
@@ -184,6 +184,10 @@ class EngineSite:
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
         """Give all places: workers that are all busy may slow each other down, which is what a run will meet."""
         return self.places(expert)
+
+    def evidence(self, result: RunResult) -> Sequence[str]:
+        """Say nothing: these times are measured."""
+        return ()
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """None: only a simulation knows the true lengths."""

@@ -35,6 +35,7 @@ def describe_run(
     folder: str | Path,
     *,
     gate_notes: Sequence[str] = (),
+    evidence: Sequence[str] = (),
     errors: Mapping[str, int] | None = None,
 ) -> str:
     """Describe a finished run.
@@ -47,6 +48,8 @@ def describe_run(
         What ran, and where its files are.
     gate_notes
         What the gate promises, and what it does not.
+    evidence
+        What simulated times rest on, a line for each kind of worker.
     errors
         Of calls that failed on a real backend: how many ended with each; records do not say.
     """
@@ -56,6 +59,7 @@ def describe_run(
         *rows(
             ("idle", _idle_text(summary, result)),
             ("tokens", _tokens_text(summary)),
+            *(("" if number else "hardware", line) for number, line in enumerate(evidence)),
             ("solver", _solver_text(summary)),
         ),
         *_stage_lines(summary),

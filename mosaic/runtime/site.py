@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 from mosaic.core.chat import Chat
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord, Inputs, RunResult
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.backend import Backend
@@ -48,6 +48,9 @@ class Site(Protocol):
     @property
     def truth(self) -> object:
         """What decides how a run's calls come out, whoever plans it and however often; None: only its engines know."""
+
+    def evidence(self, result: RunResult) -> Sequence[str]:
+        """Say what the times of a run rest on, a line for each kind of worker that is simulated."""
 
     @property
     def answers_source(self) -> str:

@@ -21,7 +21,7 @@ from mosaic.core.checks import (
 from mosaic.core.cluster import Gpu
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
-from sim.hardware.operators_by_size import OperatorsBySize
+from sim.hardware.operators_by_size import MeasuredRange, OperatorsBySize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,8 @@ class OperatorTable:
     experts that get any; None: a dense model."""
     mape: Mapping[str, float] = field(default_factory=dict)
     """Mean absolute relative error of each fitted part against its measurements."""
+    measured: MeasuredRange | None = None
+    """None: not known."""
 
     def __post_init__(self) -> None:
         rule = f"given exactly where shape.num_experts={self.shape.num_experts} is above 0"
@@ -182,6 +184,8 @@ class Hardware:
     """Operators by their sizes; with them every dense model has a table of its own, and there are no others."""
     host: Host | None = None
     """What is assumed of the machine around it; engines that sleep need it, and weights that stay in its memory."""
+    evidence: str = ""
+    """In a few words, how far its times can be trusted: the error on data that was not fitted."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where the settings above come from: published, measured, fitted or assumed."""
 
@@ -256,6 +260,7 @@ def _table_by_size(by_size: OperatorsBySize, shape: ModelShape, tp_degree: int) 
         ),
         head=by_size.head(shape, tp_degree),
         mape=by_size.mape,
+        measured=by_size.measured,
     )
 
 
@@ -319,7 +324,7 @@ _GRIDS = {"decode_us": "decode", "prefill_us": "prefill", "beside_us": "beside"}
 
 
 def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
-    optional = {"once_us", "head_us", "experts_us", "mape"}
+    optional = {"once_us", "head_us", "experts_us", "mape", "measured"}
     _require_keys(owner, entry, {"shape", "tp_degree", "source", "dense_us", "attention"}, optional)
     curves = {key: curve_from_text(entry[key], f"{owner}.{key}") for key in ("once_us", "head_us") if key in entry}
     return OperatorTable(
@@ -333,16 +338,27 @@ def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
         head=curves.get("head_us"),
         experts=grid_from_text(entry["experts_us"], f"{owner}.experts_us") if "experts_us" in entry else None,
         mape=dict(entry.get("mape", {})),
+        measured=_measured(owner, entry),
     )
+
+
+def _measured(owner: str, entry: Mapping[str, Any]) -> MeasuredRange | None:
+    if "measured" not in entry:
+        return None
+    _require_keys(f"{owner}.measured", entry["measured"], set(MeasuredRange._fields))
+    for name, value in entry["measured"].items():
+        require_count(value, f"{owner}.measured.{name}", at_least=1)
+    return MeasuredRange(**entry["measured"])
 
 
 def _by_size(owner: str, entry: Mapping[str, Any]) -> OperatorsBySize:
     times = {"small_fixed_us", "decode_head_us", "gemm_us", "decode_us", "prefill_us"}
-    _require_keys(owner, entry, {"source", "head_dim", "mape"} | times)
+    _require_keys(owner, entry, {"source", "head_dim", "mape"} | times, {"measured"})
     return OperatorsBySize(
         source=entry["source"],
         head_dim=entry["head_dim"],
         mape=dict(entry["mape"]),
+        measured=_measured(owner, entry),
         small_fixed_s=_seconds(entry["small_fixed_us"], f"{owner}.small_fixed_us"),
         decode_head_s=_seconds(entry["decode_head_us"], f"{owner}.decode_head_us"),
         gemm=grid_from_text(entry["gemm_us"], f"{owner}.gemm_us"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import AtLeast1, Name, NotNegative, checked, require
@@ -12,6 +13,15 @@ SEQS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 CHUNK_TOKENS = (1.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 CONTEXT_TOKENS = (0.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0)
 """Knots of a model's grids of attention."""
+
+
+class MeasuredRange(NamedTuple):
+    """How far decode attention was measured: beyond it times are extrapolated."""
+
+    seqs: int
+    """Sequences of a batch."""
+    tokens: int
+    """Of one sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +49,7 @@ class OperatorsBySize:
     Where parts of split attention are put together under CUDA graphs it grows so."""
     mape: Mapping[str, float]
     """Mean absolute relative error of each grid against its measurements."""
+    measured: MeasuredRange | None = None
 
     def __post_init__(self) -> None:
         require(len(self.decode) > 0, "operators by size: decode", "at least one number of KV heads", 0)

@@ -127,6 +127,7 @@ def test_per_operator_tables_are_recovered(tmp_path: Path) -> None:
     assert again_s == pytest.approx(joint_us(256, 512, 16, 512) * 1e-6, rel=0.05)
     assert attention.beside_per_token_pair_s == pytest.approx(1e-9, rel=0.1)
     assert max(table.mape.values()) < 0.05
+    assert table.measured == (max(DECODES), max(KV))
 
 
 def test_curves_go_on_along_the_trend_and_not_along_a_tread(tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ def test_per_layer_tables_are_recovered(tmp_path: Path) -> None:
     assert (hardware.cpu_base_s, hardware.cpu_per_seq_s) == pytest.approx((8e-4, 4e-5))
     assert hardware.all_reduce[2](1e6) == pytest.approx(40e-6, rel=0.03)
     one, two = hardware.tables
+    assert one.measured == two.measured == (256, 1024)
     assert isinstance(one.attention, FittedAttention)
     assert isinstance(two.attention, FittedAttention)
     assert one.attention.decode_per_kv_token_s == pytest.approx(2e-9)

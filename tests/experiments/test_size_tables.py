@@ -67,6 +67,7 @@ def test_operators_by_size_price_a_model_at_every_degree_with_a_link(degree: int
         8 * 4096 + 2 * 128 * (heads + kv_heads) + 3 * 14336 // degree
     )  # a token's, at 0.7 us per MB x 2
     layer_us = sum(gemm_us(4096, 4096, width) for width in products) + 4 + 4096 * moved_us
+    assert load(tmp_path / "gpu.yaml").table_for(shape, degree).measured == (512, 8192)
     prompt_us = 32 * (layer_us + prefill_us(4096, heads) + 2 * LINK_US.get(degree, 0.0))
     assert time.mixed_s([(4096, 0)], 0, 0) * 1e6 == pytest.approx(prompt_us, rel=0.03)
 

@@ -269,3 +269,12 @@ def test_what_disturbed_a_run_is_said_in_words(resumptions, lost, text):
 
 def test_an_older_summary_says_nothing():
     assert describe_disturbances({"workload": "gpqa"}) == ""
+
+
+def test_screen_says_what_simulated_times_rest_on():
+    run = make_two_stage_run()
+    kinds = ["x: off by 3%; extrapolated: batch 300 > 256", "y: no evidence"]
+    lines = assert_fits(describe_run(summarise_two_stages(run), run, "results/runs/x", evidence=kinds))
+    assert "  hardware  x: off by 3%; extrapolated: batch 300 > 256" in lines
+    assert "            y: no evidence" in lines
+    assert "hardware" not in describe_stages()
