@@ -90,6 +90,8 @@ def test_the_size_of_a_logs_blocks_can_be_given(tmp_path: Path) -> None:
     log = write_log(tmp_path, make_trace_line(), make_trace_line())
     calls = load_request_log(log, expert="A", hash_block_tokens=600).calls
     assert [call.prefix for call in calls] == [Prefix((7, 8), 600)] * 2
+    with pytest.raises(ValueError, match="workload.hash_block_tokens must be at least 1, got 0"):
+        load_request_log(log, expert="A", hash_block_tokens=0)
 
 
 @pytest.mark.parametrize(
