@@ -7,7 +7,7 @@ experiments/hardware/shapes. meta.json gives the limits of its engine, which was
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -26,10 +26,11 @@ from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import ModelShape, Workload
+from mosaic.core.workload import Call, CallKey, ModelShape
 from mosaic.figures.replay import replay_errors
 from mosaic.workloads.request_log import load_request_log, measured_records
 from sim.engine.engine import Engine
+from sim.engine.request import Request
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import Chunks, IterationTime, iteration_time
 
@@ -159,33 +160,36 @@ def replay(log: Log, time: IterationTime, *, with_prefixes: bool = True) -> Repl
     """Serve the requests of a log."""
     workload, measured = load_request_log(log.path, expert="model"), measured_records(log.path, expert="model")
     require(len(measured) > 0, f"{log.path}", "a log with measured times", "arrivals and lengths alone")
-    options = replace(log.options, enable_prefix_caching=with_prefixes)
-    records = _serve(workload, measured, options, time, kv_tokens_of(log.hardware, log.shape, log.tp_degree, options))
+    calls = workload.calls if with_prefixes else [replace(call, prefix=None) for call in workload.calls]
+    served = _serve(calls, workload.output_tokens or {}, log, time)
+    records = [_record(*both) for both in zip(measured, served, strict=True)]
     errors = replay_errors(records, measured)
     return Replay(records, tuple(errors[name].error_frac for name in METRICS))
 
 
-def _serve(
-    workload: Workload, measured: Sequence[CallRecord], options: EngineOptions, time: IterationTime, kv_tokens: int
-) -> list[CallRecord]:
-    tokens = workload.output_tokens or {}
-    context = max(call.prompt_tokens + tokens[call.key] for call in workload.calls)
-    engine = Engine(iteration_time=time, settings=options, kv_tokens=kv_tokens, context_tokens=context)
+def _serve(calls: Sequence[Call], output_tokens: Mapping[CallKey, int], log: Log, time: IterationTime) -> list[Request]:
+    engine = Engine(
+        iteration_time=time,
+        settings=log.options,
+        kv_tokens=kv_tokens_of(log.hardware, log.shape, log.tp_degree, log.options),
+        context_tokens=max(call.prompt_tokens + output_tokens[call.key] for call in calls),
+    )
     served = [
-        engine.submit(number, call.prompt_tokens, tokens[call.key], call.ready_s, prefix=call.prefix)
-        for number, call in enumerate(workload.calls)
+        engine.submit(number, call.prompt_tokens, output_tokens[call.key], call.ready_s, prefix=call.prefix)
+        for number, call in enumerate(calls)
     ]
     engine.advance_to(inf)
-    return [
-        record._replace(
-            admitted_ts=request.admitted_ts,
-            first_token_ts=request.first_token_ts,
-            finished_ts=request.finished_ts,
-            cached_tokens=request.cached_tokens,
-            num_preemptions=request.num_preemptions,
-        )
-        for record, request in zip(measured, served, strict=True)
-    ]
+    return served
+
+
+def _record(measured: CallRecord, served: Request) -> CallRecord:
+    return measured._replace(
+        admitted_ts=served.admitted_ts,
+        first_token_ts=served.first_token_ts,
+        finished_ts=served.finished_ts,
+        cached_tokens=served.cached_tokens,
+        num_preemptions=served.num_preemptions,
+    )
 
 
 def page_of(logs: Sequence[Log]) -> str:
