@@ -68,8 +68,8 @@ SOURCES = {
 }
 
 
-LOOP_START = (0.5e-3, 0.02)
-"""Seconds of the host a step and microseconds a head, from which a fit to closed loops starts."""
+LOOP_START = (0.4e-3, 0.02, 1.03)
+"""Seconds of the host a step, microseconds a head and scale of products, from which a fit to closed loops starts."""
 
 
 class TableFolder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -226,7 +226,7 @@ def _add_tables(
 
 def _add_by_size(config: dict[str, Any], fit: SizeFolder, folder: Path) -> None:
     require(folder.is_dir(), "fit.by_size.folder", "a folder below --data", str(folder))
-    given = {"source": fit.source, "small_fixed_us": fit.small_fixed_us, "decode_head_us": 0.0}
+    given = {"source": fit.source, "small_fixed_us": fit.small_fixed_us, "decode_head_us": 0.0, "gemm_scale": 1.0}
     config["by_size"] = given | read_by_size(folder)
     bandwidth = "norms, rotary embedding and activation at the bandwidth of the largest product of one token"
     config["sources"]["by_size.small_fixed_us"] = f"assumed: 5 kernels of 2 us; {bandwidth}"
@@ -267,7 +267,7 @@ def _add_all_reduce(config: dict[str, Any], tables: OperatorTables, link: Link |
 
 
 def _fit_loops(config: dict[str, Any], fit: Loops, file: Path) -> None:
-    """Fit the host's seconds per step, and what a step takes per decoding sequence and head."""
+    """Fit the host's seconds per step, what a step takes per decoding sequence and head, and the scale of products."""
     require("by_size" in config, "fit.loops", "given with fit.by_size", fit.file)
     shape = read_shape(fit.shape)
     hardware = _hardware(config)
@@ -278,18 +278,23 @@ def _fit_loops(config: dict[str, Any], fit: Loops, file: Path) -> None:
     ]
 
     def with_constants(constants: Sequence[float]) -> dict[str, Any]:
-        base_s, head_us = (float(f"{value:.3g}") for value in constants)
-        return {**config, "cpu_base_s": base_s, "by_size": config["by_size"] | {"decode_head_us": head_us}}
+        base_s, head_us, scale = (float(f"{value:.4g}") for value in constants)
+        by_size = config["by_size"] | {"decode_head_us": head_us, "gemm_scale": scale}
+        return {**config, "cpu_base_s": base_s, "by_size": by_size}
 
     found = fit_loops(points, shape, lambda constants: _hardware(with_constants(constants)), LOOP_START)
     config |= with_constants(found.constants)
     left_out = ", ".join(f"{axis} {100 * error:.1f}%" for axis, error in found.left_out.items())
     what = f"fitted: rounds of {len(points)} points of {fit.source}"
     text = f"{what}; mean absolute error of TPOT {100 * found.error:.1f}%, of points left out by {left_out}"
-    assumed = "fitted with cpu; that it grows with layers and with query heads on a GPU is assumed"
-    config["sources"] |= {"cpu": text, "by_size.decode_head_us": assumed}
-    head_us = config["by_size"]["decode_head_us"]
-    print(f"{config['cpu_base_s']} s a step, {head_us} us a head of a decoding sequence and layer\n{text}")
+    config["sources"] |= {
+        "cpu": text,
+        "by_size.decode_head_us": "fitted with cpu; that it grows with layers and query heads of a GPU is assumed",
+        "by_size.gemm_scale": "fitted with cpu: clocks under load, and what else slows products down in an engine",
+    }
+    head_us, scale = (config["by_size"][name] for name in ("decode_head_us", "gemm_scale"))
+    print(f"{config['cpu_base_s']} s a step, {head_us} us a head of a decoding sequence and layer, products x {scale}")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from sim.hardware.iteration_time import IterationTime, iteration_time
 
 SERVER = EngineOptions(order=Order.MIXED, max_num_seqs=1024, max_num_batched_tokens=8192)
 """vLLM's own limits for a server on a GPU of 70 GiB or more."""
-START_GAP_S = 0.055
+START_GAP_S = 0.0575
 """From a client's first request to the next client's: clients start one after the other, or else all prompts would stay
 together for good. Fitted to the TTFT of Qwen3-32B's points at TP 2, in steps of 0.0025 s; TPOT hardly depends on it."""
 CLIENT_S = 0.002

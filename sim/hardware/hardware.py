@@ -287,7 +287,8 @@ def hardware_from_config(
     all_reduce_us
         By tensor-parallel degree: microseconds by bytes, as text.
     by_size
-        Operators by their sizes: the fields of ``OperatorsBySize``, grids as text in microseconds.
+        Operators by their sizes: the fields of ``OperatorsBySize``, grids as text in microseconds, and ``gemm_scale``:
+        how much longer products take in an engine than where they were measured.
     host
         The fields of ``Host``.
     settings
@@ -353,7 +354,8 @@ def _measured(owner: str, entry: Mapping[str, Any]) -> MeasuredRange | None:
 
 def _by_size(owner: str, entry: Mapping[str, Any]) -> OperatorsBySize:
     times = {"small_fixed_us", "decode_head_us", "gemm_us", "decode_us", "prefill_us"}
-    _require_keys(owner, entry, {"source", "head_dim", "mape"} | times, {"measured"})
+    _require_keys(owner, entry, {"source", "head_dim", "mape", "gemm_scale"} | times, {"measured"})
+    require_number(entry["gemm_scale"], f"{owner}.gemm_scale", above=0)
     return OperatorsBySize(
         source=entry["source"],
         head_dim=entry["head_dim"],
@@ -361,7 +363,7 @@ def _by_size(owner: str, entry: Mapping[str, Any]) -> OperatorsBySize:
         measured=_measured(owner, entry),
         small_fixed_s=_seconds(entry["small_fixed_us"], f"{owner}.small_fixed_us"),
         decode_head_s=_seconds(entry["decode_head_us"], f"{owner}.decode_head_us"),
-        gemm=grid_from_text(entry["gemm_us"], f"{owner}.gemm_us"),
+        gemm=grid_from_text(entry["gemm_us"], f"{owner}.gemm_us").scaled(entry["gemm_scale"]),
         decode={int(n): grid_from_text(text, f"{owner}.decode_us.{n}") for n, text in entry["decode_us"].items()},
         prefill=grid_from_text(entry["prefill_us"], f"{owner}.prefill_us"),
     )

@@ -67,7 +67,7 @@ def slow(constants: Sequence[float]) -> Hardware:
 
 def test_a_fit_finds_what_made_the_points() -> None:
     true = (2e-3, 1e-7)
-    points = [POINT._replace(prompt_tokens=n, output_tokens=40, concurrency=c) for n in (500, 2000) for c in (2, 8, 32)]
+    points = [POINT._replace(prompt_tokens=n, output_tokens=40, concurrency=c) for n in (100, 500) for c in (2, 8, 32)]
     points = run_loops(points, slow(true), SHAPE)
     found = fit_loops(points, SHAPE, slow, (1e-3, 2e-7))
     assert found.constants == pytest.approx(true, rel=0.1)

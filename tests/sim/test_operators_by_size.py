@@ -4,13 +4,15 @@ from math import ceil
 from typing import Any
 
 import pytest
+import yaml
 
 from mosaic.core.cluster import Gpu
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid
-from sim.hardware.hardware import Hardware
+from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from sim.hardware.operators_by_size import OperatorsBySize
+from tests.config.test_conf_data import CONF
 
 BYTES_PER_S = 2e12
 SHAPE = ModelShape(
@@ -120,6 +122,23 @@ def test_what_a_head_adds_is_to_decodes_alone() -> None:
     operators = make_operators(decode_head_s=1e-6)
     alone, beside = (operators.decode_attention(SHAPE, 2, is_alone=is_alone)(64, 1000) for is_alone in (True, False))
     assert alone - beside == pytest.approx(64 * 16 * 1e-6)
+
+
+def test_products_take_longer_in_an_engine_by_the_files_scale() -> None:
+    config = yaml.safe_load((CONF / "hardware" / "h100_80gb.yaml").read_text())
+    del config["_target_"]
+    times = []
+    for scale in (1.0, 1.5):
+        config["by_size"] |= {"gemm_scale": scale, "small_fixed_us": 0.0}
+        operators = hardware_from_config(**config).by_size
+        assert operators is not None
+        times.append((operators.dense(SHAPE, 1)(1024), operators.head(SHAPE, 1)(8), operators.prefill(1024, 32)))
+    (dense_s, head_s, attention_s), (slow_dense_s, slow_head_s, slow_attention_s) = times
+    assert (slow_dense_s, slow_head_s) == pytest.approx((1.5 * dense_s, 1.5 * head_s))
+    assert slow_attention_s == attention_s
+    config["by_size"] |= {"gemm_scale": 0.0}
+    with pytest.raises(ValueError, match=r"h100_80gb: by_size.gemm_scale must be above 0, got 0.0"):
+        hardware_from_config(**config)
 
 
 def test_a_degree_without_all_reduce_is_refused() -> None:
