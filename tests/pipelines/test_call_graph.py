@@ -18,6 +18,7 @@ from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Decision
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
@@ -406,3 +407,18 @@ def test_the_readmes_class_and_yaml_file_are_a_rule(monkeypatch: pytest.MonkeyPa
     answer = walk(make_moa(rule), question, first, done).answer
     assert answer is not None
     assert (answer.answer, rule.promise(), rule.name) == ("A", None, "all_but_one")
+
+
+def test_a_question_that_needed_nothing_more_ends_by_what_has_ended_since() -> None:
+    """A call that failed at first may be tried again: what was found before does not stand."""
+    question, first, done = answered(make_question("q", answer="B"), ["A", "A", "A"])
+    questions = Questions(make_batch((question, 3)), make_moa())
+    for record in done.values():
+        questions.note(record)
+    assert questions.needed("q") == ()
+    assert questions.ends()[0].answer.answer == "A"
+    for call in first[:2]:
+        questions.note(ended(call, "B"))
+    assert [end.answer.votes for end in questions.ends()] == [("B", "B", "A")]
+    assert questions.needed("q") == ()
+    assert questions.ends() == [walk(questions.graph, *questions.of("q")).end()]

@@ -44,6 +44,16 @@ def test_calls_have_the_contract_columns_and_one_row_a_record():
     }  # fmt: skip
 
 
+def test_a_table_of_several_blocks_has_the_same_rows(monkeypatch: pytest.MonkeyPatch):
+    calls = make_two_stage_run().calls
+    whole = read(calls_parquet(calls, {}))
+    monkeypatch.setattr("mosaic.report.tables.BLOCK_ROWS", 3)
+    content = calls_parquet(calls, {})
+    assert pq.ParquetFile(pa.BufferReader(content)).num_row_groups == 2
+    assert read(content) == whole
+    assert read(answers_parquet([])).column_names == ANSWER_COLUMNS
+
+
 def test_a_role_is_its_nodes_label():
     rows = read(calls_parquet(make_two_stage_run().calls, {}, {AGGREGATE: "judge"})).to_pylist()
     assert [(row["node"], row["role"]) for row in rows] == [("propose", "propose")] * 3 + [("aggregate", "judge")]
