@@ -103,12 +103,13 @@ def slot_table_workload(
     streams = np.random.SeedSequence(seed).spawn(3)
     lengths_rng, slots_rng, options_rng = (np.random.default_rng(child) for child in streams)
     tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
-    experts = _draw_experts(slots, first_seen, slots_rng)
+    experts = iter(_draw_experts(slots, first_seen, slots_rng))
     questions = _make_questions(name, tokens, options, options_rng)
-    seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
+    prompts = ((question.id, question.prompt_tokens + template_tokens) for question in questions)
     calls = tuple(
-        Call(CallKey(question.id, PROPOSE, slot), expert, question.prompt_tokens + template_tokens)
-        for (question, slot), expert in zip(seats, experts, strict=True)
+        Call(CallKey(question, PROPOSE, slot), next(experts), prompt_tokens)
+        for question, prompt_tokens in prompts
+        for slot in range(num_slots_per_question)
     )
     return Workload(name=name, questions=questions, calls=calls)
 
