@@ -29,8 +29,8 @@ class _Request(NamedTuple):
     """Its arrival, zero at the first one."""
     instants_s: tuple[float, ...]
     """When it was scheduled and its first and last token, on the same clock; none in a trace."""
-    hash_ids: tuple[int, ...]
-    block_tokens: int
+    hash_ids: Any
+    """As its line has them; None: it has none."""
 
 
 def load_request_log(
@@ -59,10 +59,10 @@ def load_request_log(
     require_name(expert, "workload.expert")
     if hash_block_tokens is not None:
         require_count(hash_block_tokens, "workload.hash_block_tokens", at_least=1)
-    requests = _requests(path, hash_block_tokens)
-    _check_hash_ids(requests)
+    requests = _requests(path)
+    block_tokens = hash_block_tokens or (_OWN_BLOCK_TOKENS if requests[0].instants_s else _TRACE_BLOCK_TOKENS)
     keys = [CallKey(request.name, PROPOSE, 0) for request in requests]
-    lines = list(zip(requests, keys, _prefixes(requests), strict=True))
+    lines = list(zip(requests, keys, _prefixes(requests, block_tokens), strict=True))
     return Workload(
         name=name,
         questions=tuple(Question(id=one.name, prompt_tokens=one.prompt_tokens) for one in requests),
@@ -88,7 +88,7 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
         If the file cannot be read or a line lacks a field or has a bad one; names file, line and field.
     """
     records = []
-    for request in _requests(path, None):
+    for request in _requests(path):
         if not request.instants_s:
             return ()
         admitted_ts, first_token_ts, finished_ts = request.instants_s
@@ -109,17 +109,15 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
     return tuple(records)
 
 
-def _requests(path: str | Path, block_tokens: int | None) -> list[_Request]:
+def _requests(path: str | Path) -> list[_Request]:
     """Read a log's requests in order of arrival."""
     rows = dict(json_lines(path))
     require(len(rows) > 0, f"{path}", "a log with at least one request", len(rows))
-    is_trace = "timestamp" in next(iter(rows.values()))
-    read = _trace if is_trace else _measured
-    requests = read(rows, block_tokens or (_TRACE_BLOCK_TOKENS if is_trace else _OWN_BLOCK_TOKENS))
-    return sorted(requests, key=lambda request: request.ready_ts)
+    read = _trace if "timestamp" in next(iter(rows.values())) else _measured
+    return sorted(read(rows), key=lambda request: request.ready_ts)
 
 
-def _measured(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[_Request]:
+def _measured(rows: Mapping[str, Mapping[str, Any]]) -> list[_Request]:
     seen: set[str] = set()
     for at, row in rows.items():
         _check_fields(row, at, ("input_toks", "output_toks"), ("request_id", *_INSTANTS))
@@ -141,14 +139,13 @@ def _measured(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[
             output_tokens=row["output_toks"],
             ready_ts=ready_ts[at] - start,
             instants_s=tuple(row[field] - start for field in _INSTANTS[1:]),
-            hash_ids=_hash_ids(row, at, row["input_toks"], block_tokens),
-            block_tokens=block_tokens,
+            hash_ids=row.get("hash_ids"),
         )
         for at, row in rows.items()
     ]
 
 
-def _trace(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[_Request]:
+def _trace(rows: Mapping[str, Mapping[str, Any]]) -> list[_Request]:
     for at, row in rows.items():
         _check_fields(row, at, ("input_length", "output_length"), ("timestamp",))
         require_number(row["timestamp"], f"{at}: timestamp")
@@ -161,8 +158,7 @@ def _trace(rows: Mapping[str, Mapping[str, Any]], block_tokens: int) -> list[_Re
             output_tokens=row["output_length"],
             ready_ts=(row["timestamp"] - start_ms) / 1000,
             instants_s=(),
-            hash_ids=_hash_ids(row, at, row["input_length"], block_tokens),
-            block_tokens=block_tokens,
+            hash_ids=row.get("hash_ids"),
         )
         for number, (at, row) in enumerate(rows.items())
     ]
@@ -185,8 +181,8 @@ def _check_times(row: Mapping[str, Any], at: str) -> None:
         require(row[later] >= row[earlier], f"{at}: {later}", f"at least {earlier}={row[earlier]}", row[later])
 
 
-def _hash_ids(row: Mapping[str, Any], at: str, prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
-    ids = row.get("hash_ids")
+def _hash_ids(request: _Request, block_tokens: int) -> Sequence[int]:
+    at, ids, prompt_tokens = request.at, request.hash_ids, request.prompt_tokens
     if ids is None:
         return ()
     if not isinstance(ids, list):
@@ -196,26 +192,28 @@ def _hash_ids(row: Mapping[str, Any], at: str, prompt_tokens: int, block_tokens:
     most = -(-prompt_tokens // block_tokens)
     rule = f"at most {most} for {prompt_tokens} tokens in blocks of {block_tokens}, see workload.hash_block_tokens"
     require(len(ids) <= most, f"{at}: number of hash_ids", rule, len(ids))
-    return tuple(ids)
+    return ids
 
 
-def _check_hash_ids(requests: Sequence[_Request]) -> None:
+def _check_hash_ids(ids_by_place: Mapping[str, Sequence[int]]) -> None:
     """Refuse ids that stand for a block alone: the same one would follow different beginnings."""
     follows: dict[int, int | None] = {}
-    for request in requests:
+    for at, ids in ids_by_place.items():
         previous = None
-        for number in request.hash_ids:
+        for number in ids:
             known = follows.setdefault(number, previous)
             rule = f"names of whole beginnings: {number} follows {known} elsewhere (null: it is first)"
-            require(known == previous, f"{request.at}: hash_ids", rule, previous)
+            require(known == previous, f"{at}: hash_ids", rule, previous)
             previous = number
 
 
-def _prefixes(requests: Sequence[_Request]) -> list[Prefix | None]:
+def _prefixes(requests: Sequence[_Request], block_tokens: int) -> list[Prefix | None]:
     """Keep what requests share: blocks that no other one has are its own."""
-    num_requests = Counter(number for request in requests for number in request.hash_ids)
+    ids_by_place = {request.at: _hash_ids(request, block_tokens) for request in requests}
+    _check_hash_ids(ids_by_place)
+    num_requests = Counter(number for ids in ids_by_place.values() for number in ids)
     prefixes = []
-    for request in requests:
-        shared = tuple(number for number in request.hash_ids if num_requests[number] > 1)
-        prefixes.append(Prefix(shared, request.block_tokens) if shared else None)
+    for ids in ids_by_place.values():
+        shared = tuple(number for number in ids if num_requests[number] > 1)
+        prefixes.append(Prefix(shared, block_tokens) if shared else None)
     return prefixes

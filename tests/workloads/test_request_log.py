@@ -94,6 +94,14 @@ def test_the_size_of_a_logs_blocks_can_be_given(tmp_path: Path) -> None:
         load_request_log(log, expert="A", hash_block_tokens=0)
 
 
+def test_what_a_log_measured_is_read_whatever_the_size_of_its_blocks(tmp_path: Path) -> None:
+    log = write_log(tmp_path, *(make_line(name, input_toks=24, hash_ids=[7, 8, 9]) for name in "ab"))
+    assert [call.prefix for call in load_request_log(log, expert="A", hash_block_tokens=8).calls] == [
+        Prefix((7, 8, 9), 8), Prefix((7, 8, 9), 8),
+    ]  # fmt: skip
+    assert len(measured_records(log, expert="A")) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
