@@ -205,7 +205,7 @@ def _stage_lines(summary: Summary) -> list[str]:
         f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
     )
     always_s, saved_s = summary["always_aggregate_s"], summary["aggregator_saved_s"]
-    saved = None if summary["skip_frac_source"] == "measured" else "summary=full tells it of a batch of this size"
+    saved = "summary=full tells it of a batch of this size" if summary["backend"] == "sim" else None
     if always_s is not None:
         saved = f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes"
     change_pp = summary["accuracy_change_pp"]
