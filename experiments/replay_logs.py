@@ -135,9 +135,9 @@ def read_log(folder: Path) -> Log:
     ValueError, TypeError
         Naming the file, the key and the rule.
     """
-    kind, _, shape = folder.name.partition("_")
     known = sorted(path.stem for path in CONF.glob("*.yaml"))
-    require(kind in known, f"{folder}: hardware in its name", f"one of {known}", kind)
+    kind = next((kind for kind in known if folder.name.startswith(f"{kind}_")), "")
+    require(kind != "", f"{folder}: hardware in its name", f"one of {known}", folder.name)
     config = yaml.safe_load((CONF / f"{kind}.yaml").read_text(encoding="utf-8"))
     hardware = hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
     meta = folder / "meta.json"
@@ -153,7 +153,8 @@ def read_log(folder: Path) -> Log:
         kv_cache_tokens=given.get("kv_cache", {}).get("num_kv_tokens"),
     )
     path = folder / "requests.jsonl"
-    return Log(folder.name, path, hardware, read_shape(shape), engine["tensor_parallel_size"], options)
+    shape = read_shape(folder.name.removeprefix(f"{kind}_"))
+    return Log(folder.name, path, hardware, shape, engine["tensor_parallel_size"], options)
 
 
 def replay(log: Log, time: IterationTime, *, with_prefixes: bool = True) -> Replay:

@@ -94,6 +94,11 @@ def test_the_command_writes_a_page(tmp_path: Path) -> None:
     assert "| rtx4090_llama3_8b | as simulated | +0.0% | +0.0% | +0.0% | +0.0% |" in text.replace("-0.0%", "+0.0%")
 
 
+def test_the_name_of_a_kind_of_hardware_may_have_parts(tmp_path: Path) -> None:
+    log = read_log(make_folder(tmp_path / "h100_80gb_qwen3_32b"))
+    assert (log.hardware.gpu.name, log.shape.num_layers) == ("h100_80gb", 64)
+
+
 @pytest.mark.parametrize(
     ("name", "meta", "message"),
     [
