@@ -36,17 +36,18 @@ class Rates(NamedTuple):
 
 
 def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) -> float | None:
-    """Bound the makespan of every plan for some calls on this many workers; None: there are no calls, or ranks.
+    """Bound the makespan of every plan for some calls on this many workers; None: there are no calls, or not known.
 
     It is the largest of: one call alone behind its load; an expert's load and its work spread over as many
     replicas as there are gangs; all loads and all work spread over all workers. Replica caps are not used,
-    so the bound also holds for plans that ignore them. Ranks that step together compute several batches at once, which
-    it does not know.
+    so the bound also holds for plans that ignore them. It is not known of ranks that step together, which compute
+    several batches at once, nor of an expert with a choice of degrees.
     """
     jobs_by_expert: dict[ExpertName, list[Job]] = {}
     for job in jobs:
         jobs_by_expert.setdefault(job[0].expert, []).append(job)
-    if any(models.expert(name).num_ranks > 1 for name in jobs_by_expert):
+    experts = map(models.expert, jobs_by_expert)
+    if any(expert.num_ranks > 1 or len(expert.possible_degrees) > 1 for expert in experts):
         return None
     bound_s = busy_s = 0.0
     for name, own in jobs_by_expert.items():

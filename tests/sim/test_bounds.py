@@ -1,6 +1,6 @@
 """The bound below every simulated run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +11,12 @@ from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import Prefix, SparseKv
 from mosaic.runtime.static_plan import execute
+from sim.cluster.backend import SimBackend
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
-from tests.sim.random_runs import committed_time, committed_times, runs
+from tests.sim.random_runs import committed_hardware, committed_time, committed_times, runs
 
 
 def bound_and_makespan(backend, *sessions, calls, num_workers=2, controllers=()):
@@ -185,3 +186,22 @@ def test_a_call_that_is_cut_counts_with_what_it_writes():
         make_backend(by_key(4000)), make_session(0, calls), calls=calls, controllers=[cut]
     )
     assert bound_s == pytest.approx(makespan_s)
+
+
+def test_there_is_none_where_a_plan_may_choose_a_degree():
+    hardware = committed_hardware("a100_80gb")
+    expert = make_expert("A", shape=hardware.tables[0].shape)
+    calls, workers = [make_call("q0")], (0, 1, 2, 3)
+    alone, choosing = (
+        SimBackend(
+            experts=[one],
+            cluster=make_cluster(4, gpu=hardware.gpu),
+            hardware={hardware.gpu.name: hardware},
+            outcomes=by_key(4000),
+        )
+        for one in (expert, replace(expert, tp_degrees=(4,)))
+    )
+    execute(make_plan(make_session(0, calls), num_workers=4), calls, alone)
+    result = execute(make_plan(make_session(0, calls, workers=workers), num_workers=4), calls, choosing)
+    assert alone.lower_bound_s() > result.sessions[0].end_ts, "one GPU takes longer than four"
+    assert choosing.lower_bound_s() is None
