@@ -95,7 +95,8 @@ def committed_times():
     params = []
     for path in sorted(CONF.glob("*.yaml")):
         hardware = committed_hardware(path.stem)
-        for degree in sorted({table.tp_degree for table in hardware.tables} & {1, 4}):
+        known = {table.tp_degree for table in hardware.tables} if hardware.tables else {1, *hardware.all_reduce}
+        for degree in sorted(known & {1, 4}):
             name = f"{path.stem} x {degree}"
             params.append(pytest.param(name, iteration_time(hardware, make_shape(), degree), id=name))
     return params

@@ -103,7 +103,7 @@ def test_a_sparse_kv_cache_is_bounded_by_what_is_read_of_it(kv, num_calls, time)
 
 GEMMA = {"num_layers": 42, "num_query_heads": 16, "num_kv_heads": 8, "head_dim": 256}
 SHAPES = {"Llama": make_shape(), "Gemma": make_shape(**GEMMA)}
-PLACES = [("a100_80gb", 1), ("a100_80gb", 4), ("rtxpro6000", 1)]
+PLACES = [("a100_80gb", 1), ("a100_80gb", 4), ("rtxpro6000", 1), ("h100_80gb", 1)]
 
 
 def prefill_run(stem, tp_degree, engine_settings, prompts, *, shape=SHAPES["Llama"]):
