@@ -17,7 +17,8 @@ def evidence_lines(
 ) -> list[str]:
     """Write a line for each kind of GPU that had a session, with what was extrapolated there.
 
-    A batch counts as large as the calls of its session allow, and a sequence as its prompt and response together.
+    A batch counts as large as the calls of its session allow, spread over its ranks, and a sequence as its prompt and
+    response together.
     """
     pool = {expert.name: expert for expert in experts}
     most_tokens = dict.fromkeys((session.session for session in result.sessions), 0)
@@ -34,12 +35,14 @@ def evidence_lines(
         hardware = hardware_by_gpu[gpu]
         beyond: dict[str, tuple[int, int]] = {}
         for session in sessions:
-            expert = pool[session.expert]
-            known = hardware.table_for(expert.shape, expert.attention_degree(len(session.workers))).measured
+            expert, num_workers = pool[session.expert], len(session.workers)
+            degree = expert.attention_degree(num_workers)
+            known = hardware.table_for(expert.shape, degree).measured
             if known is None:
                 continue
+            num_calls = -(-session.num_calls // (num_workers // degree))
             reached = {
-                "batch": (min(session.num_calls, max_num_seqs), known.seqs),
+                "batch": (min(num_calls, max_num_seqs), known.seqs),
                 "context": (most_tokens[session.session], known.tokens),
             }
             for axis, (value, limit) in reached.items():

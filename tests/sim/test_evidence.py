@@ -9,8 +9,9 @@ from sim.cluster.evidence import evidence_lines
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.operators_by_size import MeasuredRange
 from tests.config.test_conf_data import CONF
-from tests.factories import make_expert, make_mixed_cluster
+from tests.factories import make_cluster, make_expert, make_mixed_cluster
 from tests.run_records import make_record, make_result, make_session
+from tests.sim.test_moe_time import make_sparse_shape, sparse_hardware
 
 FILES = sorted((CONF / "hardware").glob("*.yaml"))
 EXPERTS = [make_expert("A"), make_expert("B")]
@@ -51,6 +52,25 @@ def test_kinds_of_workers_have_lines_of_their_own() -> None:
         "near: no evidence; extrapolated: context 5,100 > 1,000",
         "far: well known; extrapolated: context 6,100 > 5,800",
     ]
+
+
+def test_ranks_have_batches_of_their_own() -> None:
+    hardware = sparse_hardware()
+    table = replace(hardware.table_for(make_sparse_shape(), 1), measured=MeasuredRange(2, 1000))
+    kind = replace(hardware, tables=(table,), evidence="guess")
+    cluster = make_cluster(2, gpu=kind.gpu)
+    expert = make_expert("A", tp_degree=2, shape=make_sparse_shape(), dp_attention=True)
+    lines = [
+        evidence_lines(
+            make_result(replace(make_session(0, workers=(0, 1)), num_calls=number)),
+            cluster,
+            {kind.gpu.name: kind},
+            [expert],
+            256,
+        )
+        for number in (4, 5)
+    ]
+    assert lines == [[f"{kind.gpu.name}: guess"], [f"{kind.gpu.name}: guess; extrapolated: batch 3 > 2"]]
 
 
 def test_where_no_range_is_known_nothing_is_called_extrapolated() -> None:
