@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
 
 from mosaic.core.commands import Action
 from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, NodeName
@@ -25,11 +27,26 @@ STOPPED = frozenset({CallStatus.CANCELLED, CallStatus.CUT})
 """Of calls that a run stopped before they came to their answer."""
 
 
+class TextFile(Protocol):
+    """A file that holds texts of responses."""
+
+    def text_at(self, start: int, num_bytes: int) -> str:
+        """Read the text of a record: its first byte, and how many there are."""
+
+
+class StoredText(msgspec.Struct, frozen=True, gc=False):
+    """Where a text is on the disk: the memory of a driver does not hold those of a large batch."""
+
+    file: TextFile
+    start: int
+    num_bytes: int
+
+
 class Response(NamedTuple):
     """What a real engine said, beside the counts; a simulated call has none."""
 
-    text: str | None = None
-    """None: without a tokenizer there is no text."""
+    content: str | StoredText | None = None
+    """Its text; the records of a run's result have where it is. None: without a tokenizer there is no text."""
     token_ids: tuple[int, ...] = ()
     """In a journal; the records of a run's result have none."""
     finish_reason: str | None = None
@@ -40,6 +57,12 @@ class Response(NamedTuple):
     """Why it failed."""
     fingerprint: str = ""
     """Of all that decides the response: who finds a finished record with it need not run the call."""
+
+    @property
+    def text(self) -> str | None:
+        """The text, read from the disk if it is there."""
+        content = self.content
+        return content.file.text_at(content.start, content.num_bytes) if isinstance(content, StoredText) else content
 
 
 class CallRecord(NamedTuple):

@@ -22,7 +22,8 @@ from mosaic.engines.launcher import Launcher, Patience
 from mosaic.engines.messages import Gone
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.sessions import Sessions
-from mosaic.runtime.journal import Journal, make_folder
+from mosaic.runtime.journal import Journal
+from mosaic.runtime.log import make_folder
 
 WAIT_S = 1.0
 """The watchdog looks this often."""
@@ -64,6 +65,7 @@ class EngineBackend:
         self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
+        """Of the calls that were reported."""
         self._outcomes: dict[CallKey, Outcome | None] = {}
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
@@ -193,6 +195,8 @@ class EngineBackend:
             event = self._events.popleft()
             self._event_ts = event.ts
             self._ts = max(self._ts, event.ts)
+            if isinstance(event, Finished):
+                self._records[event.record.key] = event.record
             yield event
             yield from self._ended_before()
 
@@ -210,7 +214,11 @@ class EngineBackend:
             ts, _, record = heapq.heappop(self._again)
             self._event_ts = ts
             self._ts = max(self._ts, ts)
-            yield Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
+            if isinstance(record, CallRecord):
+                self._records[record.key] = record
+                yield Finished(ts, record)
+            else:
+                yield Prefilled(ts, record)
 
     def _stop(self) -> None:
         if self._started is not None:
@@ -298,10 +306,7 @@ class EngineBackend:
             state.send([request])
 
     def _read(self, record: CallRecord) -> CallRecord:
-        read = self._records[record.key] = self.content.read(
-            record, self._served[record.expert], self._outcomes[record.key]
-        )
-        return read
+        return self.content.read(record, self._served[record.expert], self._outcomes[record.key])
 
     def _expert(self, name: ExpertName, label: str) -> Expert:
         if name not in self._experts:

@@ -13,7 +13,7 @@ from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.engine import EngineSpec, Output, Request
 from mosaic.engines.messages import ToWorker
-from mosaic.runtime.journal import NO_SESSION, without_token_ids
+from mosaic.runtime.journal import NO_SESSION
 
 
 class CallQueue:
@@ -282,7 +282,7 @@ class Calls:
         self._queues.clear()
 
     def remove(self, record: CallRecord) -> CallRecord | None:
-        """Let go of a call that has ended; gives its record as it is kept, None: it was gone.
+        """Let go of a call that has ended; gives its record, None: it was gone.
 
         What is known here takes the place of what a process sent.
         """
@@ -297,7 +297,7 @@ class Calls:
                 state.held.discard(record.key)
                 state.suspected.discard(record.key)
         workers = () if session is None else session.session.workers
-        return without_token_ids(record._replace(key=call.call.key, expert=call.call.expert, workers=workers))
+        return record._replace(key=call.call.key, expert=call.call.expert, workers=workers)
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""

@@ -123,7 +123,7 @@ class SessionService:
         is_cut = is_cut and output.finish_reason == "length" and not is_whole
         status = CallStatus.CUT if is_cut else CallStatus.FINISHED
         response = Response(
-            text=output.text,
+            content=output.text,
             token_ids=output.token_ids,
             finish_reason=CUT if is_cut else output.finish_reason,
             thinking_opened=output.thinking_opened,

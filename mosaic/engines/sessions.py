@@ -359,16 +359,15 @@ class Sessions:
             self.calls.take_back(state, message)
 
     def _end_call(self, record: CallRecord) -> None:
-        kept = self.calls.remove(record)
-        if kept is None:
+        known = self.calls.remove(record)
+        if known is None:
             return  # received before
         if record.status in SERVED:
             self._states[record.session].note_served()
             for worker in record.workers:
                 self._num_failed_loads[worker] = 0
             self._num_fork_server_deaths.clear()
-        kept = self.read(kept)
-        self.journal.add_call(record, kept)
+        kept = self.journal.add_call(record, self.read(known))
         self.note_end(kept)
         self.emit(Finished(kept.finished_ts or 0.0, kept))
 

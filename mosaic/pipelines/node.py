@@ -96,16 +96,20 @@ def node_layout(
 ) -> Layout:
     """Lay out what an expert of a node reads of some calls: those that finished."""
     records = finished(read)
+    texts = [visible_text(record) for record in records]
     least = node.min_output_tokens
     if num_places is None and node.counts_tokens:
-        question = as_counted(question, records, expert, text_rate=_text_rate(records), min_output_tokens=least)
-    responses = [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records]
+        rate = _text_rate([record.visible_tokens for record in records], texts)
+        question = as_counted(question, records, expert, text_rate=rate, min_output_tokens=least)
+    responses = [
+        Response(record.expert, visible_tokens(record), text) for record, text in zip(records, texts, strict=True)
+    ]
     return lay_out(question, responses, expert, min_output_tokens=least, num_places=num_places)
 
 
-def _text_rate(read: Sequence[CallRecord]) -> float:
+def _text_rate(counted: Sequence[int | None], texts: Sequence[str | None]) -> float:
     """Compare the tokens that engines counted in responses with the estimate from their characters; none: 1."""
-    texts = [(record.visible_tokens, visible_text(record) or "") for record in read]
-    known = [(tokens, count_text_tokens(text)) for tokens, text in texts if tokens is not None]
+    pairs = zip(counted, texts, strict=True)
+    known = [(tokens, count_text_tokens(text or "")) for tokens, text in pairs if tokens is not None]
     estimated = sum(tokens for _, tokens in known)
     return min(CHARACTERS_PER_TOKEN, sum(tokens for tokens, _ in known) / estimated) if estimated else 1.0

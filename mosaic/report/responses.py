@@ -25,7 +25,7 @@ def answer_files(
     """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
     files: dict[str, Content] = {}
     said = (record.response for record in calls if record.response is not None)
-    if any(response.text is not None or response.error is not None for response in said):
+    if any(response.content is not None or response.error is not None for response in said):
         files["responses.jsonl"] = responses_jsonl(workload, graph, calls)
     is_graded = graph.asks_everybody and graph.upper_nodes
     if is_graded and (graded := graded_answers(ballots, calls, graph.upper_nodes[-1], graph.compare)):

@@ -1,9 +1,7 @@
 """What survives a crash: calls, prefills, sessions, starts and commands of a run, on the disk before it reports them.
 
-A journal is a file in a folder of its own, which the driver of a run alone writes, and not a database: it works on
-network file systems, where SQLite's write-ahead log does not, a record that a crash tore is found by its checksum and
-dropped, wherever it stands, and a full disk leaves nothing behind, because a failed append is cut off again. A record
-is a line: the CRC-32 of its JSON text, a space, the text.
+A journal is a log in a folder of its own, which the driver of a run alone writes, and not a database: it works on
+network file systems, where SQLite's write-ahead log does not.
 
 Exactly once follows from the order of things. A call is run only if no record holds its result, one driver at a time
 holds the folder (``run_lock.hold``), and a call's finish is reported only when its record is on the disk. What was
@@ -12,10 +10,8 @@ under way when a driver died is run again, and ends as it would have: a response
 
 import os
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,126 +21,16 @@ import msgspec
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.commands import Action, decode_action, encode_action
-from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
-from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, Resumption, SessionRecord
+from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, Resumption, SessionRecord, StoredText
 from mosaic.core.workload import CallKey, ExpertName, NodeName
+from mosaic.runtime.log import JournalError, Line, Log, cannot, frame, lines_of, unframe
 
 FILE_NAME = "journal.jsonl"
 RUN = "run"
 """The folder of the run's own journal, beside those of what is measured."""
 _OLD_FILES = "*.journal"
 """What version 0.2 wrote, one file per process."""
-
-
-class JournalError(BackendError):
-    """A journal cannot be written or is in use; no run can go on without it."""
-
-
-def make_folder(folder: Path) -> None:
-    """Make a journal's folder, unless it is there.
-
-    Raises
-    ------
-    JournalError
-        If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot("opened", folder, error) from error
-
-
-def frame(text: bytes) -> bytes:
-    """Make a record's JSON text, of one line, a line that can prove it is whole."""
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def unframe(line: bytes) -> bytes | None:
-    """Read a line, with or without its newline; None: it is torn or damaged."""
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    return text if checksum == b"%08x" % zlib.crc32(text) else None
-
-
-def lines_of(path: Path) -> Iterator[bytes | None]:
-    """Go over a log's records, one in memory at a time; None: a line that is not whole. No file, no records."""
-    try:
-        file = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with file:
-        for line in file:
-            yield unframe(line) if line.endswith(b"\n") else None
-
-
-class Log:
-    """Appends records to one file, of which this process is the only writer.
-
-    A torn record at its end, which a crash may have left, is cut off when the file is opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        existed = path.exists()
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._size = self._whole_lines()
-            os.ftruncate(self._file, self._size)
-            if not existed:
-                _sync_folder(path.parent)
-        except OSError as error:
-            raise _cannot("opened", path, error) from error
-
-    def append(self, lines: Sequence[bytes]) -> None:
-        """Put framed records on the disk, in one piece; returns when they are there.
-
-        Raises
-        ------
-        JournalError
-            If they are not: then none of them is in the file.
-        """
-        data = b"".join(lines)
-        try:
-            at = self._size
-            while at < self._size + len(data):
-                at += os.pwrite(self._file, data[at - self._size :], at)
-            os.fdatasync(self._file)
-        except OSError as error:
-            # NOTE: after a failed sync it is not known what reached the disk, so nothing of it may count.
-            with suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            raise _cannot("written", self.path, error) from error
-        self._size += len(data)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def _whole_lines(self) -> int:
-        """Find where the last finished line ends, in bytes; reads back from the end."""
-        end = os.fstat(self._file).st_size
-        while end > 0:
-            start = max(0, end - 65536)
-            found = os.pread(self._file, end - start, start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-        return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _cannot(what: str, path: Path, error: OSError) -> JournalError:
-    return JournalError(
-        f"journal {path} cannot be {what}: {error.strerror or error}; what it holds is kept: "
-        "remove the cause and start the same run again"
-    )
 
 
 class EndedCall(msgspec.Struct, frozen=True, array_like=True, tag="call"):
@@ -196,16 +82,56 @@ NO_SESSION = -1
 """Of a call that no session of the run has served."""
 
 
-def without_token_ids(record: CallRecord) -> CallRecord:
-    """Give a record as the driver keeps it: a batch's token ids would take gigabytes, and the journal has them."""
-    if record.response is None or not record.response.token_ids:
+@dataclass(slots=True, unsafe_hash=True)
+class JournalTexts:
+    """Reads texts back from a journal's file, which the first of them opens."""
+
+    path: Path
+    _file: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    def text_at(self, start: int, num_bytes: int) -> str:
+        """Read the text of the ended call in a line.
+
+        Raises
+        ------
+        JournalError
+            If the line cannot be read, or has changed on the disk since it was written.
+        """
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            line = unframe(os.pread(self._file, num_bytes, start))
+        except OSError as error:
+            raise cannot("read", self.path, error) from error
+        entry = None if line is None else _DECODER.decode(line)
+        response = entry.record.response if isinstance(entry, EndedCall) else None
+        if response is None or not isinstance(response.content, str):
+            raise JournalError(
+                f"journal {self.path}: the record at byte {start} changed on the disk; start the same run again: "
+                "it repeats this call"
+            )
+        return response.content
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+
+def as_kept(record: CallRecord, stored: StoredText) -> CallRecord:
+    """Give a record as the driver keeps it: the texts and token ids of a batch would take gigabytes.
+
+    ``stored`` is the journal's line of the record, which has them.
+    """
+    response = record.response
+    if response is None or (response.content is None and not response.token_ids):
         return record
-    return record._replace(response=record.response._replace(token_ids=()))
+    content = None if response.content is None else stored
+    return record._replace(response=response._replace(content=content, token_ids=()))
 
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds but for token ids, and what happens while a run goes on."""
+    """What a journal holds but for texts and token ids, and what happens while a run goes on."""
 
     ended: list[CallRecord] = field(default_factory=list)
     prefills: list[PrefillRecord] = field(default_factory=list)
@@ -225,15 +151,15 @@ class JournalState:
     )
     """Calls by the session that served them, with its expert and workers."""
 
-    def add(self, entry: Entry | Action | None) -> None:
-        """Add an entry; None: a line that is not whole."""
+    def add(self, entry: Entry | Action | None, stored: StoredText) -> None:
+        """Add an entry, which is stored there; None: a line that is not whole."""
         match entry:
             case None:
                 self.num_damaged += 1
             case Action():
                 self.actions.append(entry)
             case EndedCall(record=record):
-                self.add_call(without_token_ids(record))
+                self.add_call(as_kept(record, stored))
             case EndedPrefill(record=record):
                 self.prefills.append(record)
                 self.last_ts = max(self.last_ts, record.finished_ts)
@@ -247,7 +173,7 @@ class JournalState:
                 self.starts.append(entry)
 
     def add_call(self, record: CallRecord) -> None:
-        """Add a call that ended."""
+        """Add a call that ended, as it is kept."""
         self.ended.append(record)
         self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
         if record.status is not CallStatus.FAILED:
@@ -313,9 +239,9 @@ def read_journal(folder: Path) -> JournalState:
     JournalError
         If another version wrote it.
     """
-    state = JournalState()
-    for entry in read_entries(folder):
-        state.add(entry)
+    state, texts = JournalState(), JournalTexts(folder / FILE_NAME)
+    for line, entry in _lines_and_entries(folder):
+        state.add(entry, StoredText(texts, line.start, line.num_bytes))
     return state
 
 
@@ -329,15 +255,20 @@ def read_entries(folder: Path) -> Iterator[Entry | Action | None]:
     JournalError
         If another version wrote it.
     """
+    return (entry for _, entry in _lines_and_entries(folder))
+
+
+def _lines_and_entries(folder: Path) -> Iterator[tuple[Line, Entry | Action | None]]:
     if old := sorted(path.name for path in folder.glob(_OLD_FILES)):
         raise JournalError(
             f"journal {folder}: version 0.2 wrote it ({', '.join(old)}); "
             "go on with that version, or remove it to start anew"
         )
     path = folder / FILE_NAME
-    for text in lines_of(path):
+    for line in lines_of(path):
+        text = line.text
         try:
-            yield None if text is None else decode_action(text) if text[:1] == b"{" else _DECODER.decode(text)
+            yield line, None if text is None else decode_action(text) if text[:1] == b"{" else _DECODER.decode(text)
         except msgspec.DecodeError as error:
             raise JournalError(f"journal {path}: holds a record of another version ({error}); remove it") from error
 
@@ -357,6 +288,9 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lines: list[bytes] = []
+        self._num_bytes = 0
+        """Of these."""
+        self._texts = JournalTexts(folder / FILE_NAME)
         self._log: Log | None = None
 
     @cached_property
@@ -384,17 +318,21 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Add what happened."""
-        self._lines.append(frame(_ENCODER.encode(entry)))
-        self.state.add(entry)
+        self.state.add(entry, self._append(_ENCODER.encode(entry)))
 
-    def add_call(self, record: CallRecord, kept: CallRecord) -> None:
-        """Add a call that ended; the state has its record as it is kept."""
-        self._lines.append(frame(_ENCODER.encode(EndedCall(record))))
+    def add_call(self, record: CallRecord, read: CallRecord) -> CallRecord:
+        """Add a call that ended; gives its record as it is kept, from what was read of it.
+
+        Its text can be read behind the next ``sync``.
+        """
+        kept = as_kept(read, self._append(_ENCODER.encode(EndedCall(record))))
         self.state.add_call(kept)
+        return kept
 
     def write(self, actions: Sequence[Action]) -> None:
         """Add commands."""
-        self._lines += [frame(encode_action(action)) for action in actions]
+        for action in actions:
+            self._append(encode_action(action))
 
     def sync(self) -> None:
         """Put on the disk what was added.
@@ -406,13 +344,25 @@ class Journal:
         """
         if not self._lines:
             return
+        lines = self._lines
+        self._lines, self._num_bytes = [], 0  # interrupted meanwhile they may be there, and never twice
+        self._opened_log().append(lines)
+
+    def _append(self, text: bytes) -> StoredText:
+        """Add a line to the next sync; tells where it will be."""
+        line = frame(text)
+        stored = StoredText(self._texts, self._opened_log().size_bytes + self._num_bytes, len(line))
+        self._lines.append(line)
+        self._num_bytes += len(line)
+        return stored
+
+    def _opened_log(self) -> Log:
         if self._log is None:
             self._log = Log(self.folder / FILE_NAME)
-        lines, self._lines = self._lines, []  # interrupted meanwhile they may be there, and never twice
-        self._log.append(lines)
+        return self._log
 
     def close(self) -> None:
-        """Close the file; another sync opens it again."""
+        """Close the file; what is added then opens it again."""
         if self._log is not None:
             self._log.close()
             self._log = None

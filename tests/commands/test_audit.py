@@ -10,7 +10,8 @@ import pytest
 from mosaic.core.commands import Action
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE
-from mosaic.runtime.journal import FILE_NAME, EndedCall, Entry, frame, read_entries, read_journal
+from mosaic.runtime.journal import FILE_NAME, EndedCall, Entry, read_entries, read_journal
+from mosaic.runtime.log import frame
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.run_tables import bodies_of
 

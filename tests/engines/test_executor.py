@@ -19,7 +19,8 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.requests import RunContent, random_prompt, response_seed
 from mosaic.engines.vllm_engines import VllmEngines
-from mosaic.runtime.journal import FILE_NAME, JournalError
+from mosaic.runtime.journal import FILE_NAME
+from mosaic.runtime.log import JournalError
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,

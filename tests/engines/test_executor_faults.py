@@ -18,7 +18,7 @@ from mosaic.core.results import CallStatus
 from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.messages import one_line
-from mosaic.runtime.journal import JournalError
+from mosaic.runtime.log import JournalError
 from tests.controllers import Reactor
 from tests.engines import slow_import_engine
 from tests.engines.executor_runs import (
@@ -179,7 +179,7 @@ def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
 def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monkeypatch, num_bytes):
     executor = Runs(tmp_path, host, prompts=lambda call, inputs: "slow")
     with monkeypatch.context() as patch:
-        patch.setattr("mosaic.runtime.journal.os.pwrite", FullDisk(num_bytes))
+        patch.setattr("mosaic.runtime.log.os.pwrite", FullDisk(num_bytes))
         with pytest.raises(JournalError, match=r"journal\.jsonl cannot be written: No space left on device; what it"):
             executor.execute(PLAN, [*A, *B])
     assert processes_of(tmp_path / "journal") in ([], [host.fork_server_pid])

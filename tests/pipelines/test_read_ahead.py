@@ -39,7 +39,7 @@ def test_every_beginning_is_what_the_whole_prompt_begins_with(said, context_toke
     question = make_question("q", text="Which of the four?")
     asked, first, done = answered(question, [None] * len(said))
     for call, (text, status) in zip(first, said, strict=True):
-        response = Response(text=text)
+        response = Response(text)
         done[call.key] = done[call.key]._replace(
             status=status, output_tokens=count_text_tokens(text), response=response
         )

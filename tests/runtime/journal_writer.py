@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from mosaic.runtime.journal import FILE_NAME, Log, frame
+from mosaic.runtime.journal import FILE_NAME
+from mosaic.runtime.log import Log, frame
 from mosaic.runtime.run_lock import hold
 
 

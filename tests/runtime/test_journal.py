@@ -16,26 +16,23 @@ import pytest
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit, decode_action, encode_action
 from mosaic.core.errors import InUseError, RunFolderError
 from mosaic.core.plan import Session
-from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
+from mosaic.core.results import CallRecord, CallStatus, Response, Resumption, StoredText
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime import journal
+from mosaic.runtime import log as log_file
 from mosaic.runtime.journal import (
     FILE_NAME,
     ClosedSession,
     EndedCall,
     Journal,
-    JournalError,
     JournalState,
-    Log,
+    JournalTexts,
     OpenedSession,
-    frame,
-    lines_of,
-    make_folder,
+    as_kept,
     read_entries,
     read_journal,
     resumptions_of,
-    without_token_ids,
 )
+from mosaic.runtime.log import JournalError, Log, frame, lines_of, make_folder
 from mosaic.runtime.run_lock import LOCK_NAME, hold, is_held
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FullDisk
@@ -46,11 +43,11 @@ def encode(record) -> bytes:
 
 
 def numbers(path: Path) -> list[int]:
-    return [msgspec.json.decode(text)["number"] for text in lines_of(path) if text is not None]
+    return [msgspec.json.decode(text)["number"] for _, _, text in lines_of(path) if text is not None]
 
 
 def contents(path: Path):
-    texts = list(lines_of(path))
+    texts = [line.text for line in lines_of(path)]
     return [msgspec.json.decode(text) for text in texts if text is not None], texts.count(None)
 
 
@@ -124,7 +121,7 @@ def test_what_cannot_be_written_leaves_whole_records_and_says_what_to_do(
         append(log, 1)
         before = path.read_bytes()
         with monkeypatch.context() as patch:
-            patch.setattr(journal.os, operation, broken)
+            patch.setattr(log_file.os, operation, broken)
             with pytest.raises(JournalError, match=rf"a\.journal cannot be written: {message}"):
                 append(log, 2, 3, 4)
         assert path.read_bytes() == before
@@ -134,14 +131,14 @@ def test_what_cannot_be_written_leaves_whole_records_and_says_what_to_do(
 
 def test_a_short_write_is_continued(tmp_path, monkeypatch):
     write = os.pwrite
-    monkeypatch.setattr(journal.os, "pwrite", lambda file, data, at: write(file, data[:7], at))
+    monkeypatch.setattr(log_file.os, "pwrite", lambda file, data, at: write(file, data[:7], at))
     written(tmp_path / "a.journal", 1, 2, 3)
     assert numbers(tmp_path / "a.journal") == [1, 2, 3]
 
 
 def test_each_append_is_synced_before_it_returns(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
+    monkeypatch.setattr(log_file.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
     with closing(Log(tmp_path / "a.journal")) as log:
         for number in range(3):
             append(log, number)
@@ -211,6 +208,10 @@ ENTRIES = [
 ]  # fmt: skip
 
 
+STORED = StoredText(JournalTexts(Path("journal")), 0, 0)
+"""Where no text is."""
+
+
 def written_by(journal: Journal, *entries) -> Journal:
     make_folder(journal.folder)
     for entry in entries:
@@ -229,25 +230,80 @@ def test_entries_survive_the_disk(tmp_path):
 def state_of(*entries) -> JournalState:
     state = JournalState()
     for entry in entries:
-        state.add(entry)
+        state.add(entry, STORED)
     return state
 
 
-def test_a_state_keeps_all_but_token_ids(tmp_path):
+def test_a_state_keeps_all_but_texts_and_token_ids():
     record = ENTRIES[0].record
     assert record.response.token_ids
-    kept = state_of(ENTRIES[0]).ended[0]
-    assert kept.response.token_ids == ()
+    kept, failed = state_of(*ENTRIES).ended
+    assert (kept.response.content, kept.response.token_ids) == (STORED, ())
     assert kept._replace(response=record.response) == record
-    assert kept.response._replace(token_ids=record.response.token_ids) == record.response
-    assert without_token_ids(kept) is kept
+    assert kept.response._replace(content=record.response.content, token_ids=record.response.token_ids) == (
+        record.response
+    )
+    assert failed is ENTRIES[1].record, "it has neither"
+
+
+def saying(slot: int, text: str) -> EndedCall:
+    record = ENTRIES[0].record
+    response = record.response._replace(content=text)
+    return EndedCall(record._replace(key=CallKey("q", PROPOSE, slot), response=response))
+
+
+def texts_of(state: JournalState) -> list[str]:
+    return [record.response.text for record in state.ended]
+
+
+def test_texts_are_read_back_from_the_disk_by_what_was_kept_before_and_after(tmp_path):
+    """Also behind damaged lines, commands and a torn end."""
+    texts = ["", "so \u2014 B\n", "\U0001f600" * 9, "a" * 100_000, '"\\']
+    action = Action(1.0, "cause", Cancel(CallKey("q", PROPOSE, 9)))
+    journal = Journal(tmp_path)
+    written_by(journal, *(saying(slot, text) for slot, text in enumerate(texts[:3])))
+    journal.close()
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b"0000 damaged\ntorn")
+    again = Journal(tmp_path)
+    assert again.begin() == 2.0
+    again.write([action])
+    written_by(again, *(saying(slot, text) for slot, text in enumerate(texts[3:], start=3)))
+    again.close()
+    assert texts_of(journal.state) == texts[:3]
+    assert texts_of(again.state) == texts_of(read_journal(tmp_path)) == texts
+
+
+def test_a_call_that_is_added_is_kept_without_its_text(tmp_path):
+    journal, record = Journal(tmp_path), saying(0, "B").record
+    kept = journal.add_call(record, record._replace(answer="B"))
+    journal.sync()
+    assert journal.state.ended == [kept]
+    assert kept.response == as_kept(record, kept.response.content).response
+    assert (kept.answer, kept.response.text) == ("B", "B")
+    journal.close()
+
+
+def test_a_text_that_changed_on_the_disk_or_is_gone_is_an_error(tmp_path):
+    written_by(Journal(tmp_path), saying(0, "A"), saying(1, "B")).close()
+    path = tmp_path / FILE_NAME
+    first, second = read_journal(tmp_path).ended
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + data[len(data) // 2 + 1 :])
+    assert first.response.text == "A"
+    with pytest.raises(JournalError, match=f"record at byte {len(data) // 2} changed on the disk; start the same run"):
+        _ = second.response.text
+    (gone,) = read_journal(tmp_path).ended
+    path.unlink()
+    with pytest.raises(JournalError, match=r"journal\.jsonl cannot be read: No such file"):
+        _ = gone.response.text
 
 
 def test_a_state_knows_what_is_done_and_the_last_instant():
     state = state_of(*ENTRIES)
     assert state.last_ts == 7.5
     assert state.done_keys == {ENTRIES[0].record.key}
-    assert state.done(ENTRIES[0].record.key, "f") == without_token_ids(ENTRIES[0].record)
+    assert state.done(ENTRIES[0].record.key, "f") == as_kept(ENTRIES[0].record, STORED)
     assert state.done(ENTRIES[0].record.key, "changed") is None
     assert state.done(ENTRIES[1].record.key, "g") is None, "it failed"
     assert JournalState().last_ts == 0.0
@@ -298,14 +354,14 @@ def test_what_is_no_action_is_refused(line):
 
 def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_path, monkeypatch):
     synced, sync = [], os.fdatasync
-    monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(sync(file)))
+    monkeypatch.setattr(log_file.os, "fdatasync", lambda file: synced.append(sync(file)))
     log = Journal(tmp_path)
     assert log.state.actions == []
     log.write(ACTIONS[:3])
     log.add(ENTRIES[0])
     log.write([])
     log.write(ACTIONS[3:])
-    assert not (tmp_path / FILE_NAME).exists()
+    assert (tmp_path / FILE_NAME).read_bytes() == b""
     log.sync()
     log.sync()
     log.close()
@@ -329,7 +385,7 @@ def test_what_an_interrupt_stops_behind_its_sync_is_not_added_twice(tmp_path, mo
     log = Journal(tmp_path)
     log.add(ENTRIES[0])
     with monkeypatch.context() as patch:
-        patch.setattr(journal.os, "fdatasync", interrupted)
+        patch.setattr(log_file.os, "fdatasync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             log.sync()
     log.close()
@@ -340,7 +396,7 @@ def test_what_an_interrupt_stops_behind_its_sync_is_not_added_twice(tmp_path, mo
 def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
     """It stopped after 40 s of its clock at the latest, and went on 100 s after it had begun."""
     for ts, unix_s in ((0.0, 1000.0), (40.0, 1100.0), (70.0, 1131.5)):
-        monkeypatch.setattr(journal.time, "time", lambda unix_s=unix_s: unix_s)
+        monkeypatch.setattr("mosaic.runtime.journal.time.time", lambda unix_s=unix_s: unix_s)
         log = Journal(tmp_path)
         log.write([Action(ts, "tick", Close(0))])
         log.sync()
