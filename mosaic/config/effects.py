@@ -80,7 +80,7 @@ def _upper_nodes(config: Mapping[str, Any], job: Job) -> Rules:
     yield not is_flat and config["aggregator"].get("name") != "none", "aggregator", layered
     yield not is_flat, ("workload.num_slots_per_question", "pipeline.leave_one_out"), layered
     if not job.graph.upper_nodes:
-        unused = ("pipeline.leave_one_out", "profile.aggregator_path", "backend.num_calibration_questions")
+        unused = ("pipeline.leave_one_out", "profile.aggregator_path", "backend.num_calibration_questions", "summary")
         yield True, unused, "nothing is aggregated"
         yield True, ("pipeline.barrier", "pipeline.overlap"), "there is one layer of calls"
         yield True, "exit", "no node reads what the experts answer"
@@ -138,6 +138,8 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
     only_never = f"only gate=never writes calibration answers, and the gate is {rule.name}"
     is_one_left = settings.get("leave_one_out") and graph.upper_nodes
     yield is_one_left and not rule.is_exit and not rule.asks_everybody, "pipeline.leave_one_out", only_never
+    yield graph.upper_nodes and graph.asks_everybody, "summary", f"gate={rule.name} aggregates every question"
+    yield job.site.way != "simulated", "summary", "engines cannot tell what they would have done"
 
 
 def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
@@ -173,6 +175,8 @@ def _questions(config: Mapping[str, Any], job: Job) -> Rules:
     is_test = workload.get("part") == "test" and is_simulated
     yield is_test, "workload.num_calibration_questions", measures_on_batch
     yield job.site.way == "measured", "world", "models really answer"
+    shares = any(call.prefix is not None for call in job.workload.calls)
+    yield not shares, "workload.hash_block_tokens", "no two requests of the log have one of hash_ids"
 
 
 def _by_expert(config: Mapping[str, Any], job: Job) -> Rules:
@@ -193,6 +197,9 @@ def _by_expert(config: Mapping[str, Any], job: Job) -> Rules:
         is_chosen = isinstance(job.scheduler, Flexible) or not entry.get("tp_degrees")
         reason = f"scheduler={job.scheduler.name} takes an expert's own degree"
         yield not is_chosen, f"pool.experts.{name}.tp_degrees", reason
+    for expert in job.experts:
+        is_alone = expert.possible_degrees == (1,) and expert.name not in merging
+        yield is_alone, f"pool.experts.{expert.name}.dp_attention", "its sessions have one GPU"
     budgets = {expert.kv_budget_tokens for expert in job.experts if expert.name in first}
     losses = {int(budget) for budget in answers.get("kv_loss_frac") or {}}
     for budget in losses - budgets:

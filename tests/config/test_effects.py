@@ -13,14 +13,20 @@ import pytest
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import without_effect
 from mosaic.config.job import build_job
+from mosaic.core.workload import Prefix
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.report.run_folder import flatten
 from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_into, run_point
 from tests.config.test_wiring import NODES, overrides_of, write_lines
+from tests.workloads.test_request_log import make_line
 
 FEW = (*SMALL, *QUICK)
 GPQA = ("workload=gpqa", *QUICK)
 LIVE = ("workload=file", "workload.path=TMP/q.jsonl", "pool=demo", "cluster=local", "backend=vllm")
+LOG = (
+    "workload=request_log", "workload.path=TMP/log.jsonl", "workload.expert=qwen3_30b_a3b", "pool=qwen3_30b_a3b",
+    "hardware=rtxpro6000", "aggregator=none", "scheduler=round_robin",
+)  # fmt: skip
 NAMED = {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf"]}
 
 
@@ -79,6 +85,11 @@ def test_an_expert_without_calls_is_found_by_its_whole_name() -> None:
         (FEW, "pipeline.forecast=true", "pipeline.barrier=true plans a layer when the one before it has ended"),
         ((*FEW, "pipeline.overlap=true"), "pipeline.forecast=true", "places upper layers by what is free"),
         (FEW, "topology.min_output_tokens=9", "topology.layers is null"),
+        ((*FEW, "aggregator=none"), "summary=full", "nothing is aggregated"),
+        ((*FEW, "gate=never"), "summary=full", "gate=never aggregates every question"),
+        (LIVE, "summary=full", "engines cannot tell what they would have done"),
+        (LOG, "workload.hash_block_tokens=8", "no two requests of the log have one of hash_ids"),
+        (LOG, "pool.experts.qwen3_30b_a3b.dp_attention=true", "its sessions have one GPU"),
         ((*FEW, "topology=tree"), "aggregator=dp", "topology=tree names who answers and who merges"),
         ((*FEW, "topology=tree"), "pipeline.leave_one_out=true", "topology=tree names who answers and who merges"),
         ((*FEW, "topology=tree"), "gate=unanimous", "no node waits for what it decides"),
@@ -97,10 +108,11 @@ def test_what_has_no_effect_is_refused(overrides: tuple[str, ...], asked: str, r
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write an empty profile and a question."""
+    """Write an empty profile, a question and a log."""
     folder = tmp_path_factory.mktemp("files")
     write_profile(Profile(source="mine", entries=()), folder / "profile.json")
     write_lines(folder / "q.jsonl", NAMED)
+    write_lines(folder / "log.jsonl", make_line("a", hash_ids=[0]), make_line("b", hash_ids=[1]))
     return folder
 
 
@@ -238,3 +250,11 @@ def test_summary_and_screen_say_who_planned_and_priced_the_aggregator(tmp_path: 
     assert f"aggregator=auto: {by}priced by affine\n" in outcome.out
     alike = run_point(*GPQA, "gate=never", f"hydra.run.dir={tmp_path / 'alike'}")
     assert "aggregator=tp4: " not in alike.out
+
+
+def test_settings_of_logs_and_ranks_are_taken_where_something_follows_from_them(tmp_path: Path) -> None:
+    log = write_lines(tmp_path / "log.jsonl", make_line("a", hash_ids=[0, 1]), make_line("b", hash_ids=[0, 2]))
+    overrides = [override for override in LOG if "path" not in override]
+    ranks = [f"pool.experts.qwen3_30b_a3b.{setting}" for setting in ("dp_attention=true", "tp_degree=2")]
+    spec = prepare(*overrides, f"workload.path={log}", "workload.hash_block_tokens=50", "cluster.num_workers=2", *ranks)
+    assert (spec.job.workload.calls[0].prefix, spec.job.experts[0].num_ranks) == (Prefix((0,), 50), 2)
