@@ -186,7 +186,7 @@ class RunResult:
     lower_bound_s: float | None = None
     """No schedule can serve the first layer's calls at their true lengths in less (None: not known)."""
     actions: tuple[Action, ...] = ()
-    """The log of commands."""
+    """The log of commands; empty of a simulation in which nothing reacts, as it follows from the plans."""
     resumptions: tuple[Resumption, ...] = ()
     """None: it ran from its start to its end in one go."""
     lost_workers: tuple[LostWorker, ...] = ()

@@ -18,7 +18,7 @@ from mosaic.pipelines.aggregation import fits_context
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End, FinalAnswer
 from mosaic.pipelines.node import Agent, Node, ToCome, When, node_calls, node_layout
-from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot
+from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, vote_for
 from mosaic.pipelines.rules.rule import Never, Order, Rule, Scope
 
 PLURALITY = Never()
@@ -235,7 +235,7 @@ class QuestionState:
             if self.same is not eq:
                 pending = range(pending[0], len(agents))
         votes = [
-            Vote(agent.expert, None if place in pending else vote_of(done.get(agent.key)))
+            vote_for(agent.expert, None if place in pending else vote_of(done.get(agent.key)))
             for place, agent in enumerate(agents)
         ]
         finished: list[CallRecord | None] = []
@@ -249,7 +249,7 @@ class QuestionState:
 
     def _whole_ballot(self, agents: Sequence[Agent], done: Inputs) -> Ballot:
         """Collect the votes of all that have ended; who has not has none."""
-        votes = [Vote(agent.expert, vote_of(done.get(agent.key))) for agent in agents]
+        votes = [vote_for(agent.expert, vote_of(done.get(agent.key))) for agent in agents]
         return make_ballot(self.question, votes, self.same)
 
     def _to_come(self, node: Node) -> tuple[Agent, ...]:

@@ -25,6 +25,7 @@ def drive(
     tick_s: float | None = None,
     then: Callable[[View], Sequence[Controller]] | None = None,
     is_quote: bool = False,
+    keeps_actions: bool = True,
 ) -> RunResult:
     """Run to the end.
 
@@ -47,6 +48,8 @@ def drive(
         more. None: the run ends there.
     is_quote
         Whether it stops where the batch of the same journal goes on. Commands of the batch are then left alone.
+    keeps_actions
+        Whether the result has the log of commands, which is as long as the records; with ``log`` it always has.
 
     Returns
     -------
@@ -58,7 +61,10 @@ def drive(
     BackendError
         If the backend cannot carry a command out.
     """
-    run = _Run(backend=backend, controllers=controllers, num_workers=num_workers, log=log, then=then, is_quote=is_quote)
+    run = _Run(
+        backend=backend, controllers=controllers, num_workers=num_workers, log=log, then=then, is_quote=is_quote,
+        keeps_actions=keeps_actions,
+    )  # fmt: skip
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
     events = backend.events(reacts=reacts, tick_s=tick_s)
     try:
@@ -80,6 +86,7 @@ class _Run:
     log: Journal | None
     then: Callable[[View], Sequence[Controller]] | None
     is_quote: bool
+    keeps_actions: bool
 
     def __post_init__(self) -> None:
         log = self.log
@@ -155,9 +162,11 @@ class _Run:
         ts, cause = view.ts, event if isinstance(event, str) else cause_of(event)
         if self.is_quote:
             cause = f"{QUOTE}{cause}"
-        given = [Action(ts, cause, command) for command in commands]
-        if self.log is not None:
-            self.log.write([action for action in given if action.command not in self._written])
+        if self.keeps_actions or self.log is not None:
+            given = [Action(ts, cause, command) for command in commands]
+            self._actions += given
+            if self.log is not None:
+                self.log.write([action for action in given if action.command not in self._written])
         ended = self._ended_before if self._earlier else frozenset()
         for command in commands:
             view.expect(command)
@@ -165,7 +174,6 @@ class _Run:
                 self._unreported.add(command.call.key)
         for command in commands:
             self.backend.apply(command)
-        self._actions += given
 
     def _fold_in(self) -> None:
         """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.

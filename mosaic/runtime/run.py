@@ -131,8 +131,10 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
     with step("execute"), show("calls", rest.expected) as shown:
         made = rest.begin(begun, shown)
         job, backend = rest.job, backend_of(rest.job)
-        log = job.site.command_log()
-        result = drive(backend, made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+        log, num_workers = job.site.command_log(), job.cluster.num_workers
+        reacts = bool(job.reactions) or any(controller.reacts for controller in made)
+        keeps_actions = reacts or job.site.way != "simulated"
+        result = drive(backend, made, num_workers=num_workers, log=log, tick_s=tick_s, keeps_actions=keeps_actions)
         return replace(result, lower_bound_s=job.site.lower_bound_s(backend))
 
 

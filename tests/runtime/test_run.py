@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import mosaic
+from mosaic.core.commands import Submit
 from mosaic.core.errors import PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
@@ -87,6 +88,18 @@ def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(r
     # Sessions of all layers, as they are numbered in the run.
     assert steps.predicted.keys() == {session.session for session in outcome.result.sessions}
     assert rows(outcome) == BY_HAND
+
+
+def test_the_log_of_commands_is_kept_where_anybody_reacts() -> None:
+    assert mosaic.run(make_job()).result.actions == ()
+    for reacting in (
+        mosaic.run(make_job(reactions={Reaction.NO_BARRIER})),
+        mosaic.run(make_job(), controllers=[Watcher()]),
+    ):
+        submitted = {
+            action.command.call.key for action in reacting.result.actions if isinstance(action.command, Submit)
+        }
+        assert submitted == {record.key for record in reacting.result.calls}
 
 
 def test_a_plan_for_many_workers_is_announced() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from operator import eq
 from typing import NamedTuple
 
@@ -15,6 +16,12 @@ class Vote(NamedTuple):
     expert: ExpertName
     answer: str | None
     """None: unparsable, which is its own answer and never agrees with anything."""
+
+
+@lru_cache(1 << 12)
+def vote_for(expert: ExpertName, answer: str | None) -> Vote:
+    """Make a vote: equal ones are one object, since a large batch has few that differ."""
+    return Vote(expert, answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
