@@ -101,7 +101,9 @@ def _check_run(key: str, path: str, config: Mapping[str, Any], experts: Collecti
         require(saved["backend"].get(option, default) == own, key, f"a run with backend.{option}={own}", path)
     for expert in experts:
         own, its = (group["pool"]["experts"].get(expert) or {} for group in (config, saved))
-        require(its.get("kv") == own.get("kv"), key, f"a run with the KV cache that {expert} has here", path)
+        for setting in ("kv", "dp_attention"):
+            is_alike = (its.get(setting) or None) == (own.get(setting) or None)
+            require(is_alike, key, f"a run with the {setting} that {expert} has here", path)
     reactions = section(saved["pipeline"], PipelineSection, "pipeline").wanted & IDLING
     rule = f"a run without {', '.join(sorted(reactions))}, by which calls leave sessions or sessions wait for calls"
     require(not reactions, key, rule, path)

@@ -145,7 +145,9 @@ def test_a_folder_without_a_complete_run_of_the_experts_on_this_hardware_is_refu
     served = write(tmp_path / "shared", outcome, overrides=["backend.experts_per_gpu=2"])
     assert "a run with backend.experts_per_gpu=1" in refusal(f"profile.path={served}")
     sparse = "{policy: flexicache, budget_pages: 64, rerank_every: 16, unstable_frac: 0.25}"
-    assert "the KV cache that Gemma has here" in refusal(f"pool.experts.Gemma.kv={sparse}", path)
+    assert "the kv that Gemma has here" in refusal(f"pool.experts.Gemma.kv={sparse}", path)
+    ranks = write(tmp_path / "ranks", outcome, overrides=["+pool.experts.Gemma.dp_attention=true"])
+    assert "the dp_attention that Gemma has here" in refusal(f"profile.path={ranks}")
     (tmp_path / "reacting" / "config.yaml").write_text("seed: 0\n")
     assert "the folder of a run, whose config.yaml has ['backend'" in refusal(f"profile.path={reacting}")
     (folder / "summary.json").unlink()
