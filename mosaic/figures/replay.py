@@ -104,7 +104,7 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, 
     """Compare a run with the log that its workload (``path`` and ``expert`` of its configuration) was read from.
 
     Gives a table for the run's screen, and replay.json and replay.png for its folder; nothing for a log of arrivals and
-    lengths alone.
+    lengths alone. Calls of later layers are not in a log.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, 
     measured = measured_records(workload["path"], expert=workload["expert"])
     if not measured:
         return "", {}
-    records = result.calls
+    records = [record for record in result.calls if record.key.node in result.first_nodes]
     errors = replay_errors(records, measured)
     rows = {name: {**error._asdict(), "error_frac": error.error_frac} for name, error in errors.items()}
     files = {

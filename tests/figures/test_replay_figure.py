@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallRecord, RunResult
+from mosaic.core.workload import AGGREGATE
 from mosaic.figures.replay import draw_replay, replay_errors, replay_metrics, replay_table, report_replay
 from mosaic.report.tables import calls_parquet
 from mosaic.workloads.request_log import measured_records
@@ -88,3 +89,12 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     assert table.count("+0.0%") == 8
     assert json.loads(files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
     assert files["replay.png"].startswith(b"\x89PNG")
+
+
+def test_calls_behind_those_of_a_log_are_left_out(tmp_path: Path) -> None:
+    log = make_run(tmp_path)
+    measured = measured_records(log, expert="A")
+    merged = [one._replace(key=one.key._replace(node=AGGREGATE), finished_ts=99.0) for one in measured]
+    result = RunResult(calls=(*measured, *merged), sessions=(), num_workers=1)
+    table, _ = report_replay({"path": log, "expert": "A"}, result)
+    assert table.count("+0.0%") == 8
