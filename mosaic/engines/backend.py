@@ -18,6 +18,7 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.calls import CallState, SessionState
+from mosaic.engines.engine import Prompt
 from mosaic.engines.launcher import Launcher, Patience
 from mosaic.engines.messages import Gone
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
@@ -156,6 +157,7 @@ class EngineBackend:
             lost=self.lost,
             emit=self._events.append,
             read=self._read,
+            prompt_of=self._prompt_of,
         )
 
     def _losses(self) -> list[Lost]:
@@ -278,7 +280,7 @@ class EngineBackend:
         earlier = self.log.state.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
-        request = request._replace(queued_ts=max(call.ready_s, self._ts))
+        request = request._replace(prompt="", queued_ts=max(call.ready_s, self._ts))
         self._sessions.calls.submit(CallState(call=call, request=request, to=to, number=number))
 
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
@@ -307,6 +309,10 @@ class EngineBackend:
 
     def _read(self, record: CallRecord) -> CallRecord:
         return self.content.read(record, self._served[record.expert], self._outcomes[record.key])
+
+    def _prompt_of(self, state: CallState) -> Prompt:
+        call = state.call
+        return self.content.prompt(call, self._served[call.expert], inputs_of(call, self._records), state.request.seed)
 
     def _expert(self, name: ExpertName, label: str) -> Expert:
         if name not in self._experts:

@@ -11,7 +11,7 @@ from mosaic.core.commands import Cancel, Cut, Move
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
-from mosaic.engines.engine import EngineSpec, Output, Request
+from mosaic.engines.engine import EngineSpec, Output, Prompt, Request
 from mosaic.engines.messages import ToWorker
 from mosaic.runtime.journal import NO_SESSION
 
@@ -66,6 +66,7 @@ class CallState:
 
     call: Call
     request: Request
+    """Without its prompt, which is written when a process takes the call: those of a batch are many and long."""
     to: int | ExpertName
     """The session or the expert's queue that it was last sent to."""
     number: int
@@ -161,6 +162,8 @@ class Calls:
     """Gives the instant, on the run's clock."""
     end_call: Callable[[CallRecord], None]
     """Takes the record of a call that ends here."""
+    prompt_of: Callable[[CallState], Prompt]
+    """Writes what a call reads."""
 
     def __post_init__(self) -> None:
         self._calls: dict[CallKey, CallState] = {}
@@ -232,7 +235,7 @@ class Calls:
             call.queue, call.holder = None, session.session.id
             session.held.add(key)
             attempt = session.attempt + call.num_moves
-            taken.append(call.request._replace(attempt=attempt) if attempt else call.request)
+            taken.append(call.request._replace(prompt=self.prompt_of(call), attempt=attempt))
         return taken
 
     def take_back(self, session: SessionState, output: Output) -> None:

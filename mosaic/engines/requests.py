@@ -105,9 +105,8 @@ class RunContent:
             If a replayed call's prompt leaves no room in the expert's context.
         """
         expert, sampling = served.expert, self._sampling(call.key)
-        prompt, seed = self._prompt(self.prompts, call, served, inputs, sampling)
-        if prompt is None:
-            raise BackendError(f"expert {expert.name}: prompts must be given, its engine's vocabulary is not known")
+        seed = self._seed(call.key, sampling)
+        prompt = self.prompt(call, served, inputs, seed)
         length = None
         if outcome is not None:
             num_tokens = len(prompt) if isinstance(prompt, tuple) else call.prompt_tokens
@@ -144,11 +143,26 @@ class RunContent:
             with_confidence=self.with_confidence,
         )
 
+    def prompt(self, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt:
+        """Write what a call reads, or draw it from its seed.
+
+        Raises
+        ------
+        BackendError
+            If it can be neither.
+        """
+        prompt = _prompt(self.prompts, call, served, inputs, seed)
+        if prompt is None:
+            name = served.expert.name
+            raise BackendError(f"expert {name}: prompts must be given, its engine's vocabulary is not known")
+        return prompt
+
     def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> Request | None:
         """Make the request that prefills ahead of a call; None: it is not known."""
         if self.prefixes is None and self.prompts is not None:
             return None
-        prompt, seed = self._prompt(self.prefixes, call, served, inputs, self._sampling(call.key))
+        seed = self._seed(call.key, self._sampling(call.key))
+        prompt = _prompt(self.prefixes, call, served, inputs, seed)
         if prompt is None:
             return None
         return Request(
@@ -161,14 +175,8 @@ class RunContent:
             is_beginning=True,
         )
 
-    def _prompt(
-        self, write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, sampling: Sampling
-    ) -> tuple[Prompt | None, int]:
-        """Write or draw what a call reads, and give its seed; None: it can be neither."""
-        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
-        if write is not None:
-            return write(call, inputs), seed
-        return None if served.vocab_size is None else random_prompt(call, seed, served.vocab_size), seed
+    def _seed(self, key: CallKey, sampling: Sampling) -> int:
+        return response_seed(self.root_seed if sampling.seed is None else sampling.seed, key)
 
     def _sampling(self, key: CallKey) -> Sampling:
         """Find what a call's request asks of sampling; a replay samples as the experts do."""
@@ -191,6 +199,13 @@ class RunContent:
             return record
         answer = extract_answer(response.text, question, thinking_opened=response.thinking_opened)
         return record._replace(answer=answer)
+
+
+def _prompt(write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt | None:
+    """Write or draw what a call reads; None: it can be neither."""
+    if write is not None:
+        return write(call, inputs)
+    return None if served.vocab_size is None else random_prompt(call, seed, served.vocab_size)
 
 
 def is_of_same_engine(fingerprint: str, other: str) -> bool:

@@ -14,7 +14,7 @@ from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.engines.calls import Calls, CallState, SessionState, Stage
-from mosaic.engines.engine import EngineSpec, Output
+from mosaic.engines.engine import EngineSpec, Output, Prompt
 from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, Serve
@@ -67,11 +67,13 @@ class Sessions:
     """Takes events."""
     read: Callable[[CallRecord], CallRecord]
     """Reads the answer of a call that has ended."""
+    prompt_of: Callable[[CallState], Prompt]
+    """Writes what a call reads."""
 
     def __post_init__(self) -> None:
         self._zero_ts = time.monotonic() - self.start_ts
         self._states: dict[int, SessionState] = {}
-        self.calls = Calls(self._states, self.now, self._end_call)
+        self.calls = Calls(self._states, self.now, self._end_call, self.prompt_of)
         self._workers = [WorkerState(self.start_ts) for _ in range(self.num_workers)]
         self._num_failed_loads: Counter[int] = Counter()
         """By worker, since it served a call."""

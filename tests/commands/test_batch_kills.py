@@ -109,7 +109,7 @@ def test_ctrl_c_and_a_scheduler_s_signal_stop_with_status_130_and_the_same_comma
     finish(start(path, *models, *PATIENT))
 
 
-MOST_MIB = 500
+MOST_MIB = 350e6 / 2**20
 MEASURED = """
 import pathlib, sys
 from tests.engines.fake_batch import fake_hosts, main

@@ -105,14 +105,15 @@ def test_calls_are_cut_wherever_they_are(tmp_path, host):
 
 
 def test_a_call_that_failed_may_be_submitted_again_and_one_that_finished_is_told_again(tmp_path, host):
-    words = iter(["refuse", "fine", "fine"])
+    words = ["refuse"]
 
     def again(event, view):
+        words[0] = "fine"
         return [Submit(A[0], 0)] if event.record.key == A[0].key and next(times) < 2 else ()
 
     times = count()
     started = [Open(make_session(0, expert="A")), Submit(A[0], 0), Submit(replace(A[1], ready_s=0.5), 0)]
-    executor = Runs(tmp_path, host, prompts=lambda call, inputs: next(words) if call.key == A[0].key else "x")
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: words[0] if call.key == A[0].key else "x")
     executor.drive(Script(started=started, finished=again, again=("finished",)))
     told = [event.record.status for event in executor.watcher.all(Finished) if event.record.key == A[0].key]
     assert told == [CallStatus.FAILED, CallStatus.FINISHED, CallStatus.FINISHED]
