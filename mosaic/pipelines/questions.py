@@ -28,7 +28,7 @@ class Questions:
         self._num_ended_when_decided: dict[str, int] = {}
         """How many calls had ended of each question when `cancellable` first found that it needs no other."""
         self._ends: dict[str, End] = {}
-        """Of questions that need nothing more, as far as `needed` has found it and no call of them has ended since."""
+        """Of questions of which `needed` found that they need nothing more; no call of them has ended since."""
         self._state: QuestionState | None = None
         """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
 

@@ -36,7 +36,7 @@ def always_aggregate(
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    if planner is None or job.site.truth is None or not job.tells_always:
+    if planner is None or job.site.truth is None or not job.reruns_without_gate:
         return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
     ended = (record for record in outcome.result.calls if record.key.node in first_nodes)

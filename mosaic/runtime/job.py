@@ -134,7 +134,7 @@ class Job:
         return None if self.site.way == "simulated" else self.max_batch_frac
 
     @property
-    def tells_always(self) -> bool:
+    def reruns_without_gate(self) -> bool:
         """Whether the batch is to be run again without a gate, to tell what that would have given."""
         return self.summary is Summary.FULL or len(self.workload.questions) <= LARGE_BATCH
 

@@ -59,8 +59,9 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
     else:
         asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
         most = measured_calls(len(job.workload.questions), job.max_swept_frac) or LARGE_BATCH
-        if most < (there := len(asked.questions)):  # from all over: a file may be in order of subjects
-            asked = of_questions(asked, [asked.questions[there * turn // most] for turn in range(most)])
+        number = len(asked.questions)
+        if most < number:  # from all over: a file may be in order of subjects
+            asked = of_questions(asked, [asked.questions[number * turn // most] for turn in range(most)])
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls

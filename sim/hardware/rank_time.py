@@ -13,7 +13,7 @@ from sim.hardware.moe_time import ExpertLayers
 
 
 class DecodeBatch(NamedTuple):
-    """Sequences of a rank that decode, as far as their time depends on them; see ``IterationTime.decode_span_s``."""
+    """What the time of a rank's decoding sequences depends on; see ``IterationTime.decode_span_s``."""
 
     num_seqs: int
     kv_tokens: int
