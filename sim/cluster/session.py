@@ -165,6 +165,10 @@ class SimSession:
         """Whether it serves and has not been closed."""
         return self.engine is not None and not self.is_closing
 
+    def calls_per_rank(self) -> float:
+        """Count the calls that each of its engines has, the mean."""
+        return len(self.calls) / self.model.expert.num_ranks
+
     def add(self, pending: PendingCall, now: float) -> None:
         """Take a call.
 
@@ -281,11 +285,11 @@ class Queues:
     def hand_out(
         self, expert: ExpertName, sessions: Iterable[SimSession], max_num_seqs: int
     ) -> Iterator[tuple[PendingCall, SimSession]]:
-        """Give calls to sessions with room, as the caller adds them: the one with the fewest is first."""
+        """Give calls to sessions with room, as the caller adds them: the one with the fewest a rank is first."""
         sessions = list(sessions)
         while expert in self.waiting and sessions:
-            live = min(sessions, key=lambda live: len(live.calls))
-            if len(live.calls) >= max_num_seqs * live.model.expert.num_ranks:
+            live = min(sessions, key=SimSession.calls_per_rank)
+            if live.calls_per_rank() >= max_num_seqs:
                 return
             pending = next(iter(self.waiting[expert].values()))
             self.remove(pending)

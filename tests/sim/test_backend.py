@@ -1,5 +1,6 @@
 """What is particular to the simulated backend; what every backend promises is in tests/contracts."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -353,6 +354,20 @@ def test_ranks_share_a_session_and_each_takes_as_many_calls_as_an_engine(to: int
     kv_bytes = kv_capacity_tokens(expert, cluster.workers, settings) * expert.shape.kv_bytes_per_token(1)
     assert held == expert.weight_bytes_on_worker(2) + activation_bytes(expert, settings, 2) + kv_bytes
     assert 0 <= hardware.gpu.usable_bytes - held < expert.shape.kv_bytes_per_token(1)
+
+
+def test_ranks_take_calls_of_a_queue_beside_a_full_engine() -> None:
+    hardware = sparse_hardware()
+    expert = make_expert("A", tp_degree=2, shape=make_sparse_shape(), dp_attention=True)
+    backend = SimBackend(
+        experts=[expert], cluster=make_cluster(3, gpu=hardware.gpu), hardware={hardware.gpu.name: hardware},
+        settings=EngineOptions(max_num_seqs=3), outcomes=by_key(50),
+    )  # fmt: skip
+    opens = [Open(Session(id=number, expert="A", workers=workers)) for number, workers in enumerate([(0, 1), (2,)])]
+    submits = [Submit(make_call(f"q{i}", expert="A"), "A") for i in range(18)]
+    records = drive(backend, [Answers({"started": [*opens, *submits]})], num_workers=3).calls
+    admitted = Counter(record.admitted_ts for record in records if record.session == 0)
+    assert list(admitted.values()) == [6, 6], "a session of two ranks has room for six, and has it again"
 
 
 def test_engines_that_keep_prefixes_are_stepped_without() -> None:
