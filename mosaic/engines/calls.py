@@ -46,6 +46,8 @@ class CallQueue:
             return None
         _, _, key = heapq.heappop(self._heap)
         del self._numbers[key]
+        if not self._numbers:
+            self._numbers.clear()  # what was taken out still had its memory
         return key
 
     def next_ready_s(self, now: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -195,10 +196,10 @@ class RunContent:
                 return record._replace(answer=outcome.answer, visible_tokens=outcome.visible_tokens)
             return record._replace(visible_tokens=None if outcome.visible_tokens is None else 0)
         question, response = self.questions.get(record.key.question), record.response
-        if question is None or response is None or response.text is None:
+        if question is None or response is None or (text := response.text) is None:
             return record
-        answer = extract_answer(response.text, question, thinking_opened=response.thinking_opened)
-        return record._replace(answer=answer)
+        answer = extract_answer(text, question, thinking_opened=response.thinking_opened)
+        return record._replace(answer=None if answer is None else sys.intern(answer))  # a letter of each is many
 
 
 def _prompt(write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt | None:

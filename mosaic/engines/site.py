@@ -85,7 +85,7 @@ class EngineSite:
     """Ends what this has started, where no run follows."""
     fingerprint: None = field(default=None, init=False)
     truth: None = field(default=None, init=False)
-    _run: EngineBackend | None = field(default=None, init=False)
+    _log: Journal | None = field(default=None, init=False)
     _lost: dict[int, str] = field(default_factory=dict, init=False)
     """Workers that any measurement, or the run, has given up."""
 
@@ -141,7 +141,7 @@ class EngineSite:
         backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
         if not is_measured:
-            self._run = backend
+            self._log = backend.log
         return backend
 
     def has_begun(self, name: str) -> bool:
@@ -150,8 +150,8 @@ class EngineSite:
 
     def command_log(self) -> Journal | None:
         """Give the log in the journal of the run, or of the stage that was begun last."""
-        assert self._run is not None, "the backend is made first"
-        return self._run.log
+        assert self._log is not None, "the backend is made first"
+        return self._log
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the first calibration questions that ask no other experts; of a replay, the batch."""

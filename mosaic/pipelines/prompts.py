@@ -48,6 +48,6 @@ def check_texts(workload: Workload) -> None:
 def visible_text(record: CallRecord) -> str | None:
     """Give what a reader sees of a response, without its thinking; None: it has no text."""
     response = record.response
-    if response is None or response.text is None:
+    if response is None or (text := response.text) is None:
         return None
-    return without_thinking(response.text, thinking_opened=response.thinking_opened)
+    return without_thinking(text, thinking_opened=response.thinking_opened)

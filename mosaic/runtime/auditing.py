@@ -85,7 +85,7 @@ def answer_unskipped(
 def _read(record: CallRecord, question: Question) -> CallRecord:
     """Read a journal's record, which is kept without its answer."""
     said = record.response
-    if said is None or said.text is None or record.status is not CallStatus.FINISHED:
+    if said is None or record.status is not CallStatus.FINISHED or (text := said.text) is None:
         return record
-    answer = extract_answer(said.text, question, thinking_opened=said.thinking_opened)
+    answer = extract_answer(text, question, thinking_opened=said.thinking_opened)
     return record._replace(answer=answer)

@@ -248,8 +248,8 @@ def _confidence_of(record: CallRecord) -> float:
 
 
 def _text_of(record: CallRecord) -> str:
-    if record.response is None or record.response.text is None:
+    if record.response is None or (text := record.response.text) is None:
         raise ValueError(
             f"exit.similarity must be answers where calls have no texts, got embeddings ({record.key.question})"
         )
-    return record.response.text
+    return text
