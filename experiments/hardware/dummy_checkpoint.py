@@ -45,11 +45,12 @@ def write_dummy_checkpoint(folder: Path, shape: ModelShape, context_tokens: int)
     NOTE: the architecture is Llama's whatever the model was. Qwen2.5's differs by a bias on queries, keys and values,
     whose time is that of a few thousand additions.
     """
+    rule = "at least as many as the tokenizer's"
+    require(shape.vocab_size >= SHAPE.vocab_size, "shape: vocab_size", rule, shape.vocab_size)
+    require(shape.num_experts == 0, "shape: num_experts", "0: only dense models are measured here", shape.num_experts)
     # Importing transformers takes seconds, and shapes are read without it.
     from experiments.tiny_pool.model import llama_config
 
-    rule = "at least as many as the tokenizer's"
-    require(shape.vocab_size >= SHAPE.vocab_size, "shape: vocab_size", rule, shape.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, context_tokens)
     llama_config(shape, context_tokens, rope_theta=500_000.0).save_pretrained(folder)

@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from experiments.hardware.dummy_checkpoint import read_shape
+from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
 from experiments.hardware.engine_fit import SkewShown
 from experiments.hardware.engine_probe import DeviceFacts, EngineFacts
 from experiments.hardware.engine_work import Processor
@@ -194,3 +194,8 @@ def test_a_folder_in_which_nothing_was_measured_takes_another_recipe(tmp_path):
     out = f"--out={tmp_path / 'out'}"
     for arguments in ([], ["--max-num-seqs=8"]):
         assert "missing device" in call(out, "--device=cpu", "--minutes=0", *arguments).stderr
+
+
+def test_a_model_with_experts_is_not_measured_as_a_dense_one(tmp_path):
+    with pytest.raises(ValueError, match="shape: num_experts must be 0: only dense models are measured here, got 128"):
+        write_dummy_checkpoint(tmp_path, read_shape("qwen3_30b_a3b"), 4096)
