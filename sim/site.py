@@ -167,7 +167,7 @@ class SimSite:
         """Never: a simulation is started anew."""
         return False
 
-    def command_log(self) -> Journal | None:
+    def command_log(self, backend: Backend) -> Journal | None:
         """None: a simulation is started anew."""
         return None
 

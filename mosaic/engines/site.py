@@ -85,7 +85,6 @@ class EngineSite:
     """Ends what this has started, where no run follows."""
     fingerprint: None = field(default=None, init=False)
     truth: None = field(default=None, init=False)
-    _log: Journal | None = field(default=None, init=False)
     _lost: dict[int, str] = field(default_factory=dict, init=False)
     """Workers that any measurement, or the run, has given up."""
 
@@ -140,18 +139,16 @@ class EngineSite:
             content = RunContent(outcomes=_reading(earlier, outcomes), root_seed=seed)
         backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
-        if not is_measured:
-            self._log = backend.log
         return backend
 
     def has_begun(self, name: str) -> bool:
         """Tell whether a stage or measurement of this name has a journal."""
         return (self.journal / file_name(name)).is_dir()
 
-    def command_log(self) -> Journal | None:
-        """Give the log in the journal of the run, or of the stage that was begun last."""
-        assert self._log is not None, "the backend is made first"
-        return self._log
+    def command_log(self, backend: Backend) -> Journal | None:
+        """Give the log in the journal of a backend that it gave."""
+        assert isinstance(backend, EngineBackend), "it gives no others"
+        return backend.log
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the first calibration questions that ask no other experts; of a replay, the batch."""

@@ -131,7 +131,7 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
     with step("execute"), show("calls", rest.expected) as shown:
         made = rest.begin(begun, shown)
         job, backend = rest.job, backend_of(rest.job)
-        log, num_workers = job.site.command_log(), job.cluster.num_workers
+        log, num_workers = job.site.command_log(backend), job.cluster.num_workers
         reacts = bool(job.reactions) or any(controller.reacts for controller in made)
         keeps_actions = reacts or job.site.way != "simulated"
         result = drive(backend, made, num_workers=num_workers, log=log, tick_s=tick_s, keeps_actions=keeps_actions)

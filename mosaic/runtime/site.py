@@ -85,8 +85,8 @@ class Site(Protocol):
     def has_begun(self, name: str) -> bool:
         """Tell whether an earlier start began a measurement of this name."""
 
-    def command_log(self) -> Journal | None:
-        """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""
+    def command_log(self, backend: Backend) -> Journal | None:
+        """Give the log of commands of a backend that it gave; None: it cannot be interrupted and go on."""
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the questions that show what a gate leaves: others than the batch's, or the batch with other draws.

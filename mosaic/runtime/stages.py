@@ -214,7 +214,7 @@ class FirstStretch(Generic[_T]):
             try:
                 with ExitStack() as display:
                     backend = backend_of(job)
-                    log = job.site.command_log()
+                    log = job.site.command_log(backend)
                     self._num_begun, self._submitted = 0, _submitted(log)
                     shown = display.enter_context(self.show(title, Expected()))
                     num_calls = len(job.graph.first_calls(job.workload))
