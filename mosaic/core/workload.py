@@ -68,7 +68,7 @@ class CallKey(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("shape.")
 class ModelShape:
-    """Dimensions of a decoder-only transformer, as far as time and memory depend on them.
+    """Dimensions of a decoder-only transformer on which time and memory depend.
 
     NOTE: a layer's feed-forward part may be a mixture of experts (networks of which each token passes through a few;
     the models of a pool are other experts). Then all layers are taken to have one.

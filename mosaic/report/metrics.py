@@ -35,7 +35,7 @@ ANSWER_KEYS: Mapping[str, str] = {
     "skip_frac": "share of the questions that the gate skips",
     "skip_frac_source": "of the agreement: measured on an engine; of a simulation, whether it was fitted or assumed",
     "accuracy_frac": "of the final answers; without a second stage, of the experts' majority",
-    "always_aggregate_s": "of the stage when every question is aggregated in the same world; null: not told",
+    "always_aggregate_s": "of the stage when every question is aggregated in the same world; null: not simulated",
     "always_aggregate_accuracy_frac": "as always_aggregate_s",
     "gate_report": "what a gate that promises something says of its promise",
 }

@@ -26,7 +26,7 @@ def always_aggregate(
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already.
 
     On engines nothing can be tried again; without a planner the run was on servers. It takes as long as the run itself:
-    of large batches it is told where the job asks for it.
+    for large batches the job has to want it.
     """
     if job.graph.asks_everybody:
         sessions = outcome.result.sessions

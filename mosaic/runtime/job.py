@@ -152,7 +152,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlwaysAggregate:
-    """What the same world gives when the gate skips nothing; None: only a simulation could tell, or nobody asked."""
+    """What the same world gives when the gate skips nothing; None: not simulated."""
 
     aggregator_s: float | None = None
     accuracy_frac: float | None = None

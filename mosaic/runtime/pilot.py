@@ -162,6 +162,6 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
         if record.key.node not in upper:
             finished.setdefault(record.expert, []).append(record)
     served = [session for session in pilot.sessions if session.num_calls and session.node not in upper]
-    asked = [expert for expert in experts if expert.name in finished]
-    entries = (fit_entry(expert, job.cluster, finished[expert.name], served) for expert in asked)
+    measured = [expert for expert in experts if expert.name in finished]
+    entries = (fit_entry(expert, job.cluster, finished[expert.name], served) for expert in measured)
     return Profile(source=source, entries=tuple(entries))

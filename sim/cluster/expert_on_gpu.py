@@ -191,15 +191,8 @@ class ExpertsOnGpus:
                 sizes=PageSizes.of(expert.kv, expert.shape.num_kv_heads_on_worker(expert.tp_degree)),
                 start_ts=start_ts,
             )
-        if isinstance(time, RankTime):
-            return RankedEngine(
-                iteration_time=time,
-                settings=self.settings,
-                kv_tokens=model.kv_tokens,
-                context_tokens=expert.context_tokens,
-                start_ts=start_ts,
-            )
-        return Engine(
+        kind: type[Engine] = RankedEngine if isinstance(time, RankTime) else Engine
+        return kind(
             iteration_time=time,
             settings=self.settings,
             kv_tokens=model.kv_tokens,

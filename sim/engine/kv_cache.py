@@ -68,7 +68,7 @@ class KvCache:
     def named_blocks(self, prefix: Prefix, prompt_tokens: int) -> Sequence[Hashable]:
         """Name the full blocks of a prompt that others may share.
 
-        Here none, as nobody could find them.
+        Here none, as blocks are blank once they are free.
         """
         return ()
 

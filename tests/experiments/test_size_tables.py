@@ -27,7 +27,7 @@ def prefill_us(tokens: int, heads: int) -> float:
 
 
 def write_by_size(folder: Path) -> Path:
-    """Tables whose times are known. Heads that nobody shares, and products narrower than a layer's, are of no use."""
+    """Tables whose times are known. Heads that are not shared, and products narrower than a layer's, are of no use."""
     sizes, tokens = (128, 512, 1024, 2048, 4096, 8192, 16384), (1, 8, 64, 256, 512, 1024, 4096)
     gemm = [(m, n, k, gemm_us(m, n, k) * (9 if min(n, k) == 128 else 1)) for m, n, k in product(tokens, sizes, sizes)]
     write_csv(folder / "gemm_bf16_us.csv", ("m", "n", "k", "us"), gemm)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from math import inf
 
-import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +11,7 @@ from sim.hardware.curves import Curve, Grid
 from sim.hardware.hardware import OperatorTable
 from sim.hardware.moe_time import ExpertLayers
 from sim.hardware.rank_time import RankTime
-from tests.properties.test_engine_properties import CONTEXT, Drawn, sessions
+from tests.properties.test_engine_properties import CONTEXT, Drawn, assert_agrees, sessions
 from tests.sim.oracle import assert_same, disturb, disturbances
 from tests.sim.rank_oracle import RankOracle
 from tests.sim.test_moe_time import make_sparse_shape, sparse_hardware
@@ -30,6 +29,10 @@ class Ranked:
     experts_s: tuple[float, float, float]
     exchange_s: tuple[float, float]
     captured: int
+
+    @property
+    def requests(self):
+        return self.session.requests
 
     def table(self) -> OperatorTable:
         """Give the experts' time as a grid: linear in both counts."""
@@ -67,7 +70,7 @@ class Ranked:
             kv_tokens=self.session.kv_tokens,
             context_tokens=CONTEXT,
         )
-        requests = enumerate(self.session.requests)
+        requests = enumerate(self.requests)
         return engine, [engine.submit(i, *request[:4], prefix=request[4]) for i, request in requests]
 
     def oracle(self) -> RankOracle:
@@ -104,21 +107,15 @@ def ranked(draw):
 @settings(max_examples=150, deadline=None)
 @given(ranked())
 def test_ranks_drained_at_once_agree_with_the_oracle(ranks):
-    oracle = ranks.oracle()
-    seqs = oracle.run(ranks.session.requests)
-    engine, submitted = ranks.engine()
-    finished = engine.advance_to(inf)
-    assert sorted(request.id for request in finished) == list(range(len(seqs)))
-    assert_same(submitted, seqs)
-    assert finished[-1].finished_ts == pytest.approx(oracle.now, rel=1e-6)
-    event(f"preempts: {any(s.preemptions for s in seqs)}, several: {ranks.num_ranks > 1}")
+    assert_agrees(ranks)
+    event(f"several: {ranks.num_ranks > 1}")
 
 
 @settings(max_examples=100, deadline=None)
 @given(ranked(), st.data())
 def test_stops_aborts_and_cuts_of_ranks_agree_with_the_oracle(ranks, data):
-    planned = data.draw(disturbances(len(ranks.session.requests)))
-    seqs = ranks.oracle().run(ranks.session.requests, planned.aborts, planned.cuts)
+    planned = data.draw(disturbances(len(ranks.requests)))
+    seqs = ranks.oracle().run(ranks.requests, planned.aborts, planned.cuts)
     engine, submitted = ranks.engine()
     disturb(engine, submitted, planned)
     assert_same(submitted, seqs)
