@@ -1,35 +1,59 @@
-"""The command `mosaic`: each of its commands is the function in the module of its name, imported when it is called."""
+"""The command line of `mosaic`: every command with its options.
+
+A command imports the module that does its work when it is called: `mosaic --help` loads none of them.
+"""
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_command
 
-from mosaic import __version__
+import mosaic
 from mosaic.config.errors import BAD_INPUT_STATUS, exit_with_message
 from mosaic.core.safe_text import printable
 
-IN_MODULES = ("compare", "quote", "batch", "audit")
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Settings of a command that reads its arguments itself."""
 
-app = typer.Typer(name="mosaic", add_completion=False)
+Models = Annotated[
+    str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+]
+Aggregator = Annotated[
+    str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+]
+PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
+Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
+Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
+]
+KindPrices = Annotated[
+    list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
+    ),
+]
+
+app = typer.Typer(name="mosaic", add_completion=False, rich_markup_mode=None)  # plain help: Rich takes 0.2 s to import
 
 
-def tell_version(is_asked: bool) -> None:
-    if is_asked:
-        typer.echo(f"mosaic {__version__}")
+def show_version(is_requested: bool) -> None:
+    if is_requested:
+        typer.echo(f"mosaic {mosaic.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Say which version this is.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:
     """Mixture-of-Agents batches on few GPUs: plan, run, simulate, compare."""
@@ -44,22 +68,159 @@ def run(context: typer.Context) -> None:
     run_command()
 
 
-def command_of(word: str) -> TyperGroup:
-    """Make the command from the module that a word names; where it names none, from all: for help, and for a slip."""
-    made = get_command(app)
-    assert isinstance(made, TyperGroup)
-    modules = [word] if word in IN_MODULES else [] if word in ("run", "--version") else IN_MODULES
-    for name in modules:
-        single = typer.Typer(add_completion=False)
-        single.command(name)(getattr(import_module(f"mosaic.commands.{name}"), name))
-        made.add_command(get_command(single), name)
-    return made
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps or runs, searched for runs.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler, or full policy name as the table has it. "
+            "[default: round_robin where it was run, with gate=never where gates differ]"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Time to compare: expert_makespan_s or end_to_end_s. "
+            "[default: end_to_end_s where an aggregator runs, else expert_makespan_s]"
+        ),
+    ] = None,
+    disturbed: Annotated[
+        bool, typer.Option("--disturbed", help="Count runs that were interrupted or lost workers too.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the files go. [default: the first folder]")] = None,
+) -> None:
+    """Compare run folders, paired by seed: speedups, time against accuracy, and times across numbers of GPUs."""
+    from mosaic.commands.compare import run_compare
+
+    run_compare(folders, baseline=baseline, metric=metric, disturbed=disturbed, out=out)
+
+
+@app.command()
+def quote(
+    words: Words = None,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
+    kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
+    price: KindPrices = None,
+    prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
+    pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
+    folder: Folder = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
+    checkpoints: Checkpoints = "checkpoints",
+    as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
+) -> int:
+    """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
+
+    Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
+    """
+    from mosaic.commands.quote import run_quote, split_words
+    from mosaic.config.batch import BatchRequest
+
+    file, overrides = split_words(words or ())
+    request = None
+    if file is not None:
+        request = BatchRequest(
+            path=file,
+            models=models,
+            aggregator=aggregator,
+            per_question=per_question,
+            workers=workers,
+            checkpoints=checkpoints,
+            overrides=overrides,
+        )
+    return run_quote(
+        overrides,
+        request,
+        gpus=gpus,
+        kinds=kind or (),
+        price=price or (),
+        prices=prices,
+        deadline=deadline,
+        per_expert=pilot,
+        folder=folder,
+        explain=explain,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
+    ] = None,
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
+    ] = None,
+    checkpoints: Checkpoints = "checkpoints",
+    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: a free one.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
+) -> int:
+    """Answer a file of questions; the same command goes on after any interruption.
+
+    Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
+    """
+    from mosaic.commands.batch import run_batch
+    from mosaic.config.batch import BatchRequest
+
+    request = BatchRequest(
+        path=file,
+        models=models,
+        aggregator=aggregator,
+        per_question=per_question,
+        workers=workers,
+        on=on,
+        checkpoints=checkpoints,
+        overrides=tuple(overrides or ()),
+    )
+    return run_batch(request, work, out, price, metrics_port, metrics_host)
+
+
+@app.command()
+def audit(
+    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
+    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
+    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
+    work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
+) -> int:
+    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
+
+    Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
+    """
+    from mosaic.commands.audit import run_audit
+
+    return run_audit(out, overrides or (), until=until, sample=sample, most=most, work=work, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for, and end with its status; a bad option is bad input as any other."""
     words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
-    command = command_of(words[0])
+    command = get_command(app)
     # NOTE: `command.main` would end an interrupt without a word.
     with exit_with_message():
         try:

@@ -10,9 +10,6 @@ holds at whichever moment one stops, and the same command with another --until g
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import NOT_REACHED_STATUS, say, stoppable
@@ -33,29 +30,24 @@ from mosaic.runtime.journal import RUN, read_journal
 OUT_SUFFIX = ".out.jsonl"
 
 
-def audit(
-    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
-    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
-    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
-    work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
+def run_audit(
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    until: str | None,
+    sample: int,
+    most: int | None,
+    work: Path | None,
+    as_json: bool,
 ) -> int:
-    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
-
-    Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
-    """
+    """Audit a batch as `mosaic audit` says, and print what it promises; gives the exit status."""
     until_frac = None if until is None else read_share(until)
     require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
     folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
     lines = read_lines(out)
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
-    job, seed = read_job(folder, overrides or ())
+    job, seed = read_job(folder, overrides)
     check_output(out, folder)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")

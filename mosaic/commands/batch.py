@@ -14,9 +14,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
@@ -40,7 +38,7 @@ from mosaic.report.batch_output import (
     start_batch,
 )
 from mosaic.report.display import show_run
-from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
+from mosaic.report.prometheus import RunMetrics, serving
 from mosaic.report.run_folder import JOURNAL, SUMMARY, completed_with, read_summary
 from mosaic.report.run_status import Row, RunStatus
 from mosaic.report.summary_text import rows
@@ -50,59 +48,6 @@ from mosaic.runtime.job import Job, Outcome
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 from mosaic.runtime.stages import Pilot, Stages
-
-Models = Annotated[
-    str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
-]
-Aggregator = Annotated[
-    str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
-]
-PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
-Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
-Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
-
-
-def batch(
-    file: Annotated[
-        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
-    ] = None,
-    models: Models = None,
-    aggregator: Aggregator = None,
-    per_question: PerQuestion = None,
-    workers: Workers = None,
-    on: Annotated[
-        str | None,
-        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
-    ] = None,
-    checkpoints: Checkpoints = "checkpoints",
-    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: a free one.")
-    ] = None,
-    metrics_host: Annotated[
-        str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
-    ] = LOOPBACK,
-) -> int:
-    """Answer a file of questions; the same command goes on after any interruption.
-
-    Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
-    """
-    request = BatchRequest(
-        path=file,
-        models=models,
-        aggregator=aggregator,
-        per_question=per_question,
-        workers=workers,
-        on=on,
-        checkpoints=checkpoints,
-        overrides=tuple(overrides or ()),
-    )
-    return run_batch(request, work, out, price, metrics_port, metrics_host)
 
 
 def run_batch(

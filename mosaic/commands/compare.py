@@ -12,9 +12,6 @@ it with itself. A figure that would say nothing is not drawn, and a sentence say
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mosaic.comparison.estimate import Estimate
 from mosaic.comparison.labels import label_runs
@@ -47,28 +44,10 @@ SCALING_COLUMNS = (
 )  # fmt: skip
 
 
-def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps or runs, searched for runs.")],
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Scheduler, or full policy name as the table has it. "
-            "[default: round_robin where it was run, with gate=never where gates differ]"
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="Time to compare: expert_makespan_s or end_to_end_s. "
-            "[default: end_to_end_s where an aggregator runs, else expert_makespan_s]"
-        ),
-    ] = None,
-    disturbed: Annotated[
-        bool, typer.Option("--disturbed", help="Count runs that were interrupted or lost workers too.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the files go. [default: the first folder]")] = None,
+def run_compare(
+    folders: Sequence[Path], *, baseline: str | None, metric: str | None, disturbed: bool, out: Path | None
 ) -> None:
-    """Compare run folders, paired by seed: speedups, time against accuracy, and times across numbers of GPUs."""
+    """Compare run folders as `mosaic compare` says, and print the table."""
     require(metric in (None, *METRICS), "--metric", f"one of {[*METRICS]}", metric)
     runs, skipped = collect_runs(folders, disturbed=disturbed)
     metric = metric or default_metric(runs)

@@ -17,11 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from mosaic.commands.batch import Aggregator, Checkpoints, Models, PerQuestion, Workers
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import NOT_REACHED_STATUS, say
@@ -46,63 +43,28 @@ from sim.hardware.hardware import Hardware
 MAX_GPUS = 64
 
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
-]
-KindPrices = Annotated[
-    list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option(
-        "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
-    ),
-]
-
-
-def quote(
-    words: Words = None,
-    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
-    kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
-    price: KindPrices = None,
-    prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
-    deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
-    pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
-    folder: Folder = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
-    models: Models = None,
-    aggregator: Aggregator = None,
-    per_question: PerQuestion = None,
-    workers: Workers = None,
-    checkpoints: Checkpoints = "checkpoints",
-    as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
+def run_quote(
+    overrides: Sequence[str],
+    request: BatchRequest | None,
+    *,
+    gpus: str,
+    kinds: Sequence[str],
+    price: Sequence[str],
+    prices: Path | None,
+    deadline: str | None,
+    per_expert: int,
+    folder: Path | None,
+    explain: bool,
+    as_json: bool,
 ) -> int:
-    """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
-
-    Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
-    """
-    file, overrides = split_words(words or ())
-    request = (
-        None
-        if file is None
-        else BatchRequest(
-            path=file,
-            models=models,
-            aggregator=aggregator,
-            per_question=per_question,
-            workers=workers,
-            checkpoints=checkpoints,
-            overrides=overrides,
-        )
-    )
+    """Quote a batch as `mosaic quote` says, and print the table; gives the exit status."""
     made = quote_batch(
         overrides,
         sizes=parse_sizes(gpus),
-        kinds=kind or (),
-        prices=({} if prices is None else load_prices(prices)) | dict(map(parse_price, price or ())),
+        kinds=kinds,
+        prices=({} if prices is None else load_prices(prices)) | dict(map(parse_price, price)),
         deadline_s=None if deadline is None else parse_duration_s(deadline),
-        per_expert=pilot,
+        per_expert=per_expert,
         folder=folder,
         request=request,
     )

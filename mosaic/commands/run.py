@@ -19,11 +19,11 @@ import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import (
-    BAD_INPUT,
     BAD_INPUT_STATUS,
     FAILED_CALLS_STATUS,
     exit_with_message,
     explain_error,
+    is_bad_input,
     say,
     stoppable,
 )
@@ -86,11 +86,11 @@ def try_point(point: Point) -> int | Exception:
     """Run a point of a sweep, and say what is wrong with its input; gives its exit status, or our own mistake."""
     try:
         return run_point(point)
-    except BAD_INPUT as error:
+    except Exception as error:
+        if not is_bad_input(error):
+            return error
         say(printable(f"error: {point.name}: {explain_error(error)}"))
         return BAD_INPUT_STATUS
-    except Exception as mistake:
-        return mistake
 
 
 def run_point(point: Point) -> int:
@@ -204,7 +204,7 @@ def resumable(point: Point) -> Iterator[None]:
     try:
         with stoppable(f"To go on: {again}"):
             yield
-    except BAD_INPUT:
-        if (point.folder / JOURNAL).exists():
+    except Exception as error:
+        if is_bad_input(error) and (point.folder / JOURNAL).exists():
             say(f"what has finished is kept: {again} goes on from there")
         raise

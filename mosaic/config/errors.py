@@ -10,15 +10,8 @@ from contextlib import contextmanager
 from errno import ENAMETOOLONG
 from pathlib import Path
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
 from mosaic.core.errors import InUseError, MosaicError
 from mosaic.core.safe_text import printable_output
-
-BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
-"""What ends a command with a message that names the field or the file; anything else is our own mistake."""
 
 BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
@@ -34,8 +27,6 @@ MISTAKE_STATUS = 1
 INTERRUPTED_STATUS = 130
 CLOSED_OUTPUT_STATUS = 141
 """What a shell says of a command that SIGPIPE ended."""
-RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
-"""Choices of a group that are called otherwise than in the version before."""
 
 
 def say(line: str) -> None:
@@ -75,9 +66,8 @@ def exit_with_message() -> Iterator[None]:
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise
             print(f"error: {explain_error(error)}", file=sys.stderr)
-            is_bad_input = isinstance(error, BAD_INPUT)
             is_in_use = isinstance(error, InUseError)
-            sys.exit(IN_USE_STATUS if is_in_use else BAD_INPUT_STATUS if is_bad_input else MISTAKE_STATUS)
+            sys.exit(IN_USE_STATUS if is_in_use else BAD_INPUT_STATUS if is_bad_input(error) else MISTAKE_STATUS)
         except KeyboardInterrupt as stop:
             print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)
@@ -93,21 +83,17 @@ def _is_output_closed() -> bool:
     return any(events & select.POLLERR for _, events in output.poll(0))
 
 
+def is_bad_input(error: BaseException) -> bool:
+    """Tell whether an error names a field or a file that the user can mend; anything else is our own mistake."""
+    from mosaic.config.hydra_errors import HYDRA_ERRORS  # the command line does without Hydra
+
+    return isinstance(error, (MosaicError, ValueError, TypeError, OSError, *HYDRA_ERRORS))
+
+
 def explain_error(error: BaseException) -> str:
     """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value."""
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if new_name := RENAMED_CHOICES.get(error.missing_cfg_file):
-            return f"{group}={name} is now called {group}={new_name}"
-        return f"{group} must be one of {sorted(error.options)}, got {name!r}"
-    if isinstance(error, OverrideParseException):
-        return f"override must be KEY=VALUE in Hydra's grammar, got {error.override!r} ({str(error).splitlines()[0]})"
-    if isinstance(error, ConfigCompositionException):
-        return _explain_composition(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given, as in {error.full_key}=VALUE"
-    if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key}: {str(error).splitlines()[0]}"
+    from mosaic.config.hydra_errors import explain_hydra_error
+
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"folder must be one that can be made, got {error.filename!r} where a file is in the way"
     if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
@@ -115,9 +101,9 @@ def explain_error(error: BaseException) -> str:
         return f"folder must have a shorter name, got {error.filename!r}: {give}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be used ({error.strerror})"
-    if not isinstance(error, BAD_INPUT):
+    if not is_bad_input(error):
         return _explain_mistake(error)
-    return str(error)
+    return explain_hydra_error(error) or str(error)
 
 
 def _explain_mistake(error: BaseException) -> str:
@@ -126,14 +112,3 @@ def _explain_mistake(error: BaseException) -> str:
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     return f"a mistake of mosaic's own ({said}{place}): MOSAIC_TRACEBACK=1 shows more, please report it"
-
-
-def _explain_composition(error: ConfigCompositionException) -> str:
-    cause = error.__cause__
-    if not isinstance(cause, OmegaConfBaseException):
-        return str(error)
-    parent = cause.parent_node
-    keys = [key for key in parent if not str(key).startswith("_")] if isinstance(parent, DictConfig) else None
-    if keys is None or cause.full_key is None:
-        return f"{str(error).splitlines()[0]} ({str(cause).splitlines()[0]})"
-    return f"{cause.full_key} must be a key of the configuration, one of {keys} there; +{cause.full_key}=VALUE adds one"
