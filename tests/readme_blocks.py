@@ -1,4 +1,4 @@
-"""READMEs as programs: their fenced blocks, and how to do what they say.
+"""READMEs and the pages of docs/ as programs: their fenced blocks, and how to do what they say.
 
 A block's first word is its language and the second its marker. ``sh ci`` is run by .ci/run, from README.md alone;
 ``run`` by the fast tests, all blocks of a file in order in one folder; ``slow`` by the slow tests, each in a folder of
@@ -26,6 +26,7 @@ from mosaic.config.launch import Point
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
+PAGES = [*READMES, *sorted(ROOT.glob("docs/**/*.md"))]
 TREE = ("conf", "experiments", "mosaic", "sim")
 """What a command run in the root may need of it."""
 RUN_COMMAND = re.compile(r"^(?:PYTHONPATH=\. )?python experiments/run\.py(?P<arguments>.*)$", re.S)

@@ -1,4 +1,4 @@
-"""The READMEs: every example runs as it stands, and what they list is what is there."""
+"""The READMEs and the pages of docs/: every example runs as it stands, and what they list is what is there."""
 
 import re
 import sys
@@ -9,9 +9,9 @@ import pytest
 
 from mosaic.config import errors
 from mosaic.config.compose import CONF
-from tests.readme_blocks import READMES, ROOT, Block, Walk, blocks_of, commands_of, compose_arguments, run_arguments
+from tests.readme_blocks import PAGES, ROOT, Block, Walk, blocks_of, commands_of, compose_arguments, run_arguments
 
-BLOCKS = [(path, block) for path in READMES for block in blocks_of(path)]
+BLOCKS = [(path, block) for path in PAGES for block in blocks_of(path)]
 LONG = [block for _, block in BLOCKS if block.marker == "slow"]
 UNMARKED = [block for _, block in BLOCKS if block.language == "sh" and not block.marker]
 ADDITIONS = {
@@ -51,7 +51,7 @@ def walk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=name_of(path)) for path in READMES if any(b.marker == "run" for b in blocks_of(path))],
+    [pytest.param(path, id=name_of(path)) for path in PAGES if any(b.marker == "run" for b in blocks_of(path))],
 )
 def test_examples_run(walk: Walk, path: Path) -> None:
     for block in blocks_of(path):
@@ -122,7 +122,7 @@ def test_examples_stay_short() -> None:
             assert len(block.text.splitlines()) <= MOST_EXAMPLE_LINES, block.at
 
 
-@pytest.mark.parametrize("path", READMES, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
     for target, _, heading in re.findall(r"\]\(([^)#]+)(#([^)]*))?\)", path.read_text()):
         if not target.startswith("https://"):
@@ -142,7 +142,7 @@ def test_every_exit_status_is_listed() -> None:
     assert list(map(int, rows)) == [0, *known]
 
 
-@pytest.mark.parametrize("path", READMES, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_words_are_explained_before_they_are_used(path: Path) -> None:
     text = path.read_text()
     explained = text.index("## Words" if path == ROOT / "README.md" else "#words") if uses(text) else 0
