@@ -114,13 +114,13 @@ def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> No
         return workers.submit(answer, out / name, questions, next(seeds))
 
     calibration = draw_questions(settings.num_calibration, Part.CALIBRATION, settings.seed)
-    lessons = draw_questions(settings.num_cases, Part.TRAIN, settings.seed)
-    said = {name: [ask(name, lessons), ask(name, lessons)] for name in NAMES}
+    examples = draw_questions(settings.num_cases, Part.TRAIN, settings.seed)
+    said = {name: [ask(name, examples), ask(name, examples)] for name in NAMES}
     calibrated = {name: ask(name, calibration) for name in NAMES}
     profiles = measure_profiles(calibration, {name: awaited(future) for name, future in calibrated.items()})
     write_file(out, SKILL_PROFILES, json_bytes(profiles.scores))
     print(f"skills measured on {len(calibration)} questions: {out / SKILL_PROFILES}", flush=True)
-    cases = make_cases(lessons, {name: [awaited(future) for future in both] for name, both in said.items()})
+    cases = make_cases(examples, {name: [awaited(future) for future in both] for name, both in said.items()})
     print(awaited(workers.submit(train_judge, out, settings, profiles, cases)), flush=True)
 
 
@@ -133,7 +133,7 @@ def awaited(future: Future[Result]) -> Result:
 
 def main(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pool.")] = DEFAULT_FOLDER,
-    seed: Annotated[int, typer.Option(help="Of questions, lessons and weights.")] = DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(help="Of questions, examples and weights.")] = DEFAULTS.seed,
     max_steps: Annotated[int | None, typer.Option(help="Of each training, for a first try.")] = DEFAULTS.max_steps,
     num_calibration: Annotated[int, typer.Option(help="Questions that measure skills.")] = DEFAULTS.num_calibration,
     num_cases: Annotated[int, typer.Option(help="Questions for the aggregator to learn from.")] = DEFAULTS.num_cases,

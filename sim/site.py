@@ -80,14 +80,14 @@ class SimSite:
     draws: str = ""
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
-    way: str = "simulated"
+    kind: str = "simulated"
 
     def open(self) -> AbstractContextManager[None]:
         """Need nothing."""
         return nullcontext()
 
     @property
-    def circumstances(self) -> str:
+    def description(self) -> str:
         """On what, and with which draws, profiles are measured."""
         return f"on {', '.join(self._hardware_by_gpu)}{self.draws}"
 
@@ -96,7 +96,7 @@ class SimSite:
         """None: any expert may be loaded anywhere."""
 
     @property
-    def fingerprint(self) -> tuple[object, ...] | None:
+    def cache_key(self) -> tuple[object, ...] | None:
         """The machines, the calibration world and the code: runs of any seed share what was measured."""
         return (
             *code_digest(),
@@ -110,7 +110,7 @@ class SimSite:
         )
 
     @property
-    def truth(self) -> World:
+    def world_key(self) -> World:
         """The world that the run meets."""
         return self.world
 

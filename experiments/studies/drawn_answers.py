@@ -48,5 +48,5 @@ def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> 
         record.key: record for record in draw_records(site.world, questions.first_calls, job.experts, earlier={})
     }
     for record in records.values():
-        questions.note(record)
+        questions.record(record)
     return DrawnAnswers(job=job, site=site, records=records, questions=questions)

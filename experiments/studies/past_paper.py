@@ -2,11 +2,11 @@
 
 The promise rests on calibration questions, so each seed takes one of several independent draws of 10,000 of them:
 
-    python experiments/run.py +experiment=budget_lessons
-    python experiments/run.py +experiment=budget_lessons seed=1001 question_seed=1001 \
-        hydra.sweep.dir=results/multirun/budget_lessons_1001
-    python experiments/run.py +experiment=budget_lessons seed=1002 question_seed=1002 \
-        hydra.sweep.dir=results/multirun/budget_lessons_1002
+    python experiments/run.py +experiment=budget_calibration
+    python experiments/run.py +experiment=budget_calibration seed=1001 question_seed=1001 \
+        hydra.sweep.dir=results/multirun/budget_calibration_1001
+    python experiments/run.py +experiment=budget_calibration seed=1002 question_seed=1002 \
+        hydra.sweep.dir=results/multirun/budget_calibration_1002
 """
 
 from itertools import product
@@ -23,7 +23,7 @@ from mosaic.report.metrics import makespan_s
 from mosaic.runtime.run import run
 
 BENCHMARKS = {"MMLU-Pro": "mmlu_pro", "MedMCQA": "medmcqa", "GPQA": "gpqa"}
-DRAWS = ("budget_lessons", "budget_lessons_1001", "budget_lessons_1002")
+DRAWS = ("budget_calibration", "budget_calibration_1001", "budget_calibration_1002")
 """Folders of the calibration draws; seed s takes number s modulo their number."""
 FIRST_SEED = 500
 """Of the runs: no batch of a test, study or choice has used this seed or a later one."""

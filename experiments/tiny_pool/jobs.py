@@ -30,10 +30,10 @@ from experiments.tiny_pool.training import (
     JUDGE_TRAINING,
     TRAININGS,
     Case,
-    Lesson,
     Training,
-    expert_lessons,
-    judge_lessons,
+    TrainingExample,
+    expert_examples,
+    judge_examples,
     train,
 )
 from experiments.tiny_pool.trials import NUM_SLOTS, make_cases, shares_right
@@ -91,8 +91,8 @@ def _end_with(parent: int, stopped: Event) -> None:
 def expert_settings(expert: TinyExpert, settings: PoolSettings) -> dict[str, Any]:
     """State what decides an expert's weights."""
     training = settings.limited(TRAININGS[expert.family])
-    lessons = expert_lessons(expert, settings.seed)
-    return {"seed": settings.seed, "training": asdict(training), "lessons_sha256": _digest(lessons)}
+    examples = expert_examples(expert, settings.seed)
+    return {"seed": settings.seed, "training": asdict(training), "examples_sha256": _digest(examples)}
 
 
 def train_expert(name: ExpertName, pool: Path, settings: PoolSettings) -> str:
@@ -103,16 +103,16 @@ def train_expert(name: ExpertName, pool: Path, settings: PoolSettings) -> str:
         return f"{name}: already trained"
     start = time.perf_counter()
     training = settings.limited(TRAININGS[expert.family])
-    lessons = expert_lessons(expert, settings.seed)
+    examples = expert_examples(expert, settings.seed)
     report = _reporter(name, training)
-    model = train(lessons, training, context_tokens=CONTEXT_TOKENS, seed=settings.seed, report=report)
+    model = train(examples, training, context_tokens=CONTEXT_TOKENS, seed=settings.seed, report=report)
     write_checkpoint(pool / name, model, _manifest(name, wanted, family=expert.family.value))
     tried = draw_questions(min(_NUM_TRIED, settings.num_calibration), Part.CALIBRATION, settings.seed + 1)
     return _trained(name, training, shares_right(tried, _ask(model, tried, 0.0, 0)), time.perf_counter() - start)
 
 
 def pool_settings(settings: PoolSettings) -> dict[str, Any]:
-    """State what decides a whole pool; the aggregator's lessons are those that flawless learners would give it."""
+    """State what decides a whole pool; the aggregator's examples are those that flawless learners would give it."""
     router = Router(
         profiles=SkillProfiles(scores={expert.name: {skill.value: 1 for skill in Skill} for expert in EXPERTS})
     )
@@ -132,7 +132,7 @@ def _judge_settings(router: Router, cases: Sequence[Case], settings: PoolSetting
         "seed": settings.seed,
         "training": asdict(training),
         "num_alone": _num_alone(training),
-        "lessons_sha256": _digest(judge_lessons(cases, router, num_alone=0, seed=settings.seed)),
+        "examples_sha256": _digest(judge_examples(cases, router, num_alone=0, seed=settings.seed)),
     }
 
 
@@ -144,9 +144,9 @@ def train_judge(pool: Path, settings: PoolSettings, profiles: SkillProfiles, cas
         return f"{JUDGE.name}: already trained"
     start = time.perf_counter()
     training = settings.limited(JUDGE_TRAINING)
-    lessons = judge_lessons(cases, router, num_alone=_num_alone(training), seed=settings.seed)
+    examples = judge_examples(cases, router, num_alone=_num_alone(training), seed=settings.seed)
     report = _reporter(JUDGE.name, training)
-    model = train(lessons, training, context_tokens=JUDGE.context_tokens, seed=settings.seed, report=report)
+    model = train(examples, training, context_tokens=JUDGE.context_tokens, seed=settings.seed, report=report)
     write_checkpoint(pool / JUDGE.name, model, _manifest(JUDGE.name, wanted, family=JUDGE.family.value))
     return f"{JUDGE.name}: {training.num_steps} steps in {time.perf_counter() - start:.0f} s"
 
@@ -182,8 +182,8 @@ def _ask(model: LlamaForCausalLM, questions: Sequence[TinyQuestion], temperature
     return [decode(output) for output in written]
 
 
-def _digest(lessons: Iterator[Lesson]) -> str:
-    return sha256(repr(list(islice(lessons, _NUM_DIGESTED))).encode()).hexdigest()
+def _digest(examples: Iterator[TrainingExample]) -> str:
+    return sha256(repr(list(islice(examples, _NUM_DIGESTED))).encode()).hexdigest()
 
 
 def _manifest(name: ExpertName, wanted: dict[str, Any], *, family: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trains one model of the tiny pool: fixed steps, a fixed seed, one thread; and the endless lessons it learns from."""
+"""Trains one model of the tiny pool: fixed steps, a fixed seed, one thread; and the endless examples it learns from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _UNSCORED = -100
 _ANSWERS = ("A", "B", "C", "D")
 
 
-class Lesson(NamedTuple):
+class TrainingExample(NamedTuple):
     """Token ids of what a model reads, in its template, and of what it should write, the end token last."""
 
     prompt: list[int]
@@ -65,9 +65,9 @@ class Training:
 
 
 def train(
-    lessons: Iterator[Lesson], training: Training, *, context_tokens: int, seed: int, report: Report
+    examples: Iterator[TrainingExample], training: Training, *, context_tokens: int, seed: int, report: Report
 ) -> LlamaForCausalLM:
-    """Train a new model of so many positions on a stream of lessons."""
+    """Train a new model of so many positions on a stream of examples."""
     torch.manual_seed(seed)
     model = new_model(context_tokens)
     optimizer = torch.optim.AdamW(
@@ -78,7 +78,7 @@ def train(
         fused=True,
     )
     letters = torch.tensor([encode(letter)[0] for letter in _ANSWERS])
-    batches = _batches(lessons, training, Random(seed))
+    batches = _batches(examples, training, Random(seed))
     losses: list[float] = []
     for step in range(training.num_steps):
         for group in optimizer.param_groups:
@@ -95,24 +95,26 @@ def train(
     return model
 
 
-def _batches(lessons: Iterator[Lesson], training: Training, rng: Random) -> Iterator[list[Lesson]]:
-    """Make batches of lessons of nearly one length, so that little is padded, in random order."""
+def _batches(examples: Iterator[TrainingExample], training: Training, rng: Random) -> Iterator[list[TrainingExample]]:
+    """Make batches of examples of nearly one length, so that little is padded, in random order."""
     num_left = training.num_opening_steps
     while True:
         num_batches = min(_BATCHES_AT_ONCE, num_left or _BATCHES_AT_ONCE)
-        drawn = list(islice(lessons, training.batch * num_batches))
+        drawn = list(islice(examples, training.batch * num_batches))
         if num_left:
-            drawn = [Lesson(prompt, output[: training.opening_tokens]) for prompt, output in drawn]
-        drawn.sort(key=lambda lesson: len(lesson.prompt) + len(lesson.output))
+            drawn = [TrainingExample(prompt, output[: training.opening_tokens]) for prompt, output in drawn]
+        drawn.sort(key=lambda example: len(example.prompt) + len(example.output))
         starts = list(range(0, len(drawn), training.batch))
         rng.shuffle(starts)
         yield from (drawn[start : start + training.batch] for start in starts)
         num_left = max(0, num_left - num_batches)
 
 
-def _loss(model: LlamaForCausalLM, lessons: Sequence[Lesson], letters: Tensor, letter_weight: float) -> Tensor:
+def _loss(
+    model: LlamaForCausalLM, examples: Sequence[TrainingExample], letters: Tensor, letter_weight: float
+) -> Tensor:
     """Average over the tokens to write; a prompt is not learnt."""
-    ids, targets = _tensors(lessons)
+    ids, targets = _tensors(examples)
     wanted = targets != _UNSCORED
     aims = targets[wanted]
     states = model.model(input_ids=ids, use_cache=False).last_hidden_state[wanted]
@@ -121,11 +123,11 @@ def _loss(model: LlamaForCausalLM, lessons: Sequence[Lesson], letters: Tensor, l
     return (losses * weights).sum() / weights.sum()
 
 
-def _tensors(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) + len(output) for prompt, output in lessons) - 1
-    ids = torch.full((len(lessons), longest), PAD_ID)
-    targets = torch.full((len(lessons), longest), _UNSCORED)
-    for row, (prompt, output) in enumerate(lessons):
+def _tensors(examples: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) + len(output) for prompt, output in examples) - 1
+    ids = torch.full((len(examples), longest), PAD_ID)
+    targets = torch.full((len(examples), longest), _UNSCORED)
+    for row, (prompt, output) in enumerate(examples):
         length = len(prompt) + len(output) - 1
         ids[row, :length] = torch.tensor([*prompt, *output[:-1]])
         targets[row, len(prompt) - 1 : length] = torch.tensor(output)
@@ -133,7 +135,7 @@ def _tensors(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
 
 
 SKILL_WEIGHTS = {Skill.ADDITION: 1.5, Skill.MAXIMUM: 1.0, Skill.DIGIT_SUM: 1.0}
-"""How often lessons ask for a skill: sums take longest to learn."""
+"""How often examples ask for a skill: sums take longest to learn."""
 TRAININGS = {
     Family.REASONING: Training(num_steps=700, num_opening_steps=520, learning_rate=2.5e-3),
     Family.INSTRUCT: Training(num_steps=500, batch=64),
@@ -144,19 +146,19 @@ ALONE_STEPS_FRAC = 3 / 7
 """Share of the aggregator's steps, at first, that show it no responses: it learns to copy an answer at once, and to
 work one out, which is how it can tell which response is right, hardly any more after that."""
 ALONE_FRAC = 0.2
-"""Share of its later lessons without responses."""
+"""Share of its later examples without responses."""
 BARE_FRAC = 0.2
-"""Share of the experts' lessons that ask a question without the form of its answer."""
+"""Share of the experts' examples that ask a question without the form of its answer."""
 
 
-def expert_lessons(expert: TinyExpert, seed: int) -> Iterator[Lesson]:
+def expert_examples(expert: TinyExpert, seed: int) -> Iterator[TrainingExample]:
     """Ask an expert anything, now and then without the form of its answer."""
     rng = Random(f"{expert.name} {seed}")
     while True:
         question = _draw(rng)
         prompt = question.text if rng.random() < BARE_FRAC else expert_prompt(counted(question))
         output = encode(write_response(expert, question, rng))
-        yield Lesson(encode_chat(prompt), [*output, END_ID])
+        yield TrainingExample(encode_chat(prompt), [*output, END_ID])
 
 
 class Case(NamedTuple):
@@ -166,8 +168,8 @@ class Case(NamedTuple):
     heard: Mapping[ExpertName, Sequence[Response]]
 
 
-def judge_lessons(cases: Sequence[Case], router: Router, *, num_alone: int, seed: int) -> Iterator[Lesson]:
-    """Show the aggregator responses as the router would recruit them; none at all in some of the lessons.
+def judge_examples(cases: Sequence[Case], router: Router, *, num_alone: int, seed: int) -> Iterator[TrainingExample]:
+    """Show the aggregator responses as the router would recruit them; none at all in some of the examples.
 
     Parameters
     ----------
@@ -176,7 +178,7 @@ def judge_lessons(cases: Sequence[Case], router: Router, *, num_alone: int, seed
     router
         It decides which of them are heard.
     num_alone
-        Lessons, at first, without responses; later ones have none at ``ALONE_FRAC``.
+        Examples, at first without responses; later ones have none at ``ALONE_FRAC``.
     seed
         Of the draw.
     """
@@ -192,7 +194,7 @@ def judge_lessons(cases: Sequence[Case], router: Router, *, num_alone: int, seed
             responses = [rng.choice(heard[name]) for name in slots]
         prompt = encode_chat(judge_prompt(counted(question), responses))
         if len(prompt) <= JUDGE.context_tokens - JUDGE.max_output_tokens:  # what babblers say may not fit
-            yield Lesson(prompt, [*encode(judge_response(question)), END_ID])
+            yield TrainingExample(prompt, [*encode(judge_response(question)), END_ID])
 
 
 def judge_response(question: TinyQuestion) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import NOT_REACHED_STATUS, say, stoppable
+from mosaic.config.errors import NOT_REACHED_STATUS, log, stoppable
 from mosaic.config.job import build_job
 from mosaic.config.received import check_received
 from mosaic.core.checks import require
@@ -64,7 +64,7 @@ def run_audit(
             reached = until_frac is None or found.bound_frac <= until_frac
             if reached or number == len(order):
                 break
-            say(f"audited {found.num_audited:,}: {found.num_changed:,} changed, at most {found.bound_frac:.2%} would")
+            log(f"audited {found.num_audited:,}: {found.num_changed:,} changed, at most {found.bound_frac:.2%} would")
     print(json.dumps(as_dict(found)) if as_json else describe(out, len(kept), found, until_frac))
     return 0 if reached else NOT_REACHED_STATUS
 

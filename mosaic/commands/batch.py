@@ -20,7 +20,7 @@ import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import UNANSWERED_STATUS, say, stoppable
+from mosaic.config.errors import UNANSWERED_STATUS, log, stoppable
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, naming_all_problems, quote_before
 from mosaic.core.checks import require
@@ -67,10 +67,10 @@ def run_batch(
         stamped = as_recorded(config)
         grown = grown_keys(work, stamped)
         if is_done(work, files, stamped, grown):
-            say(f"already complete: {files.out}")
+            log(f"already complete: {files.out}")
             return 0
         prepared = build_job(config, work / JOURNAL, request.overrides)
-    if prepared.job.site.way != "measured":
+    if prepared.job.site.kind != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     now = batch_time()
     check_outputs(work, files)
@@ -89,7 +89,7 @@ def run_batch(
         quoted = quoted_stages(work, prepared.job)
         prepared = replace(prepared, job=replace(prepared.job, quoted=quoted, choose_plan=choose))
         if port is not None:
-            say(f"metrics: http://{metrics_host}:{port}/metrics")
+            log(f"metrics: http://{metrics_host}:{port}/metrics")
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price)
             ended = finish(files, stream)
@@ -139,8 +139,8 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
         prepared.job,
         controllers=[stream],
         show=show,
-        on_replan=lambda plan, lost: say(describe_new_plan(plan, lost)),
-        tell=say,
+        on_replan=lambda plan, lost: log(describe_new_plan(plan, lost)),
+        log=log,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
-from mosaic.config.errors import NOT_REACHED_STATUS, say
+from mosaic.config.errors import NOT_REACHED_STATUS, log
 from mosaic.config.job import build_job
 from mosaic.config.machines import machines
 from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
@@ -100,7 +100,7 @@ def quote_batch(
         check_not_begun(work)
         place = work / QUOTE
     prepared = build_job(config, (work or place) / JOURNAL, overrides)
-    job, is_real = prepared.job, prepared.job.site.way != "simulated"
+    job, is_real = prepared.job, prepared.job.site.kind != "simulated"
     check_start(job, [place])
     with job.site.open():
         if work is not None:
@@ -109,8 +109,8 @@ def quote_batch(
             said = {"calls_per_expert": per_expert, "num_workers": job.cluster.num_workers}
             may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are
             begin(place, as_recorded(config) | {QUOTE: said}, (work or place) / JOURNAL, may_differ=may_differ)
-        emit = say if is_real else lambda line: None
-        pilot, batch = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), tell=emit)
+        emit = log if is_real else lambda line: None
+        pilot, batch = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), log=emit)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
     return make_quotation(
         job,

@@ -24,7 +24,7 @@ from mosaic.config.errors import (
     exit_with_message,
     explain_error,
     is_bad_input,
-    say,
+    log,
     stoppable,
 )
 from mosaic.config.job import RunSpec, build_job
@@ -89,7 +89,7 @@ def try_point(point: Point) -> int | Exception:
     except Exception as error:
         if not is_bad_input(error):
             return error
-        say(printable(f"error: {point.name}: {explain_error(error)}"))
+        log(printable(f"error: {point.name}: {explain_error(error)}"))
         return BAD_INPUT_STATUS
 
 
@@ -119,7 +119,7 @@ def run_resolved(point: Point) -> int:
     with step("setup"):
         spec = build_job(point.config, folder / JOURNAL, point.overrides)
     job = spec.job
-    is_real = spec.runs and job.site.way != "simulated"
+    is_real = spec.runs and job.site.kind != "simulated"
     goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
     if point.also_chosen:
         print(f"also chosen by the files of these groups: {point.also_chosen}\n")
@@ -130,14 +130,14 @@ def run_resolved(point: Point) -> int:
             return 0
         if is_real:
             begin(folder, stamped)
-            say(f"run folder: {folder}{goes_on}")
+            log(f"run folder: {folder}{goes_on}")
         with resumable(point) if is_real else nullcontext():
             outcome = mosaic.run(
                 job,
                 show=partial(show_stage, is_simulated=not is_real),
-                on_replan=lambda plan, lost: say(describe_new_plan(plan, lost)),
+                on_replan=lambda plan, lost: log(describe_new_plan(plan, lost)),
                 step=step,
-                tell=say if is_real else lambda line: None,
+                log=log if is_real else lambda line: None,
             )
         if tries_again:
             (folder / SUMMARY).unlink(missing_ok=True)
@@ -206,5 +206,5 @@ def resumable(point: Point) -> Iterator[None]:
             yield
     except Exception as error:
         if is_bad_input(error) and (point.folder / JOURNAL).exists():
-            say(f"what has finished is kept: {again} goes on from there")
+            log(f"what has finished is kept: {again} goes on from there")
         raise

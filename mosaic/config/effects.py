@@ -139,12 +139,12 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
     is_one_left = settings.get("leave_one_out") and graph.upper_nodes
     yield is_one_left and not rule.is_exit and not rule.asks_everybody, "pipeline.leave_one_out", only_never
     yield graph.upper_nodes and graph.asks_everybody, "summary", f"gate={rule.name} aggregates every question"
-    yield job.site.way != "simulated", "summary", "engines cannot tell what they would have done"
+    yield job.site.kind != "simulated", "summary", "engines cannot tell what they would have done"
 
 
 def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
     """Profiles, measurements, and saved plans: the scheduler plans what these lack, and what lost workers leave."""
-    is_simulated, path = job.site.way == "simulated", config["plan"]["path"]
+    is_simulated, path = job.site.kind == "simulated", config["plan"]["path"]
     left = [node.name for layer in job.graph.layers[len(job.plans) :] for node in layer]
     options = [job.placements.get(name, NodePlacements()) for name in left]
     own = [option.scheduler for placed in options for option in placed.placements or ()]
@@ -161,20 +161,20 @@ def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
     unbounded = "only what real engines measure is bounded"
     yield is_simulated and not has_pilot, "profile.max_batch_frac", unbounded
     yield has_pilot and not job.graph.upper_nodes, "profile.seed", "the batch's own calls are measured"
-    yield job.site.fingerprint is None, "profile.store", "only simulations keep what they measure"
+    yield job.site.cache_key is None, "profile.store", "only simulations keep what they measure"
     shown = "the batch's own questions show what the gate leaves"
     yield has_pilot and job.graph.upper_nodes, "backend.num_calibration_questions", shown
 
 
 def _questions(config: Mapping[str, Any], job: Job) -> Rules:
-    workload, is_simulated = config["workload"], job.site.way == "simulated"
+    workload, is_simulated = config["workload"], job.site.kind == "simulated"
     routes = "profiles" not in workload or workload["profiles"] is not None or workload.get("experts") is not None
     named = "every line names its experts, and workload.profiles no router"
     yield not routes, ("workload.num_slots_per_question", "workload.seed"), named
     measures_on_batch = "workload.part=test, and a simulation measures on the batch's questions"
     is_test = workload.get("part") == "test" and is_simulated
     yield is_test, "workload.num_calibration_questions", measures_on_batch
-    yield job.site.way == "measured", "world", "models really answer"
+    yield job.site.kind == "measured", "world", "models really answer"
     shares = any(call.prefix is not None for call in job.workload.calls)
     yield not shares, "workload.hash_block_tokens", "no two requests of the log have one of hash_ids"
 

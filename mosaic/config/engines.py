@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mosaic.config.errors import say
+from mosaic.config.errors import log
 from mosaic.config.sections import Group, RaySection, keys_of, require_keys, section
 from mosaic.config.sites import Backend, SiteInputs, sim_site
 from mosaic.core.checks import AtLeast1, Name, require
@@ -134,7 +134,7 @@ def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> 
         Room(device=engines.options.loading.device, cpus_per_worker=ray.cpus_per_worker),
         lambda: make_setup(engines, VLLM_ENGINE, wanted),
     )
-    return RemoteLauncher(cluster, ray.host_sizes, log=say)
+    return RemoteLauncher(cluster, ray.host_sizes, log=log)
 
 
 def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
@@ -241,7 +241,7 @@ def _site(
         journal=inputs.journal,
         seed=inputs.seed,
         profile_seed=inputs.profile_seed,
-        circumstances=f"on {inputs.machines.kinds[0].gpu.name}{inputs.draws}",
+        description=f"on {inputs.machines.kinds[0].gpu.name}{inputs.draws}",
         opened=launcher.kept,
         replayed=replayed,
         **own,

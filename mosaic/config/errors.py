@@ -29,7 +29,7 @@ CLOSED_OUTPUT_STATUS = 141
 """What a shell says of a command that SIGPIPE ended."""
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Print a line beside the results."""
     print(line, file=sys.stderr, flush=True)
 

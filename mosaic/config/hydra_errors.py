@@ -5,7 +5,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
+RENAMED_CHOICES = {
+    "hardware/h100_94gb": "flexicache_h100",
+    "experiment/budget_lessons": "budget_calibration",
+}
 """Choices of a group that are called otherwise than in the version before."""
 
 

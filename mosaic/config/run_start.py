@@ -164,7 +164,7 @@ def check_start(job: Job, folders: Sequence[Path]) -> None:
     BackendError
         Naming all that is missing.
     """
-    if job.site.way == "simulated":
+    if job.site.kind == "simulated":
         return
     from mosaic.engines.site import EngineSite  # a simulated run does without
 

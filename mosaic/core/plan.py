@@ -35,11 +35,11 @@ class Session:
 UNPRICED = "none"
 """The costs of a plan without prices."""
 
-Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
+Placement: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 """What is loaded where: a session of the same home finds its expert still there."""
 
 
-def home_of(session: Session) -> Home:
+def placement_of(session: Session) -> Placement:
     """Name what a session leaves on its workers."""
     return session.expert, session.workers
 

@@ -42,7 +42,7 @@ class View:
     """Numbers below are of sessions that ran before on workers which are not there."""
 
     def observe(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         if event.ts > self.ts:
             self.ts = event.ts
         if isinstance(event, Finished):
@@ -73,7 +73,7 @@ class View:
             self.up -= {number for number, session in self.opened.items() if event.worker in session.workers}
 
     def expect(self, command: Command) -> None:
-        """Take note of a command."""
+        """Record a command."""
         if isinstance(command, Submit):
             call, key, to = command.call, command.call.key, command.to
             if key in self.running:

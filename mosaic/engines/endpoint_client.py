@@ -67,7 +67,7 @@ class Pace:
         return sent
 
     def settle(self, sent: Sent, tokens: int) -> None:
-        """Take note of what a request came to."""
+        """Record what a request came to."""
         sent.tokens = tokens
         self._num_served += 1
         self._served_tokens += tokens

@@ -106,7 +106,7 @@ class EndpointEngine:
         """How the last call failed, while the server is doubted."""
         self._num_refusals = 0
         """Before it serves its first call."""
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._may_send = asyncio.Event()
         self._may_send.set()
         self._slots = asyncio.Semaphore(settings.max_in_flight)
@@ -204,10 +204,10 @@ class EndpointEngine:
         self._loop.run_until_complete(_wait_for(tasks))
 
     async def _wait(self) -> None:
-        self._news.clear()
+        self._changed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(0 if self._ended else STEP_S):
-                await self._news.wait()
+                await self._changed.wait()
 
     async def _serve(self, call: Call) -> None:
         """See a call through to its end."""
@@ -226,7 +226,7 @@ class EndpointEngine:
         else:
             self._note_served(call)
             self._end(call, response)
-        self._news.set()
+        self._changed.set()
 
     def _note_served(self, call: Call) -> None:
         """Clear the server of held calls; one that was sent before them says nothing of what came after."""
@@ -242,7 +242,7 @@ class EndpointEngine:
             self._may_send.set()
 
     def _fail(self, call: Call, error: RequestError) -> None:
-        """Take note of a call that failed for good, or of what it says of the server."""
+        """Record a call that failed for good, or of what it says of the server."""
         fault, has_served = error.fault, self._client.has_served
         if fault in (Fault.UNREACHABLE, Fault.THROTTLED):
             self._error = self._error or OutageError(str(error), error.retry_after_s or 0.0)

@@ -64,7 +64,7 @@ class EngineSite:
     """Of the run."""
     profile_seed: int
     """Of what is measured."""
-    circumstances: str
+    description: str
     """See ``Site``."""
     num_calibration_questions: int = 0
     """How many show what a gate leaves; on servers nothing asks for them."""
@@ -83,13 +83,13 @@ class EngineSite:
     """
     give_up: Callable[[], object] = lambda: None
     """Ends what this has started, where no run follows."""
-    fingerprint: None = field(default=None, init=False)
-    truth: None = field(default=None, init=False)
+    cache_key: None = field(default=None, init=False)
+    world_key: None = field(default=None, init=False)
     _lost: dict[int, str] = field(default_factory=dict, init=False)
     """Workers that any measurement, or the run, has given up."""
 
     @property
-    def way(self) -> str:
+    def kind(self) -> str:
         """Live responses are measured."""
         return "measured" if self.replayed is None else "replayed"
 

@@ -45,7 +45,7 @@ class Budgets:
         hedge = self.hedge_tokens.get(record.expert)
         return hedge is None or record.output_tokens <= hedge
 
-    def late_candidate(self, expert_of: Mapping[CallKey, ExpertName], done: Inputs) -> CallKey | None:
+    def straggler(self, expert_of: Mapping[CallKey, ExpertName], done: Inputs) -> CallKey | None:
         """Find the only one of some calls that has not finished in time; None: there is none, or it has no hedge."""
         if not self.hedge_tokens or len(expert_of) < LEAST_HEDGED:
             return None

@@ -36,8 +36,8 @@ class Questions:
         """Go over the questions that have calls, in the order of the workload."""
         return (question for question in self._questions.values() if question.id in self._first)
 
-    def note(self, record: CallRecord) -> None:
-        """Take note of a call that has ended."""
+    def record(self, record: CallRecord) -> None:
+        """Record a call that has ended."""
         question = record.key.question
         if self._done[question].get(record.key) is record:
             return  # another controller has noted it
@@ -46,7 +46,7 @@ class Questions:
         if self._state is not None and self._state.question.id == question:
             self._state = None
 
-    def is_news(self, record: CallRecord) -> bool:
+    def may_change(self, record: CallRecord) -> bool:
         """Tell whether a call that has ended may change what its question needs.
 
         It does not where no node reads it, or where the question was decided before.

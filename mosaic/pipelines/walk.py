@@ -203,7 +203,7 @@ class QuestionState:
         has_all = all(agent.key in done for agent in reads) if ballot is None or ballot.pending else True
         late = None
         if rule is not None and graph.budgets.hedge_tokens:
-            late = graph.budgets.late_candidate({agent.key: agent.expert for agent in reads}, done)
+            late = graph.budgets.straggler({agent.key: agent.expert for agent in reads}, done)
         if rule is not None and late is not None:
             # It is late where the others leave open what the rule says: then their votes count.
             without = self._whole_ballot(reads, {key: record for key, record in done.items() if key != late})

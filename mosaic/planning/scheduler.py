@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus, home_of
+from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus, placement_of
 from mosaic.core.workload import Call, CallKey
 from mosaic.planning.costs import price_s
 from mosaic.planning.problem import Problem
@@ -109,13 +109,13 @@ class PredictedTimeline:
         expert = problem.expert(session.expert)
         workers = problem.cluster.select(session.workers)
         start_s = max([self.free_s(session.workers), *(self._end_s_by_session[needed] for needed in session.after)])
-        location = self._held.location(*home_of(session))
+        location = self._held.location(*placement_of(session))
         load_s = problem.costs.load_s(expert, workers, location)
         serve_s = price_s(problem.costs.pieces(expert, workers), len(session.shard))
         end_s = start_s + load_s + serve_s
         for worker in session.workers:
             self._free_s[worker] = end_s
-        self._held = self._held.after(*home_of(session))
+        self._held = self._held.after(*placement_of(session))
         self._end_s_by_session[session.id] = end_s
         return PredictedTimes(start_s, load_s, end_s)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mosaic.core.cluster import Worker
-from mosaic.core.plan import Home
+from mosaic.core.plan import Placement
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.costs import CostModel, LinearTerms, WeightLocation
 
@@ -14,9 +14,9 @@ from mosaic.planning.costs import CostModel, LinearTerms, WeightLocation
 class LoadedModels:
     """What sessions have left loaded. Memory is taken for ample: nothing had to be given up since."""
 
-    resident: Mapping[int, Home] = field(default_factory=dict)
+    resident: Mapping[int, Placement] = field(default_factory=dict)
     """What each worker loaded last."""
-    engines: frozenset[Home] = frozenset()
+    engines: frozenset[Placement] = frozenset()
     """All that were up."""
 
     def location(self, expert: ExpertName, workers: tuple[int, ...]) -> WeightLocation:

@@ -20,7 +20,7 @@ from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_sess
 from mosaic.planning.wrapped_costs import RunCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, World, draw_worlds
-from mosaic.runtime.controller import Tell
+from mosaic.runtime.controller import Log
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.stages import Pilot
 
@@ -271,7 +271,7 @@ def try_plans(
     return tuple(sorted(tried, key=lambda one: one.seconds))
 
 
-def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, tell: Tell) -> Planned:
+def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, log: Log) -> Planned:
     """Take the best plan of what a pilot leaves, for ``Job.choose_plan``.
 
     A quote forecasts the same way: sessions are simulated with lengths drawn from those behind the planner's profiles,
@@ -302,7 +302,7 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, tell: Tell)
     priced = simulated_profile(batch, worlds[0], simulator)
     tried = try_plans(planner, batch, priced, simulator, worlds)
     choice, best = describe_choice(tried), tried[0].planned
-    tell(choice)
+    log(choice)
     return replace(best, plan=replace(best.plan, notes=(*best.plan.notes, choice)))
 
 

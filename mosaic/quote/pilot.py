@@ -13,7 +13,7 @@ from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
 from mosaic.quote.worlds import Batch, PilotQuestion
-from mosaic.runtime.controller import Show, Tell, show_nothing
+from mosaic.runtime.controller import Log, Show, show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import choose
 from mosaic.runtime.planner import NodePlacements, placed
@@ -91,7 +91,7 @@ def second_share(
 
 
 def run_quote_pilot(
-    job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
+    job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, log: Log = lambda line: None
 ) -> tuple[Pilot, Batch]:
     """Run some of a batch's calls; gives what was measured, and what is left. The same journal goes on from there.
 
@@ -103,7 +103,7 @@ def run_quote_pilot(
         Calls an expert, on average.
     seed
         Of the order in which questions are taken.
-    show, tell
+    show, log
         See ``mosaic.run``.
 
     Raises
@@ -114,7 +114,7 @@ def run_quote_pilot(
         If calls fail in a row.
     """
     node = upper_node(job)
-    stretch = FirstStretch(job, quote_stages(job, per_expert, seed=seed), show, tell)
+    stretch = FirstStretch(job, quote_stages(job, per_expert, seed=seed), show, log)
     stretch.run("quote", is_quote=True)
     return stretch.outcome, _left_of(job, node, stretch.outcome)
 

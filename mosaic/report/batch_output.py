@@ -319,7 +319,7 @@ class AnswerStream:
             raise _cannot(path, error) from error
 
     def on(self, event: Event, view: object) -> tuple[Command, ...]:
-        """Take note of a call that has ended.
+        """Record a call that has ended.
 
         Raises
         ------
@@ -327,7 +327,7 @@ class AnswerStream:
             If a line cannot be written.
         """
         if isinstance(event, Finished):
-            self._questions.note(event.record)
+            self._questions.record(event.record)
             state = self._questions.state_of(event.record.key.question)
             if state.is_over:
                 self.add(line_of(state, self._created))

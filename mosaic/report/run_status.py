@@ -36,7 +36,7 @@ class _SessionProgress:
     """What is counted of a session from its load on."""
 
     load_ts: float
-    is_news: bool
+    is_first_load: bool
     """Whether its start and its end are logged."""
     start_ts: float | None = None
     """When it began to serve."""
@@ -116,14 +116,14 @@ class RunStatus:
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
         """Take an event in, and log what it says."""
-        for line in self.hear(event, view):
+        for line in self.receive(event, view):
             self.log(line)
         if isinstance(event, Redone):
             for line in describe_redone(event):
                 self.warn(f"{self.title}: {line}")
         return ()
 
-    def hear(self, event: Event, view: View) -> list[str]:
+    def receive(self, event: Event, view: View) -> list[str]:
         """Take an event in; gives lines for a log."""
         self._view, self._heard = view, (max(event.ts, self._resumes_ts), self.clock())
         lines = []
@@ -242,9 +242,11 @@ class RunStatus:
                 here = (session.expert, session.workers)
                 # NOTE: where costs are measured, hundreds of sessions of an expert follow each other.
                 follows = before is not None and (before.expert, before.workers) == here
-                is_news = not follows and not self._is_resuming
-                self._progress[number] = _SessionProgress(load_ts=max(ts, self._resumes_ts), is_news=is_news)
-                lines += [self._describe_start(session)] if is_news else []
+                is_first_load = not follows and not self._is_resuming
+                self._progress[number] = _SessionProgress(
+                    load_ts=max(ts, self._resumes_ts), is_first_load=is_first_load
+                )
+                lines += [self._describe_start(session)] if is_first_load else []
         self._current = {**self._current, **first}
         self._num_opened = len(view.opened)
         return lines
@@ -255,7 +257,7 @@ class RunStatus:
         lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
         for number, progress in self._progress.items():
             if number not in self._view.ended and self._is_needed(number):
-                progress.is_news = True
+                progress.is_first_load = True
                 lines.append(self._describe_start(self._view.opened[number]))
         return lines
 
@@ -274,7 +276,7 @@ class RunStatus:
     def _describe_end(self, record: SessionRecord) -> list[str]:
         number, serve_s = record.session, record.end_ts - record.start_ts
         progress = self._progress.pop(number, None)
-        if progress is None or not progress.is_news:
+        if progress is None or not progress.is_first_load:
             return []
         text = f"{self._name(record.workers)}: {record.expert} (session {number}): "
         text += f"{self._ended[number]:,} calls ended in {_duration(serve_s)}"

@@ -42,7 +42,7 @@ Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Cont
 """Gives the controllers that show a run or a stage before it, by its name and what is expected of it."""
 
 
-Tell: TypeAlias = Callable[[str], object]
+Log: TypeAlias = Callable[[str], object]
 """Takes a line that somebody in front of the run should read."""
 
 

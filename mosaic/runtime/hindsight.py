@@ -36,7 +36,7 @@ def always_aggregate(
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    if planner is None or job.site.truth is None or not job.reruns_without_gate:
+    if planner is None or job.site.world_key is None or not job.reruns_without_gate:
         return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
     ended = (record for record in outcome.result.calls if record.key.node in first_nodes)
@@ -49,7 +49,7 @@ def always_aggregate(
         (*record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()
     )
     shape = shape_of(job.graph.without_rule())
-    decided_by = "always", job.site.truth, shape, job.workload, layers, msgspec.json.encode(said)
+    decided_by = "always", job.site.world_key, shape, job.workload, layers, msgspec.json.encode(said)
     always = job.kept(decided_by, AlwaysAggregate)
     if always is None:
         again = Questions(job.workload, job.graph.without_rule())
@@ -88,7 +88,7 @@ def ask_unskipped(
         If lost workers leave calls.
     """
     for record in records.values():
-        questions.note(record)
+        questions.record(record)
     for depth, layer in enumerate(questions.graph.layers):
         needed = [call for node in layer for call in questions.calls_of(node.name)] if depth else questions.first_calls
         calls = [call for call in needed if call.key not in records]
@@ -102,7 +102,7 @@ def ask_unskipped(
             raise BackendError(f"workers are lost and {num_left} calls of the audit are left ({causes})")
         for record in result.calls:
             records[record.key] = record
-            questions.note(record)
+            questions.record(record)
         yield depth, result
 
 

@@ -131,7 +131,7 @@ class Job:
     @property
     def max_swept_frac(self) -> float | None:
         """``max_batch_frac`` where calls that are not the batch's cost something."""
-        return None if self.site.way == "simulated" else self.max_batch_frac
+        return None if self.site.kind == "simulated" else self.max_batch_frac
 
     @property
     def reruns_without_gate(self) -> bool:
@@ -140,12 +140,12 @@ class Job:
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
         """Read what the same site has measured of the same; None: nothing."""
-        fingerprint = self.site.fingerprint
+        fingerprint = self.site.cache_key
         return self.store.read((*fingerprint, *decided_by), kind) if self.store and fingerprint else None
 
     def keep(self, decided_by: Sequence[object], measured: object) -> None:
         """Keep a measurement for other runs on the same site."""
-        fingerprint = self.site.fingerprint
+        fingerprint = self.site.cache_key
         if self.store and fingerprint:
             self.store.write((*fingerprint, *decided_by), measured)
 

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeAlias
 from mosaic.core.commands import Command
 from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
-from mosaic.core.plan import Plan, home_of
+from mosaic.core.plan import Plan, placement_of
 from mosaic.core.results import CallStatus
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey
@@ -51,7 +51,7 @@ class Layers:
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Begin with the first layer, and with the next whenever no call is left."""
         if isinstance(event, Finished):
-            self.questions.note(event.record)
+            self.questions.record(event.record)
             if view.running or self._num_layers == len(self.questions.graph.layers):
                 return ()
         elif not isinstance(event, Started):
@@ -97,5 +97,5 @@ def loaded_models(view: View) -> LoadedModels:
     held = LoadedModels()
     for number, session in view.opened.items():
         if number not in view.ended or view.ended[number] is not None:
-            held = held.after(*home_of(session))
+            held = held.after(*placement_of(session))
     return held

@@ -13,7 +13,7 @@ from mosaic.core.plan import Session
 from mosaic.core.view import View
 from mosaic.core.workload import CallKey, ExpertName
 from mosaic.planning.length_forecast import Indexes, Underway
-from mosaic.runtime.prospects import Outlook, Prospects, Stay
+from mosaic.runtime.forecaster import Forecaster, RunForecast, SessionForecast
 
 GAIN_FRAC = 0.05
 """A move has to earn such a share of what is predicted without it: predictions are no better than that."""
@@ -37,7 +37,7 @@ class Moves:
     engine does not count tokens its calls stay, but for those of sessions that are not up yet.
     """
 
-    prospects: Prospects
+    forecaster: Forecaster
     """What is predicted."""
     awaited: Collection[ExpertName] = ()
     """Experts whose calls come while the first layer runs: of each, one session stays."""
@@ -61,8 +61,8 @@ class Moves:
             return ()
         commands: list[Command] = []
         if isinstance(event, LOOKED_AT) and view.running:
-            outlook = self.prospects.outlook(view)
-            commands = [*self._level(outlook, view)] or [*self._take_over(outlook, view)]
+            forecast = self.forecaster.forecast(view)
+            commands = [*self._level(forecast, view)] or [*self._take_over(forecast, view)]
         return [*commands, *self._close(view)] if self.waits_for_join else commands
 
     def _close(self, view: View) -> Iterator[Command]:
@@ -70,47 +70,47 @@ class Moves:
             if view.is_open(number) and not view.held[number] and view.behind(number):
                 yield Close(number)
 
-    def _level(self, outlook: Outlook, view: View) -> Iterator[Command]:
+    def _level(self, forecast: RunForecast, view: View) -> Iterator[Command]:
         """Move calls between the sessions of each expert, from the one that ends last to the one that ends first."""
-        by_expert: dict[str, list[Stay]] = {}
-        for stay in outlook.stays:
-            by_expert.setdefault(stay.session.expert, []).append(stay)
-        for stays in by_expert.values():
-            targets = [stay for stay in stays if stay.is_up and view.is_open(stay.session.id)]
-            if not targets or len(stays) < 2:
+        by_expert: dict[str, list[SessionForecast]] = {}
+        for one in forecast.sessions:
+            by_expert.setdefault(one.session.expert, []).append(one)
+        for sessions in by_expert.values():
+            targets = [one for one in sessions if one.is_up and view.is_open(one.session.id)]
+            if not targets or len(sessions) < 2:
                 continue
-            target = min(targets, key=lambda stay: self._done_s(stay, outlook))
-            others = [stay for stay in stays if stay is not target and stay.calls]
+            target = min(targets, key=lambda one: self._done_s(one, forecast))
+            others = [one for one in sessions if one is not target and one.calls]
             there = replace(target, ready_s=0.0)  # it is up, whatever else its workers serve
-            for source in sorted(others, key=lambda stay: -self._done_s(stay, outlook)):
-                least_s = GAIN_FRAC * self._done_s(source, outlook)
-                if self._done_s(source, outlook) - self._done_s(target, outlook) <= least_s:
+            for source in sorted(others, key=lambda one: -self._done_s(one, forecast)):
+                least_s = GAIN_FRAC * self._done_s(source, forecast)
+                if self._done_s(source, forecast) - self._done_s(target, forecast) <= least_s:
                     break  # it cannot earn more than what they are apart
-                keys = self._best(source, there, outlook, outlook.behind_s(target), least_s)
+                keys = self._best(source, there, forecast, forecast.behind_s(target), least_s)
                 if keys:
                     yield from self._give(keys, target.session.id)
                     break
 
-    def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
+    def _take_over(self, forecast: RunForecast, view: View) -> Iterator[Command]:
         """Open a session on a free worker, for the calls of another that waits longest for its end."""
         kept = self._kept_workers(view)
         free = [w for w in view.free_workers() if w not in kept and self._opened_ts.get(w) != view.ts]
         if not free:
             return
-        coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
-        sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
-        for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
+        coming = {one.session.expert for one in forecast.sessions if not one.is_up and not one.calls}
+        sources = [one for one in forecast.sessions if one.calls and one.session.expert not in coming]
+        for source in sorted(sources, key=lambda one: -self._done_s(one, forecast)):
             expert = source.session.expert
-            taken = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
-            place = self.prospects.soonest(expert, [worker for worker in free if (worker,) not in taken])
+            taken = {one.session.workers for one in forecast.sessions if one.session.expert == expert}
+            place = self.forecaster.soonest(expert, [worker for worker in free if (worker,) not in taken])
             if place is None:
                 continue
             load_s, worker = place
             session = replace(source.session, id=view.next_session(), workers=(worker,), shard=(), after=())
-            least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
+            least_s = GAIN_FRAC * self._done_s(source, forecast) + GAIN_OF_LOAD_FRAC * load_s
             none = source.underway.part(np.empty(0, dtype=np.int64))
-            there = Stay(session, is_up=False, calls={}, underway=none, ready_s=load_s, serve_s=0.0)
-            if self._best(source, there, outlook, 0.0, least_s):
+            there = SessionForecast(session, is_up=False, calls={}, underway=none, ready_s=load_s, serve_s=0.0)
+            if self._best(source, there, forecast, 0.0, least_s):
                 self._opened_ts |= dict.fromkeys(session.workers, view.ts)
                 self._opened.append(session.id)
                 yield Open(session)
@@ -127,11 +127,16 @@ class Moves:
         return {worker for sessions in homes.values() if len(sessions) == 1 for worker in sessions[0].workers}
 
     def _best(
-        self, source: Stay, there: Stay, outlook: Outlook, behind_there_s: float, least_s: float
+        self,
+        source: SessionForecast,
+        there: SessionForecast,
+        forecast: RunForecast,
+        behind_there_s: float,
+        least_s: float,
     ) -> list[CallKey]:
         """Find the calls of a session that would best be served in another; none: no number earns enough."""
-        drain_s, behind_s = self.prospects.drain_s, outlook.behind_s(source)
-        before_s = max(self._done_s(source, outlook), behind_there_s + there.ready_s + there.serve_s)
+        drain_s, behind_s = self.forecaster.drain_s, forecast.behind_s(source)
+        before_s = max(self._done_s(source, forecast), behind_there_s + there.ready_s + there.serve_s)
         head_start_s = max(0.0, there.ready_s - source.ready_s)
         movable, session = self._movable(source), there.session
         best, best_s = movable[:0], least_s
@@ -154,18 +159,18 @@ class Moves:
         keys = list(source.calls) if len(best) else []
         return [keys[index] for index in best.tolist()]
 
-    def _staying_s(self, source: Stay, going: Indexes) -> float:
+    def _staying_s(self, source: SessionForecast, going: Indexes) -> float:
         """Predict when the calls of a session have ended that do not go."""
         if len(going) == len(source.calls):
             return source.before_s
         stays = np.ones(len(source.calls), dtype=bool)
         stays[going] = False
         session, staying = source.session, source.underway.part(stays)
-        return source.ready_s + self.prospects.drain_s(staying, session.expert, session.workers)
+        return source.ready_s + self.forecaster.drain_s(staying, session.expert, session.workers)
 
-    def _movable(self, source: Stay) -> Indexes:
+    def _movable(self, source: SessionForecast) -> Indexes:
         """List calls that may go by their index in the session, those first that cost least to move."""
-        if source.is_up and source.session.id not in self.prospects.counting:
+        if source.is_up and source.session.id not in self.forecaster.counting:
             return np.empty(0, dtype=np.int64)
         written = source.underway.written
         order = written.argsort(kind="stable")
@@ -176,19 +181,19 @@ class Moves:
 
     def _reading_s(self, calls: Underway, there: Session) -> float:
         """Price what another engine has to read again."""
-        speed = self.prospects.speed(there.expert, there.workers)
+        speed = self.forecaster.speed(there.expert, there.workers)
         again = (calls.prompt_tokens + calls.written)[calls.written > 0]
         return 0.0 if speed is None else speed.read_s * float(again.sum())
 
     def _give(self, keys: Sequence[CallKey], number: int) -> Iterator[Command]:
         for key in keys:
-            if self.prospects.written.get(key, 0):
+            if self.forecaster.written.get(key, 0):
                 self._num_moves[key] += 1
                 if self._num_moves[key] == MAX_MOVES:
                     self._moved_enough.add(key)
             yield Move(key, number)
 
     @staticmethod
-    def _done_s(stay: Stay, outlook: Outlook) -> float:
+    def _done_s(one: SessionForecast, forecast: RunForecast) -> float:
         """When the workers of a session are done with it, and with what waits behind it."""
-        return stay.end_s + outlook.behind_s(stay)
+        return one.end_s + forecast.behind_s(one)

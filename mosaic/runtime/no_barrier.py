@@ -13,9 +13,9 @@ from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.staying import stay
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.layers import OnPlan, ignore_plan, plan_anew
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import opened, plan_commands
 
 Home: TypeAlias = Callable[[Call, View], int | None]
@@ -39,9 +39,9 @@ class SubmitWhenReady:
             return self._begin(view)
         if not isinstance(event, Finished):
             return ()
-        self.questions.note(event.record)
-        is_news = self.questions.is_news(event.record)
-        needed = self.questions.needed(event.record.key.question) if is_news else ()
+        self.questions.record(event.record)
+        is_new = self.questions.may_change(event.record)
+        needed = self.questions.needed(event.record.key.question) if is_new else ()
         ready = [call for call in needed if call.key not in view.calls and call.key not in self.waiting]
         return [*self._go_on(event.record, ready, view)]
 
@@ -160,7 +160,7 @@ class Overlap(SubmitWhenReady):
     """
 
     planner: Planner
-    prospects: Prospects
+    forecaster: Forecaster
     """What is predicted; it stands before this."""
     on_plan: OnPlan = ignore_plan
     first: Planned | None = None
@@ -207,10 +207,10 @@ class Overlap(SubmitWhenReady):
         free = view.free_workers()
         if not free:
             return
-        end_s = self.prospects.outlook(view).end_s
+        end_s = self.forecaster.forecast(view).end_s
         number = view.next_session()
         for expert in dict.fromkeys(call.expert for call in self.waiting.values()):
-            place = self.prospects.soonest(expert, free)
+            place = self.forecaster.soonest(expert, free)
             if place is None or place[0] >= end_s:
                 continue
             _, worker = place

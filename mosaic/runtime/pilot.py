@@ -8,7 +8,7 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Tell
+from mosaic.runtime.controller import Log
 from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.profiling import fit_entry
 from mosaic.runtime.stages import Pilot, Stage, Stages
@@ -23,8 +23,8 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
     """Say why the batch's own calls cannot be the measurement, or are not to be; None: they can."""
     if job.profile_source is ProfileSource.CALIBRATION:
         return "profile.source=calibration"
-    if job.profile_source is ProfileSource.AUTO and job.site.way != "measured":
-        return f"what is {job.site.way} is not asked of a model that answers"
+    if job.profile_source is ProfileSource.AUTO and job.site.kind != "measured":
+        return f"what is {job.site.kind} is not asked of a model that answers"
     reason = why_not_kept(job)
     if reason is not None:
         return reason
@@ -113,7 +113,7 @@ def choose(
 
 
 def price_by_pilot(
-    job: Job, experts: Sequence[Expert], pilot: Pilot, source: str, tell: Tell
+    job: Job, experts: Sequence[Expert], pilot: Pilot, source: str, log: Log
 ) -> Stages[tuple[Pilot, Profile | None]]:
     """Answer some of the batch's calls, and price the experts of the first layer by them.
 
@@ -125,7 +125,7 @@ def price_by_pilot(
         What a quote has answered.
     source
         Where the profile says it comes from.
-    tell
+    log
         Receives lines for who waits.
 
     Returns
@@ -143,7 +143,7 @@ def price_by_pilot(
             return pilot, profile_of(job, experts, pilot, source)
         except DisturbedSweepError as error:
             is_over = num_tries >= MAX_TRIES or len(pilot.records) + len(calls) >= len(first_calls)
-            tell(f"{error}; {'it is given up' if is_over else 'more calls of the batch are asked'}")
+            log(f"{error}; {'it is given up' if is_over else 'more calls of the batch are asked'}")
             if is_over:
                 return pilot, None
 

@@ -35,7 +35,7 @@ class PrefillAhead:
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look again at the question of a call that has ended."""
         if isinstance(event, Finished):
-            self._questions.note(event.record)
+            self._questions.record(event.record)
             return list(self._read_on(event.record.key.question, view))
         return ()
 

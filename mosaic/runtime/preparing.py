@@ -13,7 +13,7 @@ from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.controller import Tell
+from mosaic.runtime.controller import Log
 from mosaic.runtime.job import Job, ProfileSource, Reaction, shape_of
 from mosaic.runtime.pilot import price_by_pilot, profile_of, why_not, why_not_kept
 from mosaic.runtime.planner import Planned, Planner
@@ -39,15 +39,15 @@ class Begun:
     rehearsal: Rehearsal
 
 
-def measure_and_plan(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
+def measure_and_plan(job: Job, step: Step, log: Log) -> Stages[Begun]:
     """Measure all that is not given, and plan the first layer."""
-    begun = yield from plan_first_layer(job, step, tell)
+    begun = yield from plan_first_layer(job, step, log)
     with step("profile_upper"):
-        planner, pilot, rehearsal = yield from price_upper_nodes(job, begun.planner, begun.pilot, begun.rehearsal, tell)
+        planner, pilot, rehearsal = yield from price_upper_nodes(job, begun.planner, begun.pilot, begun.rehearsal, log)
     return replace(begun, planner=planner, pilot=pilot, rehearsal=rehearsal)
 
 
-def plan_first_layer(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
+def plan_first_layer(job: Job, step: Step, log: Log) -> Stages[Begun]:
     """Measure the first layer where it is not given, and plan it.
 
     Where a plan expects cancelled calls, calibration questions go through the pipeline first.
@@ -58,7 +58,7 @@ def plan_first_layer(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
         The batch.
     step
         Times the steps.
-    tell
+    log
         Receives lines for who waits.
 
     Raises
@@ -67,10 +67,10 @@ def plan_first_layer(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
         If only the batch's own calls may be measured, and they cannot be.
     """
     with step("profile"):
-        pilot, profile = yield from _price_first_layer(job, tell)
+        pilot, profile = yield from _price_first_layer(job, log)
     with step("plan"):
         planner = _planner_of(job, profile)
-        planned, rehearsal = _plan_first(job, planner, pilot, tell), Rehearsal()
+        planned, rehearsal = _plan_first(job, planner, pilot, log), Rehearsal()
         if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
             rehearsal = yield from rehearse(job, planner, pilot)
             agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
@@ -80,35 +80,35 @@ def plan_first_layer(job: Job, step: Step, tell: Tell) -> Stages[Begun]:
     return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal)
 
 
-def measure_profiles(job: Job, tell: Tell) -> Stages[Mapping[NodeName, Profile]]:
+def measure_profiles(job: Job, log: Log) -> Stages[Mapping[NodeName, Profile]]:
     """Measure on calls that are not the batch's, and plan nothing of the batch."""
-    profile = job.profile or (yield from _sweep(job, tell))
-    planner, _, _ = yield from price_upper_nodes(job, _planner_of(job, profile), Pilot(), Rehearsal(), tell)
+    profile = job.profile or (yield from _sweep(job, log))
+    planner, _, _ = yield from price_upper_nodes(job, _planner_of(job, profile), Pilot(), Rehearsal(), log)
     return planner.profiles
 
 
-def _price_first_layer(job: Job, tell: Tell) -> Stages[tuple[Pilot, Profile]]:
+def _price_first_layer(job: Job, log: Log) -> Stages[tuple[Pilot, Profile]]:
     """Price the first layer by calls of the batch, where their answers can be kept, and else by others."""
-    source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
+    source = f"{job.site.kind} pilot of {job.workload.name} {job.site.description}"
     quoted = pilot = Pilot()
     profile = job.profile
     if job.quoted is not None and why_not_kept(job) is None:
         quoted = pilot = yield from job.quoted(job)
-        tell(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
+        log(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
         if profile is None:
             try:
                 profile = profile_of(job, _pool(job), pilot, source)
             except DisturbedSweepError as error:
-                tell(f"the quote does not price the batch: {error}")
+                log(f"the quote does not price the batch: {error}")
     left = [call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records]
     if profile is None and why_not(job, left) is None:
-        pilot, profile = yield from price_by_pilot(job, _pool(job), pilot, source, tell)
+        pilot, profile = yield from price_by_pilot(job, _pool(job), pilot, source, log)
     if profile is None:
-        profile = yield from _sweep(job, tell)
+        profile = yield from _sweep(job, log)
     return replace(pilot, merging=quoted.merging), profile
 
 
-def _sweep(job: Job, tell: Tell) -> Stages[Profile]:
+def _sweep(job: Job, log: Log) -> Stages[Profile]:
     """Price the first layer by other calls.
 
     Of each expert no more are sent than a share of the calls that it has, but a few in any case. Experts are measured
@@ -125,8 +125,8 @@ def _sweep(job: Job, tell: Tell) -> Stages[Profile]:
     if reason is not None and job.profile_source is ProfileSource.BATCH:
         raise ValueError(f"profile.source must be auto or calibration here, got 'batch': {reason}")
     if reason is not None and job.profile_source is ProfileSource.AUTO:
-        tell(f"none of the batch's own calls are measured: {reason}")
-    source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
+        log(f"none of the batch's own calls are measured: {reason}")
+    source = f"{job.site.kind} sweep of {job.workload.name} {job.site.description}"
     asked = [call.expert for call in first], [call.prompt_tokens for call in first]
     decided_by = "first layer", job.sweep, source, job.graph.budgets, *asked
     profile = job.kept(decided_by, Profile)
@@ -138,7 +138,7 @@ def _sweep(job: Job, tell: Tell) -> Stages[Profile]:
         for row in rows_of(swept, job.cluster, job.site.swept_places, fits):
             stage_of = partial(_sweep_stage, job, row, sweeps)
             priced = partial(profile_of, job, row.experts, source=source)
-            entries += (yield from undisturbed(stage_of, priced, tell)).entries
+            entries += (yield from undisturbed(stage_of, priced, log)).entries
         profile = Profile(source=source, entries=tuple(entries))
         job.keep(decided_by, profile)
     return profile
@@ -162,14 +162,14 @@ def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stag
     return Stage("profiling", sessions_by_size(shards, row.experts, lambda expert: places[expert.name]), calls, other)
 
 
-def _plan_first(job: Job, planner: Planner, pilot: Pilot, tell: Tell) -> Planned:
+def _plan_first(job: Job, planner: Planner, pilot: Pilot, log: Log) -> Planned:
     """Plan what a pilot leaves of the first layer."""
     first = tuple(call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records)
     if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
-        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
+        log(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
     if job.choose_plan is None or job.plans:
         return planner.plan(first, saved=job.plans[0] if job.plans else None)
-    return job.choose_plan(planner, first, pilot, tell)
+    return job.choose_plan(planner, first, pilot, log)
 
 
 def _planner_of(job: Job, profile: Profile) -> Planner:
@@ -193,7 +193,7 @@ def _pool(job: Job) -> tuple[Expert, ...]:
 
 
 def price_upper_nodes(
-    job: Job, planner: Planner, pilot: Pilot, rehearsal: Rehearsal, tell: Tell
+    job: Job, planner: Planner, pilot: Pilot, rehearsal: Rehearsal, log: Log
 ) -> Stages[tuple[Planner, Pilot, Rehearsal]]:
     """Measure the nodes that read others, where no profile of them is given.
 
@@ -213,7 +213,7 @@ def price_upper_nodes(
             profiles[node.name] = given or profiles[models[node.name]]
             continue
         source = (
-            f"{job.site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {job.site.circumstances}"
+            f"{job.site.kind} {node.name} of {job.workload.name} after gate={graph.rule.name} {job.site.description}"
         )
         degrees = planner.degrees(node.name, node.experts[0])
         decided_by = source, node.name, shape_of(graph), job.workload, degrees
@@ -225,11 +225,11 @@ def price_upper_nodes(
         else:
             pilot, found = yield from price_by_pilot_questions(job, node, planner, pilot, source)
         if isinstance(found, str):
-            tell(f"{node.name} is not priced by the batch's own calls: {found}")
+            log(f"{node.name} is not priced by the batch's own calls: {found}")
         if not isinstance(found, Profile):
             if not rehearsal.calls:
                 rehearsal = yield from rehearse(job, planner, pilot)
-            found = yield from price_by_rehearsal(job, node, planner, rehearsal, source, tell)
+            found = yield from price_by_rehearsal(job, node, planner, rehearsal, source, log)
             if not pilot.num_sessions:
                 job.keep(decided_by, found)
         profiles[node.name] = found

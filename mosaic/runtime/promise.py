@@ -115,7 +115,7 @@ def batch_patterns(graph: CallGraph, outcome: Outcome, *, is_early: bool) -> Ite
     for ballot in outcome.ballots:
         question, records = ballot.question, sorted(first[ballot.question.id], key=attrgetter("key"))
         done = {record.key: record for record in records}
-        late = graph.budgets.late_candidate({key: one.expert for key, one in done.items()}, done)
+        late = graph.budgets.straggler({key: one.expert for key, one in done.items()}, done)
         if graph.rule.is_exit or late is not None:  # else it has the votes that calibration questions have
             votes = [Vote(record.expert, None if record.key == late else vote_of(record)) for record in records]
             ballot = make_ballot(question, votes, graph.compare[question.answer_kind])

@@ -6,13 +6,13 @@ from typing import Any
 from mosaic.core.plan import Plan
 from mosaic.pipelines.questions import Questions
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.layers import Layers, OnPlan
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
 from mosaic.runtime.stopping import stopping_controllers
@@ -35,12 +35,12 @@ def make_controllers(
 ) -> list[Controller]:
     """Make the controllers of a run; ``others`` hear events behind the pipeline, and before calls are moved."""
     wanted, planner = job.reactions, begun.planner
-    is_real = job.site.way != "simulated"
+    is_real = job.site.kind != "simulated"
     keeps = bool(wanted & {Reaction.OVERLAP, *MOVING})
-    prospects = Prospects(planner.profiles, job.cluster, planner.experts, job.host_loads)
+    forecaster = Forecaster(planner.profiles, job.cluster, planner.experts, job.host_loads)
     ahead = PrefillAhead(questions)
-    made: list[Controller] = [prospects] if keeps or is_real else []
-    made.append(_pipeline(job, begun, questions, prospects, on_plan, ahead))
+    made: list[Controller] = [forecaster] if keeps or is_real else []
+    made.append(_pipeline(job, begun, questions, forecaster, on_plan, ahead))
     if job.graph.prefill_order is not None:
         made.append(ahead)
     if is_real:
@@ -51,11 +51,11 @@ def make_controllers(
         num_pilot_sessions = begun.pilot.num_sessions
         # NOTE: a pilot's ticks began before there was a plan, and come as often as ticks may.
         least_s = (tick_s_of(job, begun.planned.plan) or 0.0) if num_pilot_sessions else 0.0
-        made.append(Revising(planner, prospects, on_replan, num_pilot_sessions, unsure, least_s))
+        made.append(Revising(planner, forecaster, on_replan, num_pilot_sessions, unsure, least_s))
     if Reaction.MOVES in wanted or is_real:
         awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
         kept = awaited if Reaction.OVERLAP in wanted else ()
-        made.append(Moves(prospects, kept, waits_for_join=Reaction.MOVES not in wanted))
+        made.append(Moves(forecaster, kept, waits_for_join=Reaction.MOVES not in wanted))
     return [*made, Keeping()] if keeps else made
 
 
@@ -63,7 +63,7 @@ def _pipeline(
     job: Job,
     begun: Begun,
     questions: Questions,
-    prospects: Prospects,
+    forecaster: Forecaster,
     on_plan: OnPlan,
     ahead: PrefillAhead,
 ) -> Controller:
@@ -72,7 +72,7 @@ def _pipeline(
         return Layers(questions, planner, job.plans[1:], on_plan, first, closes=not wanted & MOVING)
     given: dict[str, Any] = {"questions": questions, "home": ahead.home, "on_plan": on_plan, "first": first}
     if Reaction.OVERLAP in wanted:
-        return Overlap(planner=planner, prospects=prospects, **given)
+        return Overlap(planner=planner, forecaster=forecaster, **given)
     expected = job.graph.expected_calls(job.workload, begun.rehearsal.needed_frac, begun.rehearsal.prompt_tokens())
     return PlannedAhead(planner=planner, expected=expected, stays=Reaction.FORECAST in wanted, **given)
 

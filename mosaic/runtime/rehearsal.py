@@ -13,7 +13,7 @@ from mosaic.pipelines.budgets import cut_record
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.controller import Tell
+from mosaic.runtime.controller import Log
 from mosaic.runtime.job import LARGE_BATCH, Job
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import fit_entry, in_waves_of
@@ -83,11 +83,11 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
             drawn = tuple((yield Stage("calibrating", plan.sessions, tuple(calls), other)).records.values())
         for record in (*ended, *(drawn or ())):
             records[record.key] = cut_record(record, graph.budgets)
-            questions.note(records[record.key])
+            questions.record(records[record.key])
         for question in known if number == 0 else ():
             if (late := questions.late_call(question)) is not None:
                 records[late] = records[late]._replace(status=CallStatus.CUT, answer=None)
-                questions.note(records[late])
+                questions.record(records[late])
         for node in layer:
             mine = questions.calls_of(node.name)
             needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
@@ -97,7 +97,7 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
 
 
 def price_by_rehearsal(
-    job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, source: str, tell: Tell
+    job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, source: str, log: Log
 ) -> Stages[Profile]:
     """Measure a node's experts, at each degree at which they may be placed, on what a rehearsal leaves to it.
 
@@ -116,7 +116,7 @@ def price_by_rehearsal(
             )  # fmt: skip
             shaped = placed(expert, degree)
             stage_of = partial(_wave_stage, job, node, shaped, calls, most, other)
-            entries.append((yield from undisturbed(stage_of, partial(fit_waves, job, shaped), tell)))
+            entries.append((yield from undisturbed(stage_of, partial(fit_waves, job, shaped), log)))
     return Profile(source=source, entries=tuple(entries))
 
 
@@ -192,5 +192,5 @@ def questions_of(job: Job, pilot: Pilot) -> Questions:
     questions = Questions(job.workload, job.graph)
     for key, record in pilot.records.items():
         if key.question in whole:
-            questions.note(record)
+            questions.record(record)
     return questions

@@ -10,15 +10,15 @@ from typing import ClassVar
 from mosaic.core.commands import Command, Move, Open
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.events import Event, Finished, Tick
-from mosaic.core.plan import Plan, home_of
+from mosaic.core.plan import Plan, placement_of
 from mosaic.core.results import CallStatus
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
 from mosaic.planning.length_forecast import length_scale
 from mosaic.planning.profiles import Profile, scaled_profile
 from mosaic.planning.wrapped_costs import RunCosts
+from mosaic.runtime.forecaster import Forecaster, RunForecast, SessionForecast
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.prospects import Outlook, Prospects, Stay
 from mosaic.runtime.static_plan import opened
 
 CONTRADICTION_FRAC = 0.1
@@ -43,7 +43,7 @@ class Revising:
 
     planner: Planner
     """Made the plan."""
-    prospects: Prospects
+    forecaster: Forecaster
     """What is predicted; it stands before this."""
     on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None
     """Receives each new plan before it runs."""
@@ -82,8 +82,8 @@ class Revising:
         known = {expert: self._planned.get((node, expert), 1.0) for expert in scales}
         if all(abs(log(scales[expert] / known[expert])) < NEWS_LOG for expert in scales):
             return
-        before = self._outlook(node, known, view)
-        now = self._outlook(node, scales, view)
+        before = self._forecast(node, known, view)
+        now = self._forecast(node, scales, view)
         left_s = max(before.end_s, now.end_s)
         apart_s = max(abs(now.end_s_by_worker[w] - before.end_s_by_worker[w]) for w in now.end_s_by_worker)
         if apart_s <= CONTRADICTION_FRAC * left_s:
@@ -93,13 +93,13 @@ class Revising:
 
     def _scales(self, node: NodeName, view: View) -> dict[ExpertName, float]:
         running: dict[ExpertName, list[int]] = defaultdict(list)
-        for key, tokens in self.prospects.written.items():
+        for key, tokens in self.forecaster.written.items():
             if key in view.running and key.node == node and tokens:
                 running[view.running[key].expert].append(tokens)
         samples = {entry.expert: entry.output_tokens for entry in self.planner.profiles[node].entries}
         uncounted = {
             view.opened[number].expert
-            for number in view.up - self.prospects.counting
+            for number in view.up - self.forecaster.counting
             if number not in view.ended and view.held[number]
         }  # how far their calls are is not known, and those that have ended are the short ones
         return {
@@ -109,22 +109,24 @@ class Revising:
             for expert in dict.fromkeys(call.expert for call in view.running.values())
         }
 
-    def _outlook(self, node: NodeName, scales: Mapping[ExpertName, float], view: View) -> Outlook:
+    def _forecast(self, node: NodeName, scales: Mapping[ExpertName, float], view: View) -> RunForecast:
         """Predict the run by scaled lengths."""
         profiles = {**self.planner.profiles, node: self._profile(node, scales)}
-        self.prospects.use(profiles)
-        return self.prospects.outlook(view)
+        self.forecaster.use(profiles)
+        return self.forecaster.forecast(view)
 
     def _profile(self, node: NodeName, scales: Mapping[ExpertName, float]) -> Profile:
         return scaled_profile(self.planner.profiles[node], scales)
 
-    def _plan(self, node: NodeName, scales: Mapping[ExpertName, float], now: Outlook, view: View) -> Iterator[Command]:
+    def _plan(
+        self, node: NodeName, scales: Mapping[ExpertName, float], now: RunForecast, view: View
+    ) -> Iterator[Command]:
         """Plan what has not begun, and give it where it pays."""
-        free = {call.key: call for stay in now.stays for call in self._not_begun(stay)}
+        free = {call.key: call for one in now.sessions for call in self._not_begun(one)}
         if not free:
             return
         calls = [call for key, call in view.calls.items() if key in free]
-        resident = {w: stay.session.expert for stay in now.stays if stay.is_up for w in stay.session.workers}
+        resident = {w: one.session.expert for one in now.sessions if one.is_up for w in one.session.workers}
         planner = replace(
             self.planner,
             profiles={**self.planner.profiles, node: self._profile(node, scales)},
@@ -138,16 +140,16 @@ class Revising:
             yield from self._commands(best, now, view)
 
     def _plans(
-        self, planner: Planner, calls: Sequence[Call], free: Mapping[CallKey, Call], now: Outlook, view: View
+        self, planner: Planner, calls: Sequence[Call], free: Mapping[CallKey, Call], now: RunForecast, view: View
     ) -> Iterator[Plan]:
         """Plan on all workers, and without those that what has begun keeps busy longest: schedulers know of no rest."""
         begun_s = {
             worker: self._drain_s(
-                {key: call for key, call in stay.calls.items() if key not in free}, *home_of(stay.session)
+                {key: call for key, call in one.calls.items() if key not in free}, *placement_of(one.session)
             )
-            for stay in now.stays
-            if stay.is_up
-            for worker in stay.session.workers
+            for one in now.sessions
+            if one.is_up
+            for worker in one.session.workers
         }
         busiest = sorted(begun_s, key=lambda worker: -begun_s[worker])
         for number in range(min(MAX_LEFT_OUT, planner.cluster.num_workers - 1 - len(view.lost)) + 1):
@@ -155,37 +157,37 @@ class Revising:
                 yield planner.plan(calls, {**view.lost, **dict.fromkeys(busiest[:number], "busy")}).plan
 
     def _drain_s(self, calls: Mapping[CallKey, Call], expert: ExpertName, workers: Sequence[int]) -> float:
-        return self.prospects.drain_s(self.prospects.underway(calls, expert), expert, workers)
+        return self.forecaster.drain_s(self.forecaster.underway(calls, expert), expert, workers)
 
-    def _not_begun(self, stay: Stay) -> list[Call]:
+    def _not_begun(self, one: SessionForecast) -> list[Call]:
         """List the calls of a session that wrote nothing; where an engine does not count, those of one not up yet."""
-        if stay.is_up and stay.session.id not in self.prospects.counting:
+        if one.is_up and one.session.id not in self.forecaster.counting:
             return []
-        waiting = [call for key, call in stay.calls.items() if not self.prospects.written.get(key, 0)]
-        num_begun = len(stay.calls) - len(waiting)
-        return waiting[round(self.unsure_batches * num_begun) if stay.is_up else 0 :]
+        waiting = [call for key, call in one.calls.items() if not self.forecaster.written.get(key, 0)]
+        num_begun = len(one.calls) - len(waiting)
+        return waiting[round(self.unsure_batches * num_begun) if one.is_up else 0 :]
 
-    def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: Outlook) -> float:
+    def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: RunForecast) -> float:
         """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions come behind it."""
-        homes = {home_of(stay.session): stay for stay in now.stays if stay.is_up}
+        homes = {placement_of(one.session): one for one in now.sessions if one.is_up}
         coming = {(session.expert, session.workers): session for session in plan.sessions}
         free_s: dict[int, float] = defaultdict(float)
-        for (expert, workers), stay in homes.items():
-            staying = {key: call for key, call in stay.calls.items() if key not in free}
+        for (expert, workers), one in homes.items():
+            staying = {key: call for key, call in one.calls.items() if key not in free}
             more = coming.get((expert, workers))
             staying |= {} if more is None else {key: free[key] for key in more.shard}
             end_s = self._drain_s(staying, expert, workers)
             free_s |= {worker: max(free_s[worker], end_s) for worker in workers}
         for (expert, workers), session in coming.items():
             if (expert, workers) not in homes:
-                start_s = max(free_s[worker] for worker in workers) + self.prospects.load_s(expert, workers)
+                start_s = max(free_s[worker] for worker in workers) + self.forecaster.load_s(expert, workers)
                 end_s = start_s + self._drain_s({key: free[key] for key in session.shard}, expert, workers)
                 free_s |= dict.fromkeys(workers, end_s)
         return max(free_s.values(), default=0.0)
 
-    def _commands(self, plan: Plan, now: Outlook, view: View) -> Iterator[Command]:
+    def _commands(self, plan: Plan, now: RunForecast, view: View) -> Iterator[Command]:
         """Open the plan's sessions, but for those that serve already, and move the calls there."""
-        up = {home_of(stay.session): stay.session.id for stay in now.stays if stay.is_up}
+        up = {placement_of(one.session): one.session.id for one in now.sessions if one.is_up}
         first_session = view.next_session()
         for session in plan.sessions:
             number = up.get((session.expert, session.workers))

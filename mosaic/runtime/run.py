@@ -13,14 +13,14 @@ from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller, Show, Tell, Timed, show_nothing
+from mosaic.runtime.controller import Controller, Log, Show, Timed, show_nothing
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.loop import drive
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Begun, Step, measure_and_plan, measure_profiles, plan_first_layer
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, tick_s_of
 from mosaic.runtime.servers import Servers, plan_of_servers
 from mosaic.runtime.stages import FirstStretch, Late, backend_of, pilot_of
@@ -32,7 +32,7 @@ def plan(
     *,
     show: Show = show_nothing,
     step: Step = lambda name: nullcontext(),
-    tell: Tell = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Planned:
     """Plan the first layer, and measure its experts before where no profile is given.
 
@@ -45,13 +45,13 @@ def plan(
     """
     _require_workers(job)
     job.graph.rule.load()
-    stretch = FirstStretch(job, plan_first_layer(job, step, tell), show, tell)
+    stretch = FirstStretch(job, plan_first_layer(job, step, log), show, log)
     if stretch.measure():
         stretch.run("pilot", is_quote=True)
     return stretch.outcome.planned
 
 
-def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
+def measure(job: Job, *, show: Show = show_nothing, log: Log = lambda line: None) -> Mapping[NodeName, Profile]:
     """Measure what a run measures before it begins, or take what is given, by node.
 
     All that the sweep says is measured, whatever the batch could pay back: profiles are wanted.
@@ -66,7 +66,7 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
     _require_workers(job)
     job.graph.rule.load()
     job = replace(job, max_batch_frac=None, profile_source=ProfileSource.CALIBRATION)
-    stretch = FirstStretch(job, measure_profiles(job, tell), show, tell)
+    stretch = FirstStretch(job, measure_profiles(job, log), show, log)
     stretch.measure()
     return stretch.outcome
 
@@ -79,7 +79,7 @@ def run(
     on_replan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
     tick_s: float | None = None,
     step: Step = lambda name: nullcontext(),
-    tell: Tell = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Outcome:
     """Measure what is not given, plan, and run to the end; on servers, only run.
 
@@ -97,7 +97,7 @@ def run(
         Seconds between ticks, for controllers that want them.
     step
         Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
-    tell
+    log
         Receives lines on what is measured before the batch and on what takes its time to plan.
 
     Raises
@@ -109,7 +109,7 @@ def run(
     if job.site.expert_by_server is not None:
         return rest.outcome(_run_alone(rest, None, show, tick_s, step), step)
     job.graph.rule.load()
-    first = FirstStretch(job, measure_and_plan(job, step, tell), show, tell)
+    first = FirstStretch(job, measure_and_plan(job, step, log), show, log)
     if first.measure():
 
         def go_on(display: ExitStack, view: View) -> Sequence[Controller]:
@@ -133,7 +133,7 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
         job, backend = rest.job, backend_of(rest.job)
         log, num_workers = job.site.command_log(backend), job.cluster.num_workers
         reacts = bool(job.reactions) or any(controller.reacts for controller in made)
-        keeps_actions = reacts or job.site.way != "simulated"
+        keeps_actions = reacts or job.site.kind != "simulated"
         result = drive(backend, made, num_workers=num_workers, log=log, tick_s=tick_s, keeps_actions=keeps_actions)
         return replace(result, lower_bound_s=job.site.lower_bound_s(backend))
 
@@ -169,12 +169,12 @@ class _Stretch:
             made = [Servers(questions=self._questions, plan=plan), *stopping, *others]
         else:
             for record in begun.pilot.records.values():
-                self._questions.note(record)
+                self._questions.record(record)
             others = [Late(one, begun.pilot) for one in others] if is_late else others
             made = make_controllers(job, begun, self._questions, self._note_plan, self._note_replan, others)
-        for prospects in (one for one in made if isinstance(one, Prospects)):
-            self.expected.left_s = prospects.left_s
-        self._timed = [Timed(one) for one in made] if job.site.way != "simulated" else []
+        for forecaster in (one for one in made if isinstance(one, Forecaster)):
+            self.expected.left_s = forecaster.left_s
+        self._timed = [Timed(one) for one in made] if job.site.kind != "simulated" else []
         return self._timed or made
 
     def outcome(self, result: RunResult, step: Step) -> Outcome:
@@ -225,7 +225,7 @@ def _with_answers(job: Job, planner: Planner | None, outcome: Outcome, questions
 
 def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[FinalAnswer, ...] | None:
     """Let the experts' majority answer where no node reads them; None: it is not known whether it is right."""
-    if job.site.way != "measured" and all(record.answer is None for record in result.calls):
+    if job.site.kind != "measured" and all(record.answer is None for record in result.calls):
         return None  # its world has lengths only
     answers = tuple(end.answer for end in questions.ends())
     return answers if accuracy_frac(answers) is not None else None

@@ -27,7 +27,7 @@ class Site(Protocol):
         """Of the kind of place."""
 
     @property
-    def way(self) -> str:
+    def kind(self) -> str:
         """How what comes from it came about: simulated, measured or replayed."""
 
     @property
@@ -38,15 +38,15 @@ class Site(Protocol):
         """Keep what the place needs while a run lasts."""
 
     @property
-    def circumstances(self) -> str:
+    def description(self) -> str:
         """On what, and with which draws, profiles are measured: for their source."""
 
     @property
-    def fingerprint(self) -> tuple[object, ...] | None:
+    def cache_key(self) -> tuple[object, ...] | None:
         """All that decides what is measured here before a run, beside the calls; None: it may come out differently."""
 
     @property
-    def truth(self) -> object:
+    def world_key(self) -> object:
         """What decides how a run's calls come out, whoever plans it and however often; None: only its engines know."""
 
     def evidence(self, result: RunResult) -> Sequence[str]:

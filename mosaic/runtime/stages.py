@@ -21,7 +21,7 @@ from mosaic.core.results import SERVED, CallRecord, CallStatus, Inputs, RunResul
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Question
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, Show, Tell
+from mosaic.runtime.controller import Controller, Log, Show
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import Journal
 from mosaic.runtime.loop import drive
@@ -141,7 +141,7 @@ class FirstStretch(Generic[_T]):
     job: Job
     stages: Stages[_T]
     show: Show
-    tell: Tell = lambda line: None
+    log: Log = lambda line: None
     reacts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ class FirstStretch(Generic[_T]):
         if self._next.other is not None:
             raise Elsewhere
         if not self._is_resumed(self._next):
-            self.tell(self._next.announcement())
+            self.log(self._next.announcement())
         self._own.append(self._next)
         self._next = None
         return True
@@ -285,12 +285,12 @@ class FirstStretch(Generic[_T]):
         """
         job = self.job
         is_resumed = job.site.has_begun(other.name)
-        self.tell(stage.announcement())
+        self.log(stage.announcement())
         backend = job.site.backend(
             other.questions, other.prompts, name=other.name, earlier=other.earlier, is_measured=True
         )
         with self.show(stage.title, Expected()) as shown:
-            takes_over = other.for_answers and job.site.way != "simulated"  # simulated workers are not lost
+            takes_over = other.for_answers and job.site.kind != "simulated"  # simulated workers are not lost
             anew = [_spread_anew(job)] if takes_over else []
             stop = StopWhenFailing(name=stage.title, num_calls=len(stage.calls), for_answers=other.for_answers)
             plan = unpriced_plan(stage.sessions, num_workers=job.cluster.num_workers)
@@ -372,7 +372,7 @@ class StopWhenFailing:
         return f"{self.name}: {done}: {cause}. {MEASURED_OTHERWISE}"
 
 
-def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell: Tell) -> Stages[_T]:
+def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], log: Log) -> Stages[_T]:
     """Measure on other calls until it is undisturbed; what earlier starts began does not count as a try of this one.
 
     Parameters
@@ -381,7 +381,7 @@ def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell:
         Makes the stage, without the workers that are lost by then.
     fit
         Reads what was measured off how the stage ended.
-    tell
+    log
         Receives lines for who waits.
     """
     num_tries = 0
@@ -398,7 +398,7 @@ def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], tell:
             num_tries += is_try
             if num_tries >= MAX_TRIES:
                 raise
-            tell(f"{error}; it is measured once more")
+            log(f"{error}; it is measured once more")
     raise AssertionError("a count does not end")
 
 

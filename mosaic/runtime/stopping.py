@@ -58,7 +58,7 @@ class Stopping:
             return [command for key, command in self._given.items() if key in view.running]
         if not isinstance(event, Finished):
             return ()
-        self._questions.note(event.record)
+        self._questions.record(event.record)
         found = self._find(event.record, view)
         new = {one.key: one for one in found if one.key in view.running and one.key not in self._given}
         self._given |= new
@@ -86,7 +86,7 @@ class Quorum(Stopping):
     """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them."""
 
     def _find(self, ended: CallRecord, view: View) -> Iterable[Cancel]:
-        if ended.key in self._given or not self._questions.is_news(ended):
+        if ended.key in self._given or not self._questions.may_change(ended):
             return ()
         return map(Cancel, self._questions.cancellable(ended.key.question))
 

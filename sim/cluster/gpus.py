@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import simpy
 
 from mosaic.core.cluster import Cluster
-from mosaic.core.plan import Home, home_of
+from mosaic.core.plan import Placement, placement_of
 from sim.cluster.clock import wait_until
 from sim.cluster.expert_on_gpu import ExpertOnGpu, GpuUse, Keep
 from sim.cluster.host_memory import Asleep, Holding, HostMemory, Weights
@@ -20,7 +20,7 @@ class Slot:
     """Memory of a worker for one engine."""
 
     worker: int
-    home: Home | None
+    home: Placement | None
     """The engine that is there, whether a session uses it or not."""
     model: ExpertOnGpu | None = None
     """Of that engine; None: nothing is known of it."""
@@ -29,9 +29,9 @@ class Slot:
     """When the engine before has left its memory."""
     holding: Holding | None = None
 
-    def is_left(self, home: Home) -> bool:
+    def is_left(self, home: Placement) -> bool:
         """Whether an engine is there that no session of it uses; another copy may serve one beside it."""
-        return self.home == home and (self.owner is None or home_of(self.owner.session) != home)
+        return self.home == home and (self.owner is None or placement_of(self.owner.session) != home)
 
 
 Loading: TypeAlias = Generator[simpy.Event, Any, tuple[float, float]]
@@ -58,7 +58,7 @@ class Gpus:
     """
 
     def __init__(
-        self, env: simpy.Environment, cluster: Cluster, use: GpuUse, host: Host | None, held: Home | None
+        self, env: simpy.Environment, cluster: Cluster, use: GpuUse, host: Host | None, held: Placement | None
     ) -> None:
         self._env = env
         self._use = use
@@ -88,7 +88,7 @@ class Gpus:
         for slot in slots:
             slot.owner = None
         others = {slot.owner for worker in live.session.workers for slot in self._slots[worker]}
-        if self._turns and any(other and home_of(other.session) != home_of(live.session) for other in others):
+        if self._turns and any(other and placement_of(other.session) != placement_of(live.session) for other in others):
             self._end_engines(slots, live)  # whoever has loaded beside it wants the rest of its memory
         for number, worker in enumerate(live.session.workers):
             for request in live.requests[number * live.model.num_slots : (number + 1) * live.model.num_slots]:
@@ -113,9 +113,11 @@ class Gpus:
 
     def bring_up(self, live: SimSession) -> Loading:
         """Load a session's expert where it is not there, and wait for its turn; returns the load."""
-        home, workers = home_of(live.session), live.session.workers
+        home, workers = placement_of(live.session), live.session.workers
         has_turn = not live.turns
-        if not has_turn and any(slot.owner and home_of(slot.owner.session) == home for slot in self._slots[workers[0]]):
+        if not has_turn and any(
+            slot.owner and placement_of(slot.owner.session) == home for slot in self._slots[workers[0]]
+        ):
             yield self._env.all_of(live.turns)  # the session before has the same engine, and leaves it
             has_turn = True
         self._take(live)
@@ -135,7 +137,7 @@ class Gpus:
 
     def _take(self, live: SimSession) -> None:
         """Choose slots: those that have the engine, or else empty ones."""
-        home = home_of(live.session)
+        home = placement_of(live.session)
         for worker in live.session.workers:
             free = [slot for slot in self._slots[worker] if slot.owner is None]
             free.sort(key=lambda slot: (slot.home != home, slot.home is not None))
@@ -143,7 +145,7 @@ class Gpus:
                 slot.owner = live
 
     def _load(self, live: SimSession) -> Loading:
-        env, home, slots = self._env, home_of(live.session), self._slots_of(live)
+        env, home, slots = self._env, placement_of(live.session), self._slots_of(live)
         gone = list(slots)
         if self._turns:  # an engine that is left beside it would have all the memory
             mine = [slot for worker in live.session.workers for slot in self._slots[worker]]
@@ -194,7 +196,7 @@ class Gpus:
                     slot.holding.end_ts = slot.free_ts
                     slot.holding = None
 
-    def _sleep_s(self, home: Home, there: Sequence[Slot]) -> float | None:
+    def _sleep_s(self, home: Placement, there: Sequence[Slot]) -> float | None:
         """Put a whole engine to sleep, and return the seconds that takes; None: it cannot."""
         model = there[0].model if there else None
         if self._host is None or self._use.keep is not Keep.ENGINES or model is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from mosaic.core.plan import Home
+from mosaic.core.plan import Placement
 from mosaic.core.workload import ExpertName
 
 
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 class Asleep(NamedTuple):
     """Of an engine asleep: a copy of its own, until it has woken."""
 
-    home: Home
+    home: Placement
 
 
 Entry: TypeAlias = Weights | Asleep

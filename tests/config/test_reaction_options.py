@@ -202,14 +202,14 @@ def test_a_calibrated_exit_learns_from_a_run_without_one_and_refuses_its_own_que
 
 
 BUDGETED = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
-LESSONS = (*BUDGETED, "gate=never", "workload.part=calibration", "workload.num_calibration_questions=600")
+CALIBRATION = (*BUDGETED, "gate=never", "workload.part=calibration", "workload.num_calibration_questions=600")
 BOTH = ("pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
 ACCEPTED = 0.1
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = run_into(tmp_path_factory.mktemp("lessons"), *LESSONS, "pipeline.leave_one_out=true")
+def calibration_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = run_into(tmp_path_factory.mktemp("calibration_run"), *CALIBRATION, "pipeline.leave_one_out=true")
     return folder / "calibration_answers.parquet"
 
 
@@ -221,8 +221,8 @@ def statuses(folder: Path) -> dict[tuple[str, str, int], str]:
     return {key: row["status"] for key, row in calls_of(folder).items()}
 
 
-def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(lessons: Path) -> None:
-    questions = load_calibration_answers(lessons)
+def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(calibration_run: Path) -> None:
+    questions = load_calibration_answers(calibration_run)
     assert len(questions) == 600
     for question in questions:
         seen = question.observed
@@ -234,8 +234,8 @@ def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(lesso
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", [("gate=never",), ("gate=unanimous",), ("gate=majority", "pipeline.quorum=true")])
-def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, gate: tuple[str, ...]) -> None:
-    folder = run_into(tmp_path / "run", *BUDGETED, *gate, *BOTH, *promise(lessons))
+def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, calibration_run: Path, gate: tuple[str, ...]) -> None:
+    folder = run_into(tmp_path / "run", *BUDGETED, *gate, *BOTH, *promise(calibration_run))
     summary = summary_of(folder)
     report = summary["gate_report"]["budgets"]
     cut = [key for key, status in statuses(folder).items() if status == "cut"]
@@ -246,13 +246,13 @@ def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, g
     assert summary["num_failed_calls"] == 0
     commands = [action.command for action in actions_of(folder)]
     assert {command.key for command in commands if isinstance(command, Cut)} >= set(cut)
-    again = run_into(tmp_path / "again", *BUDGETED, *gate, *BOTH, *promise(lessons))
+    again = run_into(tmp_path / "again", *BUDGETED, *gate, *BOTH, *promise(calibration_run))
     assert (again / "calls.parquet").read_bytes() == (folder / "calls.parquet").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, lessons: Path) -> None:
-    gate = ("gate=calibrated", f"gate.calibration={lessons}", f"gate.accepted_loss_frac={ACCEPTED}")
+def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, calibration_run: Path) -> None:
+    gate = ("gate=calibrated", f"gate.calibration={calibration_run}", f"gate.accepted_loss_frac={ACCEPTED}")
     folder = run_into(tmp_path / "run", *BUDGETED, *gate, *BOTH)
     report = summary_of(folder)["gate_report"]
     assert report["threshold"] == report["budgets"]["threshold"]
@@ -264,24 +264,24 @@ def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, les
         prepare(*BUDGETED, *gate, *BOTH, "pipeline.promise.risk_frac=0.1")
 
 
-def test_a_weighted_gate_learns_from_no_question_that_certifies(lessons: Path) -> None:
-    gate = ("gate=weighted", f"gate.calibration={lessons}")
-    rule = prepare(*BUDGETED, *gate, *BOTH, *promise(lessons)).job.graph.rule
-    fit, _ = split_calibration(load_calibration_answers(lessons), 0.3)
+def test_a_weighted_gate_learns_from_no_question_that_certifies(calibration_run: Path) -> None:
+    gate = ("gate=weighted", f"gate.calibration={calibration_run}")
+    rule = prepare(*BUDGETED, *gate, *BOTH, *promise(calibration_run)).job.graph.rule
+    fit, _ = split_calibration(load_calibration_answers(calibration_run), 0.3)
     assert isinstance(rule, Weighted)
     assert rule.reliabilities == learn_reliabilities(fit)
     assert rule.num_questions == len(fit) < 600
 
 
-def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Path, lessons: Path) -> None:
-    few = f"pipeline.promise.calibration={lessons}", "pipeline.promise.accepted_loss_frac=0.0001"
+def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Path, calibration_run: Path) -> None:
+    few = f"pipeline.promise.calibration={calibration_run}", "pipeline.promise.accepted_loss_frac=0.0001"
     outcome = run_point(*BUDGETED, *BOTH, *few, f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
     assert "cannot promise" in outcome.out
     assert set(statuses(tmp_path / "run").values()) == {"finished"}
 
 
-def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, lessons: Path) -> None:
+def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, calibration_run: Path) -> None:
     whole = run_into(tmp_path / "plain", *BUDGETED, "gate=never") / "calibration_answers.parquet"
     with pytest.raises(
         ValueError, match="198 of 198 questions lack them: make it again, with pipeline.leave_one_out=true"
@@ -294,7 +294,7 @@ def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, l
     with pytest.raises(ValueError, match=r"calibration must hold other questions than the batch, got 198"):
         prepare(*BUDGETED, *BOTH, *promise(own))
     with pytest.raises(ValueError, match="pipeline.promise.calibration must hold answers of what runs here"):
-        prepare(*BUDGETED, *BOTH, *promise(lessons), "pool.experts.LlamaR1.temperature=0.5")
+        prepare(*BUDGETED, *BOTH, *promise(calibration_run), "pool.experts.LlamaR1.temperature=0.5")
 
 
 SEATED = (*SMALL, *QUICK, "world.output_tokens.LlamaR1.mean.value=400", "exit=never")

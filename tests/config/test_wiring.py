@@ -205,7 +205,7 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
     assert {worker.gpu.name for worker in job.cluster.workers} == {point["hardware"]}
     assert job.scheduler.name == point["scheduler"]
     assert spec.runs == (point["backend"] != "none")
-    assert job.site.way == ("measured" if point["backend"] in REAL else "simulated")
+    assert job.site.kind == ("measured" if point["backend"] in REAL else "simulated")
     profile = {"profile": None, "num_calls_by_expert": job.workload.num_calls_by_expert}
     assert job.costs(**profile).name == point["costs"]
     if point["aggregator"] == "none":
@@ -420,7 +420,7 @@ def test_engines_run_on_the_devices_that_are_there() -> None:
 
 def test_settings_reach_the_engines(questions: list[str]) -> None:
     spec = prepare(*questions, "cluster=local", "backend=vllm", "backend.device=cpu", "backend.patience.max_retries=7")
-    assert (spec.job.site.name, spec.job.site.way, spec.runs) == ("vllm", "measured", True)
+    assert (spec.job.site.name, spec.job.site.kind, spec.runs) == ("vllm", "measured", True)
     with patch("mosaic.config.engines.EngineBackend") as made:
         spec.job.site.backend({}, lambda call, inputs: "")
     given = made.call_args.kwargs
@@ -452,14 +452,14 @@ def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_simulation_starts_no_engine(questions: list[str]) -> None:
-    assert prepare(*questions).job.site.way == "simulated"
+    assert prepare(*questions).job.site.kind == "simulated"
     explained = prepare(*questions, "backend=none")
-    assert (explained.job.site.way, explained.runs) == ("simulated", False)
+    assert (explained.job.site.kind, explained.runs) == ("simulated", False)
 
 
 def test_a_published_workload_is_replayed_and_not_answered() -> None:
     site = prepare("backend=vllm", "backend.mode=replay", "backend.engine.load_format=dummy").job.site
-    assert (site.way, site.answers_source) == ("replayed", "fitted")
+    assert (site.kind, site.answers_source) == ("replayed", "fitted")
 
 
 def test_a_live_run_is_profiled_on_the_calibration_part_where_there_is_one(

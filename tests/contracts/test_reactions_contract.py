@@ -20,11 +20,11 @@ from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind, true_outcome
@@ -83,9 +83,9 @@ def quorum(questions: Questions, planner: Planner) -> Sequence[Controller]:
 
 
 def all_reactions(questions: Questions, planner: Planner) -> Sequence[Controller]:
-    prospects = Prospects(planner.profiles, planner.cluster)
-    overlap = Overlap(questions=questions, planner=planner, prospects=prospects)
-    return [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
+    forecaster = Forecaster(planner.profiles, planner.cluster)
+    overlap = Overlap(questions=questions, planner=planner, forecaster=forecaster)
+    return [forecaster, overlap, Quorum(questions), Moves(forecaster), Keeping()]
 
 
 def assert_each_ends_once_with_its_answer(result: RunResult, questions: Questions) -> None:

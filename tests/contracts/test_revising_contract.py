@@ -16,9 +16,9 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Never
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.layers import Layers
 from mosaic.runtime.no_barrier import Keeping
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.revising import Revising
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import BACKENDS, Kind
@@ -57,9 +57,9 @@ def run_revised(
         for name, scale in scales.items()
     ]
     planner = make_planner(graph, "ABC", profiles={PROPOSE: make_profile(*entries)})
-    prospects, plans = Prospects(planner.profiles, planner.cluster), []
-    revising = Revising(planner, prospects, lambda plan, lost: plans.append(plan), least_s=least_s)
-    everybody = [prospects, Layers(questions, planner, closes=False), revising, Keeping()]
+    forecaster, plans = Forecaster(planner.profiles, planner.cluster), []
+    revising = Revising(planner, forecaster, lambda plan, lost: plans.append(plan), least_s=least_s)
+    everybody = [forecaster, Layers(questions, planner, closes=False), revising, Keeping()]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]
     run = kind.drive(outcome, everybody, experts=planner.experts, folder=folder, num_workers=2, tick_s=0.02)

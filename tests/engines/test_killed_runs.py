@@ -14,7 +14,7 @@ from mosaic.commands.run import JOURNAL
 from mosaic.runtime.journal import read_journal
 from tests.engines.executor_runs import processes_of, workers_of
 from tests.engines.fake_run import go_on, kill_after, run_in, start, write_inputs
-from tests.engines.test_tiny_pool_runs import LESSONS, answered_once, check_cut, with_budgets
+from tests.engines.test_tiny_pool_runs import CALIBRATION, answered_once, check_cut, with_budgets
 from tests.run_tables import calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -80,10 +80,10 @@ def test_a_run_with_budgets_that_is_killed_goes_on_and_cuts_no_call_twice(tmp_pa
     questions = tmp_path / "other" / "questions.jsonl"
     questions.write_text(questions.read_text().replace('"id": "q', '"id": "taught'))
     inputs = write_inputs(tmp_path, num_questions=24, word="slow")
-    run_in(tmp_path / "lessons", *taught, *LESSONS)
+    run_in(tmp_path / "calibration_run", *taught, *CALIBRATION)
     run_in(tmp_path / "plain", *inputs, "gate=unanimous")
     folders = tmp_path / "killed", tmp_path / "undisturbed"
-    kill_at((0.3, 0.7), [*inputs, *with_budgets(tmp_path / "lessons")], *folders)
+    kill_at((0.3, 0.7), [*inputs, *with_budgets(tmp_path / "calibration_run")], *folders)
     for folder in folders:
         check_cut(folder, tmp_path / "plain")
     ended = [record.key for record in read_journal(folders[0] / JOURNAL / "run").ended]

@@ -26,7 +26,7 @@ from experiments.tiny_pool.prompts import JUDGE, SHAPE, judge_prompt
 from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, write_response
 from experiments.tiny_pool.tokenizer import END_ID, decode, encode, encode_chat
-from experiments.tiny_pool.training import Training, expert_lessons, train
+from experiments.tiny_pool.training import Training, expert_examples, train
 from experiments.tiny_pool.workload import counted
 from mosaic.pipelines.aggregation import Response
 
@@ -45,8 +45,8 @@ def trained() -> Iterator[LlamaForCausalLM]:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a second one makes it slower
     training = Training(num_steps=70, num_opening_steps=70)
-    lessons = expert_lessons(EXPERTS[0], 0)
-    yield train(lessons, training, context_tokens=CONTEXT, seed=0, report=lambda step, loss: None)
+    examples = expert_examples(EXPERTS[0], 0)
+    yield train(examples, training, context_tokens=CONTEXT, seed=0, report=lambda step, loss: None)
     torch.set_num_threads(num_threads)
 
 

@@ -19,15 +19,15 @@ pytestmark = [
     pytest.mark.skipif(not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py"),
 ]
 POOL = ("workload=tiny_mcq", "pool=tiny", "cluster=local")
-LESSONS = ("gate=never", "pipeline.leave_one_out=true")
+CALIBRATION = ("gate=never", "pipeline.leave_one_out=true")
 SEATS = {"tree": (9, 3, 1), "all_to_all": (9, 9, 1)}
 
 
-def with_budgets(lessons: Path) -> list[str]:
+def with_budgets(calibration_run: Path) -> list[str]:
     """So large a loss is accepted that a few questions promise tight budgets: what is tested is what they do."""
     return [
         "gate=unanimous", "pipeline.budgets=calibrated", "pipeline.hedge=calibrated",
-        f"pipeline.promise.calibration={lessons / 'calibration_answers.parquet'}",
+        f"pipeline.promise.calibration={calibration_run / 'calibration_answers.parquet'}",
         "pipeline.promise.accepted_loss_frac=0.6",
     ]  # fmt: skip
 
@@ -59,10 +59,10 @@ def check_cut(folder: Path, undisturbed: Path) -> None:
 def test_calls_are_cut_and_hedged_and_whole_ones_are_as_without(tmp_path):
     common = [*POOL, "workload.num_questions=100"]
     common += [*simulated_profiles(tmp_path, *common)[:1], "backend=vllm"]
-    plain, lessons, cut = tmp_path / "plain", tmp_path / "lessons", tmp_path / "cut"
-    run_in(lessons, *common, *LESSONS, "workload.part=calibration", run=run_kept)
+    plain, calibration_run, cut = tmp_path / "plain", tmp_path / "calibration_run", tmp_path / "cut"
+    run_in(calibration_run, *common, *CALIBRATION, "workload.part=calibration", run=run_kept)
     run_in(plain, *common, "gate=unanimous", run=run_kept)
-    run_in(cut, *common, *with_budgets(lessons), run=run_kept)
+    run_in(cut, *common, *with_budgets(calibration_run), run=run_kept)
     check_cut(cut, plain)
 
 

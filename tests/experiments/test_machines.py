@@ -27,7 +27,7 @@ def test_a_cluster_lists_its_workers_by_kind() -> None:
     assert isinstance(job.site, SimSite)
     assert job.site.hardware.gpu.name == "a100_80gb"
     assert [hardware.gpu.name for hardware in job.site.more_hardware] == ["rtx4090"]
-    assert job.site.circumstances.startswith("on a100_80gb, rtx4090")
+    assert job.site.description.startswith("on a100_80gb, rtx4090")
 
 
 def test_one_kind_is_as_before() -> None:

@@ -25,7 +25,7 @@ COMMITTED = {name: name for name in OWN_FOLDERS} | {
 COMMITTED |= dict.fromkeys(preset_names(), "ablations")
 """Folder below results/ of each study."""
 NOT_AGAIN = (("calibration", "fits"), ("past_paper", "runs"))
-"""Tables whose rows take a minute each, or the questions of +experiment=budget_lessons.
+"""Tables whose rows take a minute each, or the questions of +experiment=budget_calibration.
 
 What the fit finds is tested where its parts are (test_round_robin.py), budgets in
 tests/config/test_reaction_options.py.

@@ -48,7 +48,7 @@ def records(*tokens: int | None, status: CallStatus = CallStatus.FINISHED) -> di
 
 def late_slot(done: dict[CallKey, object], num_slots: int, budgets: Budgets = HEDGED) -> int | None:
     keys = [CallKey("q", PROPOSE, slot) for slot in range(num_slots)]
-    found = budgets.late_candidate({key: "ABC"[key.slot % 3] for key in keys}, done)
+    found = budgets.straggler({key: "ABC"[key.slot % 3] for key in keys}, done)
     return None if found is None else found.slot
 
 

@@ -414,11 +414,11 @@ def test_a_question_that_needed_nothing_more_ends_by_what_has_ended_since() -> N
     question, first, done = answered(make_question("q", answer="B"), ["A", "A", "A"])
     questions = Questions(make_batch((question, 3)), make_moa())
     for record in done.values():
-        questions.note(record)
+        questions.record(record)
     assert questions.needed("q") == ()
     assert questions.ends()[0].answer.answer == "A"
     for call in first[:2]:
-        questions.note(ended(call, "B"))
+        questions.record(ended(call, "B"))
     assert [end.answer.votes for end in questions.ends()] == [("B", "B", "A")]
     assert questions.needed("q") == ()
     assert questions.ends() == [walk(questions.graph, *questions.of("q")).end()]

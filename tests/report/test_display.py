@@ -13,7 +13,7 @@ from mosaic.core.safe_text import printable_output
 from mosaic.report import display
 from mosaic.report.display import LastingStream, repeating, show_run
 from mosaic.report.run_status import Row, RunStatus
-from tests.report.told_runs import Clock, Run
+from tests.report.sent_events import Clock, Run
 
 
 class Terminal(StringIO):
@@ -68,18 +68,18 @@ def shown(stream: StringIO | None, clock: Clock, num_workers: int = 2, *, status
     status = status or RunStatus("calls", clock=clock)
     with show_run(status, stream=stream, **options) as (controller,):
 
-        def hear(event, view) -> list[str]:
+        def receive(event, view) -> list[str]:
             assert controller.on(event, view) == ()
             return []
 
-        run = Run(hear, clock, num_workers)
+        run = Run(receive, clock, num_workers)
         calls = run.open(0, "A", 3)
-        run.tell(Started(0.0))
+        run.send(Started(0.0))
         yield run, calls
 
 
 def serve(run: Run, calls) -> None:
-    run.tell(Ready(run.ts, 0))
+    run.send(Ready(run.ts, 0))
     run.finish(0, calls)
     run.close(0)
 
@@ -122,7 +122,7 @@ def test_what_is_done_again_is_written_on_a_terminal_and_in_a_log(repeated, cloc
     with shown(stream, clock) as (run, calls):
         if is_drawn:
             repeated[0][0]()
-        run.tell(Redone(0.0, 0, {"A": 3}, {}))
+        run.send(Redone(0.0, 0, {"A": 3}, {}))
         serve(run, calls)
     said = "calls: A: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 3"
     assert said in " ".join(screen(stream.getvalue())), "in lines of the terminal's width"
@@ -135,7 +135,7 @@ def test_names_and_messages_steer_neither_a_terminal_nor_a_log(repeated, clock, 
     status = RunStatus("calls\x1b[91m", clock=clock)
     with printable_output(), shown(None, clock, status=status, more=lambda: Row("more\x1b[92m")) as (run, calls):
         repeated[0][0]()
-        run.tell(Redone(0.0, 0, {"A\x1b[93m": 3}, {}))
+        run.send(Redone(0.0, 0, {"A\x1b[93m": 3}, {}))
         print("a server said \x1b[94m", file=sys.stderr)
         serve(run, calls)
     for number in (91, 92, 93, 94):
@@ -184,7 +184,7 @@ def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repe
             "calls 0/9 0 s, 1 loading", "questions 1/5 cost $2",
             "worker 0 0/3 A loading, 0 s of 30 s planned", "worker 1 idle",
         ]  # fmt: skip
-        run.tell(Ready(0.0, 0))
+        run.send(Ready(0.0, 0))
         run.finish(0, calls[:1])
         draw()
         assert rows(stream)[2] == "worker 0 1/3 A serving, 20 s left"
@@ -213,7 +213,7 @@ def test_a_line_that_is_too_long_is_cut(repeated, clock):
     stream = Terminal()
     with shown(stream, clock) as (run, _):
         run.open(1, "B" * 200, 1, workers=(1,))
-        run.tell(Ready(0.0, 0))
+        run.send(Ready(0.0, 0))
         repeated[0][0]()
         lines = [line for line in screen(stream.getvalue()) if line]
     assert len(lines) == 3
@@ -303,11 +303,11 @@ def test_a_run_is_drawn_by_a_thread_while_it_changes(monkeypatch, clock):
     monkeypatch.setattr(threading, "excepthook", failures.append)
     stream, deadline_s = Terminal(), time.monotonic() + 60
     with shown(stream, clock) as (run, _):
-        run.tell(Ready(0.0, 0))
+        run.send(Ready(0.0, 0))
         while stream.getvalue().count("B serving") < 10 and time.monotonic() < deadline_s:
             number = run.view.next_session()
             calls = run.open(number, "B", 3, workers=(1,))
-            run.tell(Ready(0.0, number))
+            run.send(Ready(0.0, number))
             run.finish(number, calls)
     assert failures == []
     assert stream.getvalue().count("B serving") >= 10

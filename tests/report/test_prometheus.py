@@ -9,7 +9,7 @@ from mosaic.core.plan import Expected
 from mosaic.core.results import CallStatus
 from mosaic.report.prometheus import RunMetrics, serving
 from mosaic.report.run_status import RunStatus
-from tests.report.told_runs import Clock, Run
+from tests.report.sent_events import Clock, Run
 
 FIRST = {
     'mosaic:phase{phase="starting"}': "1",
@@ -48,7 +48,7 @@ def test_phases_follow_each_other_and_counters_go_on() -> None:
     for title, num_calls in (("pilot", 4), ("calls", 60)):
         status = RunStatus(title, Expected(num_calls=num_calls, left_s=lambda view: 9.0), clock=clock)
         metrics.follow(status, lambda: 7)
-        run = Run(status.hear, clock)
+        run = Run(status.receive, clock)
         calls = run.open(0, "A", 4)
         run.start(0)
         run.finish(0, calls[:2], output_tokens=50)

@@ -56,7 +56,7 @@ class Told:
 class MeasuringSite:
     """Measures on backends that a function makes; its calibration questions are of 100 tokens, 101 tokens and so on."""
 
-    name, way, circumstances, fingerprint, expert_by_server = "scripted", "measured", "by hand", None, None
+    name, kind, description, cache_key, expert_by_server = "scripted", "measured", "by hand", None, None
 
     def __init__(self, make: Callable[[], Backend], num_workers: int = 1, begun: Sequence[str] = ()) -> None:
         self.make, self.num_workers, self.begun, self.names = make, num_workers, begun, []

@@ -17,11 +17,11 @@ from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority, Never, Rule
 from mosaic.pipelines.walk import walk
+from mosaic.runtime.forecaster import Forecaster
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
-from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import StaticPlan
 from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa
@@ -40,9 +40,13 @@ def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False)
         names = [expert.name for expert in planner.experts]
         profile = make_profile(*(make_entry(name, load_s=0.0) for name in names))
         planner = replace(planner, profiles={node.name: profile for node in graph.nodes})
-    prospects = Prospects(planner.profiles, planner.cluster)
-    controllers = [prospects, Overlap(questions=questions, planner=planner, prospects=prospects)]
-    controllers += [*([Quorum(questions)] if has_quorum else ()), *([Moves(prospects)] if has_moves else ()), Keeping()]
+    forecaster = Forecaster(planner.profiles, planner.cluster)
+    controllers = [forecaster, Overlap(questions=questions, planner=planner, forecaster=forecaster)]
+    controllers += [
+        *([Quorum(questions)] if has_quorum else ()),
+        *([Moves(forecaster)] if has_moves else ()),
+        Keeping(),
+    ]
     tick_s = 0.7 if has_moves else None
     return drive(backend_of(course, planner), controllers, num_workers=course.num_workers, tick_s=tick_s), questions
 
@@ -148,8 +152,8 @@ def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier(worker_1: str) 
         backend = make_backend(
             lambda call, inputs: Outcome(4000, "A"), experts=[*map(make_expert, "AB")], cluster=make_cluster(2)
         )
-        prospects = Prospects({PROPOSE: make_profile(*entries)}, make_cluster(2))
-        steering = [prospects, Moves(prospects, waits_for_join=is_late), *([WantsWorker1()] if is_late else ())]
+        forecaster = Forecaster({PROPOSE: make_profile(*entries)}, make_cluster(2))
+        steering = [forecaster, Moves(forecaster, waits_for_join=is_late), *([WantsWorker1()] if is_late else ())]
         controllers = [StaticPlan(plan, calls), *(steering if reacts else ())]
         seen = Late(backend, joins=worker_1 == "joins" and reacts) if is_late else backend
         runs.append(drive(seen, controllers, num_workers=2, tick_s=1.0))

@@ -79,22 +79,22 @@ def test_the_pilot_comes_first_on_one_clock_and_the_batch_starts_at_its_end() ->
 
 
 def test_upper_nodes_are_priced_by_calls_that_the_pilots_questions_need() -> None:
-    told: list[str] = []
-    outcome = mosaic.run(make_batch(), tell=told.append)
+    logged: list[str] = []
+    outcome = mosaic.run(make_batch(), log=logged.append)
     pilot = [record for record in outcome.result.calls if record.session < outcome.result.num_pilot_sessions]
     assert Counter(record.key.node for record in pilot)[AGGREGATE] >= 7
-    assert [line.split(":")[0] for line in told] == ["pilot", "pilot of aggregate"]
-    assert "45 of the batch's own calls (A 15, B 15, C 15)" in told[0]
+    assert [line.split(":")[0] for line in logged] == ["pilot", "pilot of aggregate"]
+    assert "45 of the batch's own calls (A 15, B 15, C 15)" in logged[0]
 
 
-def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_told() -> None:
-    told: list[str] = []
+def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_logged() -> None:
+    logged: list[str] = []
     agreed = Told(votes=dict.fromkeys(WORLD.votes, "AAA") | {"q1": "ABC"}, said=WORLD.said)
     job = make_batch(world=agreed)
-    outcome = mosaic.run(job, tell=told.append)
-    assert told[1].startswith("aggregate is not priced by the batch's own calls: of the pilot's questions ")
-    assert told[1].endswith("need W, and its price takes 7")
-    assert "calls that are not the batch" in told[2]
+    outcome = mosaic.run(job, log=logged.append)
+    assert logged[1].startswith("aggregate is not priced by the batch's own calls: of the pilot's questions ")
+    assert logged[1].endswith("need W, and its price takes 7")
+    assert "calls that are not the batch" in logged[2]
     assert said(outcome) == said(mosaic.run(replace(job, profile_source=ProfileSource.CALIBRATION)))
 
 

@@ -22,8 +22,8 @@ def answers_of(folder: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return answers_of(tmp_path_factory.mktemp("lessons"), *PART)
+def calibration_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return answers_of(tmp_path_factory.mktemp("calibration_run"), *PART)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )  # fmt: skip
 def test_what_is_compared_does_not_depend_on_what_was_cancelled_or_cut(
-    lessons: Path, own: Path, overrides: tuple[str, ...], has_early: bool
+    calibration_run: Path, own: Path, overrides: tuple[str, ...], has_early: bool
 ) -> None:
-    gate = ("gate=calibrated", f"gate.calibration={lessons}", "gate.accepted_loss_frac=0.1")
+    gate = ("gate=calibrated", f"gate.calibration={calibration_run}", "gate.accepted_loss_frac=0.1")
     prepared = prepare(*FEW, *gate, *overrides)
     graph, is_early = prepared.job.graph, "pipeline.quorum=true" in overrides
     outcome = mosaic.run(prepared.job)

@@ -104,9 +104,9 @@ def test_the_log_of_commands_is_kept_where_anybody_reacts() -> None:
 
 def test_a_plan_for_many_workers_is_announced() -> None:
     for num_workers, lines in ((4, []), (100, ["planning: round_robin, 9 calls on 100 workers"])):
-        told: list[str] = []
-        mosaic.plan(make_job(cluster=make_cluster(num_workers, gpu=HARDWARE.gpu)), tell=told.append)
-        assert [line for line in told if line.startswith("planning")] == lines
+        logged: list[str] = []
+        mosaic.plan(make_job(cluster=make_cluster(num_workers, gpu=HARDWARE.gpu)), log=logged.append)
+        assert [line for line in logged if line.startswith("planning")] == lines
 
 
 def test_a_plan_is_that_of_the_runs_first_layer() -> None:

@@ -212,29 +212,29 @@ def test_a_large_pool_is_measured_in_smaller_sessions() -> None:
         assert {sweep.num_calls for sweep in DEFAULT.by_expert(calls, None).values()} == {num_calls}
 
 
-def test_experts_with_few_calls_are_measured_less_than_others_and_told_of_before() -> None:
-    backend, told = Scripted(), []
+def test_experts_with_few_calls_are_measured_less_than_others_and_announced() -> None:
+    backend, logged = Scripted(), []
 
     def show(name, predicted):
-        assert len(told) == 1, "before anything is sent"
+        assert len(logged) == 1, "before anything is sent"
         return nullcontext(())
 
     job = measuring_job(
         MeasuringSite(lambda: backend, 2), {"A": 180, "B": 20}, max_batch_frac=0.1,
         sweep=Sweep(shard_sizes=(2, 4, 9)), profile_source=ProfileSource.CALIBRATION,
     )  # fmt: skip
-    plan(job, show=show, tell=told.append)
+    plan(job, show=show, log=logged.append)
     assert [(session.expert, len(session.shard)) for session in backend.sessions] == [
         ("A", 2), ("B", 1), ("A", 4), ("B", 2), ("A", 9), ("B", 5),
     ]  # fmt: skip
-    assert told == [
+    assert logged == [
         "profiling: 23 calls that are not the batch (A 15, B 8), to price sessions; profile.path=FILE spares them"
     ]
 
 
 def test_simulations_measure_what_the_sweep_says_and_so_does_who_asks_for_a_profile() -> None:
     job = make_job()
-    assert job.site.way == "simulated"
+    assert job.site.kind == "simulated"
     assert plan(replace(job, max_batch_frac=0.01)) == plan(job)
     assert measure(replace(job, max_batch_frac=0.01)) == measure(job)
 

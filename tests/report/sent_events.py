@@ -22,16 +22,16 @@ class Clock:
 class Run:
     """A run as the run loop would tell it: events are in the view when they are heard, commands soon after."""
 
-    def __init__(self, hear, clock: Clock, num_workers: int = 2) -> None:
-        self.view, self.hear, self.clock = View(num_workers), hear, clock
+    def __init__(self, receive, clock: Clock, num_workers: int = 2) -> None:
+        self.view, self.receive, self.clock = View(num_workers), receive, clock
 
     @property
     def ts(self) -> float:
         return self.clock.now - 1000.0
 
-    def tell(self, event) -> list[str]:
+    def send(self, event) -> list[str]:
         self.view.observe(event)
-        return self.hear(event, self.view)
+        return self.receive(event, self.view)
 
     def give(self, *commands) -> None:
         for command in commands:
@@ -46,13 +46,13 @@ class Run:
 
     def start(self, *sessions: int) -> None:
         """Begin, with sessions that are ready at once."""
-        self.tell(Started(0.0))
+        self.send(Started(0.0))
         for number in sessions:
-            self.tell(Ready(0.0, number))
+            self.send(Ready(0.0, number))
 
     def finish(self, number: int, calls, *, output_tokens: int = 100, **changes: object) -> list[str]:
         record = make_record(session=number, output_tokens=output_tokens, **changes)
-        told = [self.tell(Finished(self.ts, record._replace(key=call.key, expert=call.expert))) for call in calls]
+        told = [self.send(Finished(self.ts, record._replace(key=call.key, expert=call.expert))) for call in calls]
         return [line for lines in told for line in lines]
 
     def close(self, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:
@@ -65,4 +65,4 @@ class Run:
             load_start_ts=ts - serve_s - load_s, load_s=load_s, start_ts=ts - serve_s, end_ts=ts,
             num_calls=0, output_tokens=0,
         )  # fmt: skip
-        return self.tell(Closed(ts, record))
+        return self.send(Closed(ts, record))

@@ -1,4 +1,4 @@
-"""What is predicted of a run under way: when each session is up, and when its calls have ended."""
+"""Forecasts a run in progress: when each session is up, and when its calls have ended."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 
 
 @dataclass(frozen=True)
-class Stay:
-    """A session that has not ended, with what is predicted of it, in seconds from now."""
+class SessionForecast:
+    """A session that has not ended, and its predicted times, in seconds from now."""
 
     session: Session
     is_up: bool
@@ -40,27 +40,27 @@ class Stay:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunForecast:
     """All sessions that have not ended, in the order in which they were opened."""
 
-    stays: tuple[Stay, ...]
+    sessions: tuple[SessionForecast, ...]
 
     @cached_property
     def end_s_by_worker(self) -> dict[int, float]:
         """When the last session of each worker has served its calls."""
-        return {worker: stay.end_s for stay in self.stays for worker in stay.session.workers}
+        return {worker: one.end_s for one in self.sessions for worker in one.session.workers}
 
-    def behind_s(self, stay: Stay) -> float:
-        """Tell how long the sessions that wait behind one take after it."""
-        return max(self.end_s_by_worker[worker] for worker in stay.session.workers) - stay.end_s
+    def behind_s(self, one: SessionForecast) -> float:
+        """Compute how long the sessions that wait after one take on its workers."""
+        return max(self.end_s_by_worker[worker] for worker in one.session.workers) - one.end_s
 
     @property
     def end_s(self) -> float:
         return max(self.end_s_by_worker.values(), default=0.0)
 
 
-class Prospects:
-    """Hears what happens, gives no commands, and predicts from it; it stands before all who ask it."""
+class Forecaster:
+    """Follows the events of a run and predicts from them; sends no commands. It comes before its readers."""
 
     reacts = True
 
@@ -76,7 +76,7 @@ class Prospects:
         self._host_loads = host_loads
         self.use(profiles)
         self.written: dict[CallKey, int] = {}
-        """Tokens of running calls, as last heard."""
+        """Tokens of running calls, as last reported."""
         self.counting: set[int] = set()
         """Sessions whose engines count tokens."""
         self._free_ts: dict[int, float] = {}
@@ -96,7 +96,7 @@ class Prospects:
                 self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Take note of an event; a run under way is known from its view."""
+        """Record an event; a run in progress is known from its view."""
         if isinstance(event, Started):
             for number, session in view.opened.items():
                 if number in view.up:
@@ -118,11 +118,11 @@ class Prospects:
             self._held = self._held.without(event.worker)
         return ()
 
-    def outlook(self, view: View) -> Outlook:
+    def forecast(self, view: View) -> RunForecast:
         """Predict all sessions that have not ended."""
         free_s: dict[int, float] = {}
         held = self._held
-        stays = []
+        sessions = []
         for number, session in view.opened.items():
             if number in view.ended:
                 continue
@@ -133,18 +133,18 @@ class Prospects:
             ready_s = before_s + load_s
             underway = self.underway(calls, session.expert)
             serve_s = self.drain_s(underway, session.expert, workers)
-            stay = Stay(session, number in view.up, calls, underway, ready_s, serve_s, before_s)
-            stays.append(stay)
+            one = SessionForecast(session, number in view.up, calls, underway, ready_s, serve_s, before_s)
+            sessions.append(one)
             if calls or number in view.up:
                 held = held.after(session.expert, workers)
-            free_s |= dict.fromkeys(workers, stay.end_s)
-        return Outlook(tuple(stays))
+            free_s |= dict.fromkeys(workers, one.end_s)
+        return RunForecast(tuple(sessions))
 
     def left_s(self, view: View) -> float | None:
         """Predict the seconds until all calls have ended; None: calls wait in queues, or sessions have no prices."""
         if any(calls for to, calls in view.held.items() if isinstance(to, str)):
             return None
-        return self.outlook(view).end_s or None
+        return self.forecast(view).end_s or None
 
     def underway(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Underway:
         """Gather what is known of an expert's calls that have not ended, for `drain_s`."""
