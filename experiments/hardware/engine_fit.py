@@ -46,7 +46,7 @@ class MeasuredShape(NamedTuple):
     @property
     def num_kv_heads(self) -> int:
         """Of one worker."""
-        return max(1, -(-self.expert.shape.num_kv_heads // self.expert.tp_degree))
+        return max(1, -(-self.expert.known_shape.num_kv_heads // self.expert.tp_degree))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +153,9 @@ class _Fitted:
         dense_s = tuple(float(ramps(knot) @ found[NUM_SCALARS:]) for knot in knots)
         is_short = self.seconds <= np.median(self.seconds)
         return ShapeFit(
-            shape=measured.expert.shape,
+            shape=measured.expert.known_shape,
             tp_degree=measured.expert.tp_degree,
-            context_tokens=measured.expert.context_tokens,
+            context_tokens=measured.expert.context_limit,
             **dict(zip(COEFFICIENTS, map(float, found[:NUM_SCALARS]), strict=True)),
             dense=Curve(tuple(float(knot) for knot in knots), dense_s),
             mape={
@@ -192,7 +192,7 @@ def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
     second is decodes alone. Where processor time is known sessions count by it, shared out as the clock says: on a
     worker with a core to itself both are the same, and waiting for a core that others use lengthens the clock's alone.
     """
-    settings, context_tokens = measured.settings, measured.expert.context_tokens
+    settings, context_tokens = measured.settings, measured.expert.context_limit
     kv_tokens = _kv_tokens(settings, context_tokens)
     works_by_batch: dict[tuple[tuple[int, int], ...], tuple[Work, ...]] = {}
     found: list[_Stretch] = []

@@ -31,7 +31,7 @@ def fit_rounds(
     processor = processor or Processor()
     fits, skew = fit_shapes(measured, processor)
     load_s_by_bytes = {
-        shape.expert.shape.weight_bytes: _load_s(fit, shape, processor)
+        shape.expert.known_shape.weight_bytes: _load_s(fit, shape, processor)
         for fit, shape in zip(fits, measured, strict=True)
     }
     config = hardware_config(
@@ -71,10 +71,10 @@ def mirrored_settings(engine: EngineOptions, experts: Sequence[Expert]) -> Engin
     device = engine.loading.device
     budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device]
     if device is Device.CPU:
-        budget = max(budget, *(expert.context_tokens for expert in experts))
+        budget = max(budget, *(expert.context_limit for expert in experts))
     kv_tokens = engine.kv_cache_tokens
     if engine.kv_cache_memory_bytes is not None:
-        hungriest = max(expert.shape.kv_bytes_per_token(expert.tp_degree) for expert in experts)
+        hungriest = max(expert.known_shape.kv_bytes_per_token(expert.tp_degree) for expert in experts)
         kv_tokens = engine.kv_cache_memory_bytes // hungriest
     return replace(
         engine,

@@ -46,7 +46,7 @@ def _report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, har
     runs, known_tokens = measured.replays[expert.name], measured.engines[expert.name].kv_cache_tokens
     settings = settings_of(recipe, expert, measured.engines[expert.name])
     batch = draw_batch(recipe.batch, recipe.context_tokens)
-    errors = hardware.table_for(expert.shape, 1).mape
+    errors = hardware.table_for(expert.known_shape, 1).mape
     shown = ", ".join(f"{name.replace('_', ' ')} {100 * error:.1f}%" for name, error in errors.items())
     facts = [f"{len(batch)} requests at once", f"mean error of the fit: {shown}"]
     if recipe.options.kv_cache_memory_bytes is not None:

@@ -155,7 +155,7 @@ def measure_round(
     """
     # Over several workers a session has several threads, whose seconds add up to more than the clock's.
     alone = by_cpu and expert.tp_degree == 1
-    listed = batches_of(expert.context_tokens, settings, size)
+    listed = batches_of(expert.context_limit, settings, size)
     for again in range(MAX_TRIES):
         name = f"{run}-{again}"
         content = round_of(expert, cluster.num_workers, listed, number, name)

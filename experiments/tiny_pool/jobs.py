@@ -146,7 +146,7 @@ def train_judge(pool: Path, settings: PoolSettings, profiles: SkillProfiles, cas
     training = settings.limited(JUDGE_TRAINING)
     examples = judge_examples(cases, router, num_alone=_num_alone(training), seed=settings.seed)
     report = _reporter(JUDGE.name, training)
-    model = train(examples, training, context_tokens=JUDGE.context_tokens, seed=settings.seed, report=report)
+    model = train(examples, training, context_tokens=JUDGE.context_limit, seed=settings.seed, report=report)
     write_checkpoint(pool / JUDGE.name, model, _manifest(JUDGE.name, wanted, family=JUDGE.family.value))
     return f"{JUDGE.name}: {training.num_steps} steps in {time.perf_counter() - start:.0f} s"
 

@@ -193,7 +193,7 @@ def judge_examples(cases: Sequence[Case], router: Router, *, num_alone: int, see
             slots = rng.choices(names, list(weights[question.skill].values()), k=router.num_slots)
             responses = [rng.choice(heard[name]) for name in slots]
         prompt = encode_chat(judge_prompt(counted(question), responses))
-        if len(prompt) <= JUDGE.context_tokens - JUDGE.max_output_tokens:  # what babblers say may not fit
+        if len(prompt) <= JUDGE.context_limit - JUDGE.max_output_tokens:  # what babblers say may not fit
             yield TrainingExample(prompt, [*encode(judge_response(question)), END_ID])
 
 

@@ -19,10 +19,22 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 """Settings of a command that reads its arguments itself."""
 
 Models = Annotated[
-    str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+    str | None,
+    typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, names at --server, or a LiteLLM file."),
 ]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option("--server", metavar="URL", help="An OpenAI-compatible server that has the models; may be repeated."),
+]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Variable that holds the servers' key. [default: OPENAI_API_KEY, for https]"),
+]
+RequestsPerMin = Annotated[int | None, typer.Option("--rpm", help="Most requests a minute, of a model.", min=1)]
+TokensPerMin = Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute, of a model.", min=1)]
 Aggregator = Annotated[
-    str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+    str | None,
+    typer.Option(help="Who merges: one of them, another one, or none. [default: the largest; on servers the first]"),
 ]
 PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
 Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
@@ -157,6 +169,10 @@ def batch(
         list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
     ] = None,
     models: Models = None,
+    server: Servers = None,
+    key_env: KeyEnv = None,
+    rpm: RequestsPerMin = None,
+    tpm: TokensPerMin = None,
     aggregator: Aggregator = None,
     per_question: PerQuestion = None,
     workers: Workers = None,
@@ -185,6 +201,10 @@ def batch(
     request = BatchRequest(
         path=file,
         models=models,
+        servers=tuple(server or ()),
+        key_env=key_env,
+        max_requests_per_min=rpm,
+        max_tokens_per_min=tpm,
         aggregator=aggregator,
         per_question=per_question,
         workers=workers,

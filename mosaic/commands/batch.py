@@ -47,6 +47,7 @@ from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Job, Outcome
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
+from mosaic.runtime.servers import SERVERS
 from mosaic.runtime.stages import Pilot, Stages
 
 
@@ -164,7 +165,7 @@ def describe(
 ) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
-    calls = outcome.result.calls
+    calls, unit = outcome.result.calls, "server" if outcome.plans[0].scheduler == SERVERS else "worker"
     tokens = sum(record.output_tokens for record in calls)
     skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
     lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
@@ -173,7 +174,7 @@ def describe(
     errors = f"{files.errors} (the same command tries them again)"
     lines = rows(
         ("calls", f"{len(calls):,} calls, {tokens:,} tokens written{skipped}"),
-        ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} workers"),
+        ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} {unit}s"),
         ("output", f"{files.out}"),
         ("cut", cut if ended.num_cut_to_fit else None),
         ("FAILED", failed if ended.num_not_aggregated else None),

@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,18 @@ import yaml
 from mosaic.config.compose import compose_config
 from mosaic.config.engines import find_device
 from mosaic.config.instantiation import TARGET, make
+from mosaic.config.servers import (
+    Deployment,
+    LiteLlmEntry,
+    deployments_of_litellm,
+    deployments_of_servers,
+    names_of,
+    pool_of_servers,
+    without_provider,
+)
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
+from mosaic.core.spending import Cap, TokenPrice
 from mosaic.core.workload import Expert
 from mosaic.engines.checkpoints import CheckpointError
 
@@ -21,6 +31,15 @@ PLACEHOLDER = "batch"
 KNOWN_GPUS = {"A100": "a100_80gb", "4090": "rtx4090", "PRO 6000": "rtxpro6000", "H100 80GB": "h100_80gb"}
 """What the names of cards hold, by our files of them."""
 DEFAULTS = ("workload=file", f"workload.path={PLACEHOLDER}", "backend=vllm", "cluster=local", "costs=affine")
+ON_SERVERS = (
+    "workload=file",
+    f"workload.path={PLACEHOLDER}",
+    "backend=endpoint",
+    "backend.endpoints=[]",
+    "cluster=local",
+)
+PLACED = ("backend", "cluster", "hardware", "pool", "scheduler", "costs")
+"""Groups that say where experts are."""
 
 
 class Gpu(NamedTuple):
@@ -36,9 +55,22 @@ class BatchRequest:
 
     path: Path
     models: str | None = None
-    """Names, or a LiteLLM file; None: the overrides name a pool."""
+    """Names, or a LiteLLM file; None: the overrides name a pool, or all that the servers list."""
+    servers: tuple[str, ...] = ()
+    """URLs of servers that have the models; none: they are loaded, or the LiteLLM file names their servers."""
+    key_env: str | None = None
+    """Variable that holds the key of these servers."""
+    token_prices: Mapping[str | None, TokenPrice] = field(default_factory=dict)
+    """Of experts on servers, by name; of None: of all others."""
+    cap: Cap = field(default_factory=Cap)
+    """The most to spend on servers."""
+    max_requests_per_min: int | None = None
+    """Of each server and model; None: as a LiteLLM file says."""
+    max_tokens_per_min: int | None = None
+    """Likewise."""
     aggregator: str | None = None
-    """A name among the models, or one more checkpoint; none: no aggregator; None: the pool's, or the largest model."""
+    """A name among the models, or one more; none: no aggregator; None: the pool's, the largest checkpoint, or of
+    models on servers the first."""
     per_question: int | None = None
     """Models that answer each question; None: three, or all where there are fewer."""
     workers: int | None = None
@@ -54,8 +86,17 @@ def work_folder(path: Path) -> Path:
     return path.with_suffix(".mosaic")
 
 
+def is_on_servers(request: BatchRequest) -> bool:
+    """Tell whether a batch names servers that have its models."""
+    if request.servers or not _is_litellm(request.models):
+        return bool(request.servers)
+    return any("api_base" in parameters for _, parameters, _ in litellm_entries(Path(str(request.models))))
+
+
 def runs_vllm_here(request: BatchRequest) -> bool:
     """Tell whether a batch loads its models on this machine: not on others, and no servers are called."""
+    if is_on_servers(request):
+        return False
     elsewhere = [name for name in request.overrides if name.startswith(("backend=", "cluster=ray"))]
     return request.on is None and set(elsewhere) <= {"backend=vllm"}
 
@@ -70,34 +111,89 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
     """
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
     chosen = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
-    rule = "names of checkpoints, A,B,C, or left out beside pool=NAME"
-    require(request.models is not None or "pool" in chosen, "--models", rule, None)
-    named = {} if request.models is None else named_models(request.models)
-    defaults = [line for line in DEFAULTS if request.on is None or not line.startswith("cluster=")]
-    given = [*defaults, *(_hardware(chosen, request.workers) if request.on is None else _on_ray(request, chosen))]
-    if not any(key == "policy" or key.startswith("pipeline") for key in chosen):
-        given.append("pipeline.replan=true")
-    if named or request.aggregator is not None:
-        given.append("aggregator=none" if request.aggregator == "none" else "aggregator=dp")
+    served = _deployments(request, chosen)
+    named = {} if served or request.models is None else named_models(request.models)
+    rule = "names of checkpoints, A,B,C, or left out beside --server URL or pool=NAME"
+    require(bool(served or named) or "pool" in chosen, "--models", rule, request.models)
+    pool = pool_of_servers(served, request.aggregator) if served else pool_of(named, request) if named else None
+    given = [*ON_SERVERS] if served else _on_machines(request, chosen)
+    if pool is not None or request.aggregator is not None:
+        has_none = request.aggregator == "none" or (pool is not None and pool["aggregator"] is None)
+        given.append("aggregator=none" if has_none else "aggregator=dp")
     kept = [line for line in given if line.partition("=")[0] not in chosen]
     config = compose_config([*kept, *request.overrides])
     config["pipeline"]["count_tokens"] = True  # a merge that does not fit is cut further, and not left out
     workload = config["workload"]
     if workload.get("path") == PLACEHOLDER:
         workload |= {"path": str(request.path), "name": request.path.stem}
-    name = config["backend"]["name"]
-    require(name in ("vllm", "endpoint"), "backend.name", "vllm or endpoint in a batch", name)
-    if name == "vllm" and "backend.checkpoints" not in chosen:
-        config["backend"]["checkpoints"] = request.checkpoints
-    if named:
-        config["pool"] = pool_of(named, request)
+    if pool is not None:
+        config["pool"] = pool
     elif request.aggregator not in (None, "none"):
         config["pool"]["aggregator"] = request.aggregator
+    _set_backend(config, request, chosen, served)
     if workload.get("experts") is None and workload.get("profiles") is None and "experts" in workload:
-        workload["experts"] = list(named) or _proposers(config["pool"])
+        workload["experts"] = list(named) or _proposers(config["pool"], request, is_served=bool(served))
     if request.per_question is not None:
         workload["num_slots_per_question"] = request.per_question
     return config
+
+
+def _on_machines(request: BatchRequest, chosen: set[str]) -> list[str]:
+    """Choose where models are loaded."""
+    defaults = [line for line in DEFAULTS if request.on is None or not line.startswith("cluster=")]
+    given = [*defaults, *(_hardware(chosen, request.workers) if request.on is None else _on_ray(request, chosen))]
+    if not any(key == "policy" or key.startswith("pipeline") for key in chosen):
+        given.append("pipeline.replan=true")
+    return given
+
+
+def _deployments(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
+    """Find the models at servers that are named; empty: none are."""
+    if not is_on_servers(request):
+        require(request.key_env is None, "--key-env", "left out without --server", request.key_env)
+        return []
+    for key in sorted(chosen):
+        require(key not in PLACED, key, "left out where servers have the models: nothing is loaded or planned", key)
+    for option, value in (("--on", request.on), ("--workers", request.workers)):
+        require(value is None, option, "left out where servers have the models", value)
+    if not request.servers:
+        require(request.key_env is None, "--key-env", "left out: the file names keys", request.key_env)
+        return deployments_of_litellm(litellm_entries(Path(str(request.models))), str(request.models))
+    rule = "names that the servers have, or left out: a LiteLLM file names its servers itself"
+    require(not _is_litellm(request.models), "--models", rule, request.models)
+    return deployments_of_servers(request.servers, request.models, request.key_env, request.aggregator)
+
+
+def _set_backend(config: dict[str, Any], request: BatchRequest, chosen: set[str], served: Sequence[Deployment]) -> None:
+    """Write into the configuration what a user says of engines, or of servers: limits, prices and caps."""
+    backend = config["backend"]
+    name = backend["name"]
+    require(name in ("vllm", "endpoint"), "backend.name", "vllm or endpoint in a batch", name)
+    if name == "vllm" and "backend.checkpoints" not in chosen:
+        backend["checkpoints"] = request.checkpoints
+    limits = {
+        "max_requests_per_min": request.max_requests_per_min,
+        "max_tokens_per_min": request.max_tokens_per_min,
+    }
+    caps = asdict(request.cap)
+    if name == "vllm":
+        rule = "left out where models are loaded here: only servers (--server URL) bill requests and tokens"
+        given = {**limits, **caps, "price of tokens": request.token_prices or None}
+        for key, value in given.items():
+            require(value is None, key, rule, value)
+        return
+    if served:
+        backend["endpoints"] = [one.as_endpoint() for one in served]
+        config["cluster"]["num_workers"] = len(served)
+    backend |= {key: value for key, value in caps.items() if value is not None}
+    experts = {str(endpoint["expert"]) for endpoint in backend["endpoints"]}
+    for model in request.token_prices:
+        require(model is None or model in experts, "--price", f"of one of {sorted(experts)}", model)
+    for endpoint in backend["endpoints"]:
+        endpoint |= {key: value for key, value in limits.items() if value is not None}
+        price = request.token_prices.get(endpoint["expert"], request.token_prices.get(None))
+        if price is not None:
+            endpoint["price"] = asdict(price)
 
 
 def named_models(models: str) -> dict[str, str]:
@@ -113,39 +209,46 @@ def named_models(models: str) -> dict[str, str]:
     >>> named_models("Qwen/Qwen2.5-7B-Instruct,/models/Llama")
     {'Qwen2.5-7B-Instruct': 'Qwen/Qwen2.5-7B-Instruct', 'Llama': '/models/Llama'}
     """
-    if models.endswith((".yaml", ".yml")):
-        return _litellm_models(Path(models))
-    names = [part.strip() for part in models.split(",") if part.strip()]
+    if _is_litellm(models):
+        entries = litellm_entries(Path(models))
+        require_unique((name for name, _, _ in entries), f"{models}: model_name")
+        return {name: without_provider(str(parameters["model"])) for name, parameters, _ in entries}
+    names = names_of(models)
     require(len(names) > 0, "--models", "names of checkpoints, A,B,C", models)
     require_unique((Path(name).name for name in names), "--models: last part of a name")
     return {Path(name).name: name for name in names}
 
 
-def _litellm_models(path: Path) -> dict[str, str]:
+def _is_litellm(models: str | None) -> bool:
+    return models is not None and models.endswith((".yaml", ".yml"))
+
+
+def litellm_entries(path: Path) -> list[LiteLlmEntry]:
+    """Read a LiteLLM file.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["model_list"]
-        found = [(entry["model_name"], entry["litellm_params"]) for entry in entries]
-        pairs = [(str(name), str(parameters["model"])) for name, parameters in found]
+        found = [
+            LiteLlmEntry(str(entry["model_name"]), dict(entry["litellm_params"]), dict(entry.get("model_info") or {}))
+            for entry in entries
+        ]
+        models = [str(entry.parameters["model"]) for entry in found]
     except OSError as error:
         raise ValueError(f"--models must be a readable file, got {str(path)!r} ({error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"--models must be a LiteLLM file, a model_list of model_name and litellm_params.model, got {str(path)!r}"
         ) from error
-    for name, parameters in found:
-        served = parameters.get("api_base")
-        rule = (
-            "left out: models are loaded here; for servers that are running give backend=endpoint and backend.endpoints"
-        )
-        require(served is None, f"{path}, {name}: api_base", rule, served)
-        require(str(name).isprintable(), f"{path}: model_name", "text of one line, without control characters", name)
-    require_unique((name for name, _ in pairs), f"{path}: model_name")
-    return {name: _without_provider(model) for name, model in pairs}
-
-
-def _without_provider(model: str) -> str:
-    provider, _, name = model.partition("/")
-    return name if provider in ("hosted_vllm", "vllm", "huggingface", "openai") and name else model
+    require(len(models) > 0, f"{path}: model_list", "at least one entry", [])
+    for entry in found:
+        rule = "text of one line, without control characters"
+        require(entry.name.isprintable(), f"{path}: model_name", rule, entry.name)
+    return found
 
 
 def pool_of(named: Mapping[str, str], request: BatchRequest) -> dict[str, Any]:
@@ -165,7 +268,7 @@ def pool_of(named: Mapping[str, str], request: BatchRequest) -> dict[str, Any]:
         aggregator = name
     made = _read_all(experts)
     if aggregator is None:
-        aggregator = max(made, key=lambda expert: expert.shape.num_parameters).name
+        aggregator = max(made, key=lambda expert: expert.known_shape.num_parameters).name
     return {"name": "models", "aggregator": None if aggregator == "none" else aggregator, "experts": experts}
 
 
@@ -185,10 +288,13 @@ def _entry(name: str, checkpoint: str, request: BatchRequest) -> dict[str, Any]:
     return {TARGET: MODELS, "name": name, "checkpoint": checkpoint, "checkpoints": request.checkpoints}
 
 
-def _proposers(pool: Mapping[str, Any]) -> list[str]:
-    """Name the experts that answer: all but the aggregator."""
+def _proposers(pool: Mapping[str, Any], request: BatchRequest, *, is_served: bool) -> list[str]:
+    """Name the experts that answer: all but the aggregator; on servers all but one that --aggregator alone names."""
     names = [str(entry["name"]) for entry in pool["experts"].values()]
-    return [name for name in names if name != pool.get("aggregator")] or names
+    aggregator = pool.get("aggregator")
+    if is_served and (_is_litellm(request.models) or aggregator in names_of(request.models) or not request.models):
+        return names
+    return [name for name in names if name != aggregator] or names
 
 
 def _hardware(chosen: set[str], workers: int | None) -> list[str]:

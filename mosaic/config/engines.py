@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mosaic.config.errors import log
 from mosaic.config.sections import Group, RaySection, keys_of, require_keys, section
 from mosaic.config.sites import Backend, SiteInputs, sim_site
-from mosaic.core.checks import AtLeast1, Name, require
+from mosaic.core.checks import AtLeast1, Name, Positive, require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
@@ -59,6 +59,9 @@ class EndpointSection:
     endpoints: tuple[Endpoint, ...]
     max_in_flight: AtLeast1
     patience: EndpointPatience
+    max_requests: AtLeast1 | None = None
+    """See ``Cap``."""
+    max_dollars: Positive | None = None
 
 
 def vllm(config: Mapping[str, Any]) -> Backend:
@@ -148,7 +151,7 @@ def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> T
     rule = "answers where nothing is written (backend.mode=replay)"
     require(backend.mode == "live", "exit.similarity", rule, "embeddings")
     found = find_checkpoint(expert.checkpoint, Path(backend.checkpoints), weights=True, tokenizer=True)
-    return TokenEmbeddings(found, expert.context_tokens, options)
+    return TokenEmbeddings(found, expert.context_limit, options)
 
 
 def endpoint(config: Mapping[str, Any]) -> Backend:
@@ -159,7 +162,8 @@ def endpoint(config: Mapping[str, Any]) -> Backend:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    return Backend(name="endpoint", site=partial(_endpoint_site, section(config, EndpointSection, "backend")))
+    site = partial(_endpoint_site, section(config, EndpointSection, "backend"))
+    return Backend(name="endpoint", site=site, places=False)
 
 
 def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:

@@ -83,7 +83,7 @@ def build_job(
     source = {key: value for key, value in given.workload.items() if key not in ("aggregator", "report")}
     workload: Workload = make_once(source, "workload")
     backend = backend_from(given.backend)
-    pipeline = pipeline_from(given, experts, made, backend.options, workload, backend.embed_by)
+    pipeline = pipeline_from(given, experts, made, backend, workload)
     inputs = SiteInputs(
         workload=workload,
         calibration=lambda: _calibration_part(source, workload),

@@ -20,6 +20,7 @@ from mosaic.config.sections import (
     require_keys,
     section,
 )
+from mosaic.config.sites import Backend
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
@@ -53,9 +54,8 @@ def pipeline_from(
     given: Sections,
     experts: Sequence[Expert],
     machines: Machines,
-    options: EngineOptions,
+    backend: Backend,
     workload: Workload,
-    embed_by: Callable[[Expert], Embed] | None,
 ) -> Pipeline:
     """Build the pipeline.
 
@@ -65,22 +65,20 @@ def pipeline_from(
         The configuration.
     experts
         The pool.
-    machines, options, workload
+    machines, backend, workload
         Of the run.
-    embed_by
-        Makes what embeds texts by an expert's checkpoint; None: nothing is written.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = given.pipeline
+    settings, options = given.pipeline, backend.options
     _check_replan(settings)
-    pipeline = _layers(given, experts, machines, options, workload)
-    check_calls(workload, experts, machines.cluster, options)
+    pipeline = _layers(given, experts, machines, backend, workload)
+    check_calls(workload, experts, machines.cluster if backend.places else None, options)
     graph = pipeline.graph
-    early = _exit(given, experts, embed_by)
+    early = _exit(given, experts, backend.embed_by)
     if graph.upper_nodes and early is not None:
         graph = graph.with_exit(early)
     if settings.count_tokens and graph.upper_nodes:
@@ -108,7 +106,7 @@ def _check_replan(settings: PipelineSection) -> None:
 
 
 def _layers(
-    given: Sections, experts: Sequence[Expert], machines: Machines, options: EngineOptions, workload: Workload
+    given: Sections, experts: Sequence[Expert], machines: Machines, backend: Backend, workload: Workload
 ) -> Pipeline:
     settings, topology, name = given.pipeline, given.topology, given.aggregator.get("name")
     if topology.layers is not None:
@@ -143,7 +141,8 @@ def _layers(
         min_output_tokens=aggregator.min_output_tokens,
         leaves_one_out=settings.leave_one_out,
     )
-    return Pipeline(graph, {AGGREGATE: _placements(aggregator, expert, machines, options)})
+    placements = _placements(aggregator, expert, machines, backend.options) if backend.places else NodePlacements()
+    return Pipeline(graph, {AGGREGATE: placements})
 
 
 def _check_agents(topology: TopologySection) -> None:
@@ -300,7 +299,7 @@ def _placeable(
     timed, untimed = [], ""
     for degree in degrees:
         try:
-            iteration_time(hardware, expert.shape, degree)
+            iteration_time(hardware, expert.known_shape, degree)
             timed.append(degree)
         except ValueError as error:
             untimed = str(error)

@@ -66,6 +66,8 @@ class Backend:
     """Gives what embeds texts by an expert; None: nothing is written."""
     runs: bool = True
     """False: plans are only explained."""
+    places: bool = True
+    """False: servers have the experts, so no machine has to hold one."""
 
 
 def simulated(config: Mapping[str, Any]) -> Backend:

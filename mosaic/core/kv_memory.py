@@ -27,11 +27,11 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
     options
         They limit an iteration.
     """
-    shape = expert.shape
+    shape = expert.known_shape
     ffn_size = 3 * shape.active_ffn_size // expert.attention_degree(tp_degree)
     layer_bytes = (ffn_size + 4 * shape.hidden_size) * shape.bytes_per_value
     logit_bytes = options.max_num_seqs * shape.vocab_size * LOGIT_BYTES
-    return options.batched_tokens(expert.context_tokens) * layer_bytes + logit_bytes + CONTEXT_BYTES
+    return options.batched_tokens(expert.context_limit) * layer_bytes + logit_bytes + CONTEXT_BYTES
 
 
 def free_kv_bytes(
@@ -56,24 +56,24 @@ def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: Engin
     free = options.kv_cache_memory_bytes
     if free is None:
         free = min(free_kv_bytes(worker.gpu, expert, options, tp_degree) for worker in workers)
-    return free // expert.shape.kv_bytes_per_token(expert.attention_degree(tp_degree))
+    return free // expert.known_shape.kv_bytes_per_token(expert.attention_degree(tp_degree))
 
 
 def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> bool:
     """Return whether an expert can serve its longest call on these workers; a capacity that is given is believed."""
     if options.kv_cache_tokens is not None or options.kv_cache_memory_bytes is not None:
         return True
-    return kv_capacity_tokens(expert, workers, options) >= expert.context_tokens
+    return kv_capacity_tokens(expert, workers, options) >= expert.context_limit
 
 
 def describe_need(expert: Expert) -> str:
     """Say what each GPU of an expert must hold beside activations, for messages."""
     gib, degree = 2.0**30, expert.tp_degree
     weights = expert.weight_bytes_on_worker(degree) / gib
-    cache = expert.shape.kv_bytes_per_token(expert.attention_degree(degree)) * expert.context_tokens / gib
+    cache = expert.known_shape.kv_bytes_per_token(expert.attention_degree(degree)) * expert.context_limit / gib
     return (
         f"{weights:.1f} GiB of weights and {cache:.1f} GiB of KV cache for one call of "
-        f"context_tokens={expert.context_tokens}"
+        f"context_tokens={expert.context_limit}"
     )
 
 

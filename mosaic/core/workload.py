@@ -1,5 +1,6 @@
 """The batch: questions, the experts that may answer them, and the calls to make."""
 
+import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -223,11 +224,13 @@ class Expert:
 
     name: Name
     checkpoint: Name
-    shape: ModelShape
+    shape: ModelShape | None
+    """None: only servers serve it, and what it takes there is not known."""
     family: Family
     temperature: NotNegative = 0.7
     max_output_tokens: AtLeast1 = 4096
-    context_tokens: Annotated[int, Limit(at_least=2)] = 32768
+    context_tokens: Annotated[int, Limit(at_least=2)] | None = 32768
+    """None, without a shape: only its servers know."""
     tp_degree: AtLeast1 = 1
     """Workers that one session spans."""
     max_replicas: AtLeast1 | None = None
@@ -241,16 +244,39 @@ class Expert:
     routed experts inside the model, which they share; else they share all of it by tensor parallelism."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, ModelShape):
-            raise TypeError(f"expert {self.name}: shape must be a ModelShape, got {self.shape!r}")
+        if not isinstance(self.shape, ModelShape | None):
+            raise TypeError(f"expert {self.name}: shape must be a ModelShape or null, got {self.shape!r}")
+        rule = "given where its shape is"
+        require(
+            self.shape is None or self.context_tokens is not None, f"expert {self.name}: context_tokens", rule, None
+        )
         if isinstance(self.kv, Mapping):
             object.__setattr__(self, "kv", SparseKv(**self.kv))
         if not isinstance(self.kv, SparseKv | None):
             raise TypeError(f"expert {self.name}: kv must be a SparseKv, its settings or null, got {self.kv!r}")
         if self.dp_attention:
             rule = "false for a model without experts inside (shape.num_experts=0), and with a sparse kv"
-            is_allowed = self.shape.num_experts > 0 and self.kv is None
+            is_allowed = self.known_shape.num_experts > 0 and self.kv is None
             require(is_allowed, f"expert {self.name}: dp_attention", rule, True)
+
+    @property
+    def known_shape(self) -> ModelShape:
+        """Its shape, for what loads, simulates or plans it.
+
+        Raises
+        ------
+        ValueError
+            If it has none.
+        """
+        if self.shape is None:
+            rule = "given where it is loaded, simulated or planned: only servers (backend=endpoint) do without"
+            raise ValueError(f"expert {self.name}: shape must be {rule}, got None")
+        return self.shape
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens of its context; where only its servers know it, more than any prompt has."""
+        return sys.maxsize if self.context_tokens is None else self.context_tokens
 
     @property
     def possible_degrees(self) -> tuple[int, ...]:
@@ -274,13 +300,13 @@ class Expert:
     def weight_bytes_on_worker(self, num_workers: int) -> int:
         """Bytes of the weights on each worker of a session over so many."""
         if not self.dp_attention:
-            return self.shape.weight_bytes // num_workers
-        routed_bytes = self.shape.num_routed_parameters * self.shape.bytes_per_value
-        return self.shape.weight_bytes - routed_bytes + routed_bytes // num_workers
+            return self.known_shape.weight_bytes // num_workers
+        routed_bytes = self.known_shape.num_routed_parameters * self.known_shape.bytes_per_value
+        return self.known_shape.weight_bytes - routed_bytes + routed_bytes // num_workers
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens a call may write: min(its maximum, context - prompt)."""
-        return min(self.max_output_tokens, self.context_tokens - prompt_tokens)
+        return min(self.max_output_tokens, self.context_limit - prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, checked, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.spending import TokenPrice
 from mosaic.core.workload import Expert
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.requests import ServedExpert
@@ -48,6 +49,8 @@ class Endpoint:
     """Most requests that it gets in any minute, retries included; None: no limit."""
     max_tokens_per_min: AtLeast1 | None = None
     """Most tokens that it reads and writes in any minute; None: no limit."""
+    price: TokenPrice | None = None
+    """None: not known."""
 
     def __post_init__(self) -> None:
         owner = f"endpoint of {self.expert!r}: "
@@ -145,7 +148,7 @@ class EndpointEngines:
             require(form == forms[0], f"endpoints of {expert.name!r}", f"asked alike, as {forms[0]}", form)
         return ServedExpert(
             expert=expert,
-            context_tokens=expert.context_tokens,
+            context_tokens=expert.context_limit,
             vocab_size=None,
             decides=("endpoint", expert.checkpoint, *forms[0]),
         )
@@ -172,7 +175,7 @@ class EndpointEngines:
         return EngineSpec(
             expert=expert.name,
             num_workers=1,
-            context_tokens=expert.context_tokens,
+            context_tokens=expert.context_limit,
             max_num_seqs=self.max_in_flight,
             settings=replace(self, endpoints=(endpoint,)),
             is_remote=True,

@@ -16,6 +16,7 @@ from mosaic.engines.endpoint import EndpointEngines
 from mosaic.engines.endpoint_client import Client, Tries
 from mosaic.engines.endpoint_faults import NO_SERVER, Fault, RequestError, what_to_do
 from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
+from mosaic.engines.endpoint_models import NO_LIST, read_models
 from mosaic.engines.engine import EngineSpec, Output, Request
 
 STEP_S = 0.02
@@ -26,8 +27,6 @@ NUM_REFUSALS = 4
 One that has served calls is doubted after so many calls in a row that its errors made fail, all retries included; calls
 that it refuses are then their own matter.
 """
-NO_LIST = (404, 405, 501)
-"""What servers say that do not list their models."""
 
 
 def prepare(settings: object) -> None:
@@ -180,8 +179,7 @@ class EndpointEngine:
             if is_away or (self._client.has_served and not is_refused):
                 raise OutageError(str(error), error.retry_after_s or 0.0) from None
             raise self._fatal(error) from None
-        models = listed.get("data") if isinstance(listed, dict) else None
-        names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+        names = [model.name for model in read_models(listed)]
         if names and self._endpoint.model not in names:
             what = f"model must be one that it serves, got {self._endpoint.model!r}; it serves {names}"
             raise FatalEngineError(self._client.cause(what))

@@ -60,7 +60,7 @@ class VllmEngines:
         loading, checkpoint = self.options.loading, self.checkpoint(expert)
         if loading.device is Device.CPU and checkpoint.head_dim < 32:
             raise BackendError(f"expert {expert.name}: head_dim must be at least 32 on CPU, got {checkpoint.head_dim}")
-        context_tokens = min(expert.context_tokens, checkpoint.context_tokens or expert.context_tokens)
+        context_tokens = min(expert.context_limit, checkpoint.context_tokens or expert.context_limit)
         decides: tuple[str | int, ...] = (
             checkpoint.fingerprint,
             context_tokens,
@@ -127,7 +127,7 @@ class VllmEngines:
         ValueError
             If real engines cannot keep it so.
         """
-        kv, owner, shape = expert.kv, f"expert {expert.name}: kv", expert.shape
+        kv, owner, shape = expert.kv, f"expert {expert.name}: kv", expert.known_shape
         if kv is None:
             return None
         check_sparse_kv(expert.name, kv, self.options)

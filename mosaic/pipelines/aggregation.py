@@ -192,8 +192,8 @@ def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKE
 
     Half the context bounds the reserve, so that a model with a short context reads at all.
     """
-    reserve = min(min_output_tokens, aggregator.max_output_tokens, aggregator.context_tokens // 2)
-    return aggregator.context_tokens - reserve
+    reserve = min(min_output_tokens, aggregator.max_output_tokens, aggregator.context_limit // 2)
+    return aggregator.context_limit - reserve
 
 
 def fits_context(

@@ -97,7 +97,7 @@ class Problem:
     def fingerprint(self) -> str:
         """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
         lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
-        lines += [f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n" for expert in self.experts]
+        lines += [f"e{expert.name}|{expert.tp_degree}|{expert.known_shape.num_parameters}\n" for expert in self.experts]
         for call in self.calls:
             question, node, slot = call.key
             lines.append(f"c{question}/{node}/{slot}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n")

@@ -13,6 +13,9 @@ from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.questions import Questions
 from mosaic.runtime.no_barrier import SubmitWhenReady
 
+SERVERS = "servers"
+"""What a plan of servers has in place of a scheduler."""
+
 
 def plan_of_servers(questions: Questions, expert_by_server: Mapping[int, ExpertName]) -> Plan:
     """Give every server of an expert that may be called a session, without calls or predicted times."""
@@ -25,7 +28,7 @@ def plan_of_servers(questions: Questions, expert_by_server: Mapping[int, ExpertN
         Session(id=number, expert=expert, node=nodes[expert], workers=(worker,))
         for number, (worker, expert) in enumerate(used)
     ]
-    return replace(unpriced_plan(sessions, num_workers=len(expert_by_server)), scheduler="servers")
+    return replace(unpriced_plan(sessions, num_workers=len(expert_by_server)), scheduler=SERVERS)
 
 
 @dataclass(kw_only=True)

@@ -87,7 +87,7 @@ def _most_cached(call: Call, settings: EngineOptions) -> int:
 @lru_cache(maxsize=256)
 def _rates(place: ExpertOnGpu, settings: EngineOptions) -> tuple[Rates, ...]:
     """Take the minima over batches for two rates of KV reads: none, and the slope at the largest batch."""
-    time, max_seqs, context_tokens = place.time, settings.max_num_seqs, place.expert.context_tokens
+    time, max_seqs, context_tokens = place.time, settings.max_num_seqs, place.expert.context_limit
     # With a sparse KV cache a batch has more tokens than the GPU holds: the others are on the host.
     most_read = max(max_seqs, place.kv_tokens if place.expert.kv is None else max_seqs * context_tokens)
     decodes = list(_decode_batches(max_seqs, most_read))
@@ -170,7 +170,7 @@ def _longest_uncontended_s(jobs: Sequence[Job], place: ExpertOnGpu, settings: En
     """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
     longest = max(jobs, key=lambda job: (job[1], job[0].prompt_tokens))
     last = max(jobs, key=lambda job: job[0].ready_s)
-    budget = settings.batched_tokens(place.expert.context_tokens)
+    budget = settings.batched_tokens(place.expert.context_limit)
     return max(_uncontended_s(job, budget, place, settings) for job in {longest, last})
 
 

@@ -37,7 +37,7 @@ def evidence_lines(
         for session in sessions:
             expert, num_workers = pool[session.expert], len(session.workers)
             degree = expert.attention_degree(num_workers)
-            known = hardware.table_for(expert.shape, degree).measured
+            known = hardware.table_for(expert.known_shape, degree).measured
             if known is None:
                 continue
             num_calls = -(-session.num_calls // (num_workers // degree))

@@ -187,8 +187,8 @@ class ExpertsOnGpus:
                 iteration_time=time,
                 settings=self.settings,
                 kv_tokens=model.kv_tokens,
-                context_tokens=expert.context_tokens,
-                sizes=PageSizes.of(expert.kv, expert.shape.num_kv_heads_on_worker(expert.tp_degree)),
+                context_tokens=expert.context_limit,
+                sizes=PageSizes.of(expert.kv, expert.known_shape.num_kv_heads_on_worker(expert.tp_degree)),
                 start_ts=start_ts,
             )
         kind: type[Engine] = RankedEngine if isinstance(time, RankTime) else Engine
@@ -196,7 +196,7 @@ class ExpertsOnGpus:
             iteration_time=time,
             settings=self.settings,
             kv_tokens=model.kv_tokens,
-            context_tokens=expert.context_tokens,
+            context_tokens=expert.context_limit,
             start_ts=start_ts,
         )
 
@@ -218,14 +218,14 @@ class ExpertsOnGpus:
                 raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
             check_sparse_kv(expert.name, expert.kv, self.settings)
             hardware = self._hardware[gpu.name]
-            time = self._iteration_times(hardware, expert.shape, expert.attention_degree(degree))
+            time = self._iteration_times(hardware, expert.known_shape, expert.attention_degree(degree))
             if expert.dp_attention and degree > 1:
                 time = rank_time(time, expert, degree, hardware, self.settings)
             if expert.kv is not None:
                 time = sparse_time(time, expert, degree, hardware)
             model = ExpertOnGpu(
                 expert=replace(expert, tp_degree=degree),
-                load_s=hardware.load_s(expert.shape, degree),
+                load_s=hardware.load_s(expert.known_shape, degree),
                 unload_s=hardware.unload_s,
                 time=time,
                 kv_tokens=capacity,
@@ -256,7 +256,7 @@ class ExpertsOnGpus:
         weight_bytes = expert.weight_bytes_on_worker(degree)
         weights = weight_bytes + activation_bytes(expert, settings, degree)
         is_given = settings.kv_cache_tokens is not None or settings.kv_cache_memory_bytes is not None
-        kv_bytes = 0 if is_given else kv_tokens * expert.shape.kv_bytes_per_token(expert.attention_degree(degree))
+        kv_bytes = 0 if is_given else kv_tokens * expert.known_shape.kv_bytes_per_token(expert.attention_degree(degree))
         return {"held_bytes": weights + kv_bytes, "ahead_bytes": weight_bytes + CONTEXT_BYTES}
 
 
@@ -273,7 +273,7 @@ def _kept_by(hardware: Hardware, model: ExpertOnGpu) -> ExpertOnGpu:
         raise ValueError(f"{owner}: host and host_link_bytes_per_s must be given where backend.keep is, got none")
     expert = model.expert
     sleep_s = host.sleep_s(expert.weight_bytes_on_worker(expert.tp_degree), link)
-    return model._replace(warm_load_s=min(model.load_s, host.load_s(expert.shape)), sleep_s=sleep_s)
+    return model._replace(warm_load_s=min(model.load_s, host.load_s(expert.known_shape)), sleep_s=sleep_s)
 
 
 def check_hardware(cluster: Cluster, names: Iterable[str]) -> None:

@@ -159,7 +159,7 @@ class Gpus:
         load_s = self._load_s(live, entry)
         if self._host is not None:
             if entry is None:
-                num_bytes = live.model.expert.shape.weight_bytes
+                num_bytes = live.model.expert.known_shape.weight_bytes
                 self._host.keep(weights, num_bytes, start_ts, start_ts + load_s)
             else:
                 self._host.read(entry)
@@ -204,7 +204,7 @@ class Gpus:
         if len(there) < len(home[1]) * model.num_slots:
             return None
         now = self._env.now
-        is_kept = self._host.keep(Asleep(home), model.expert.shape.weight_bytes, now, now + model.sleep_s)
+        is_kept = self._host.keep(Asleep(home), model.expert.known_shape.weight_bytes, now, now + model.sleep_s)
         return model.sleep_s if is_kept else None
 
     def _hold(self, live: SimSession, num_bytes: int) -> None:

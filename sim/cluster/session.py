@@ -28,7 +28,7 @@ def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
     limit = expert.output_limit(call.prompt_tokens)
     if limit < 1:
         raise BackendError(
-            f"call {call.key}: prompt_tokens must be below {expert.name}'s context of {expert.context_tokens}, "
+            f"call {call.key}: prompt_tokens must be below {expert.name}'s context of {expert.context_limit}, "
             f"got {call.prompt_tokens}"
         )
     return (

@@ -125,7 +125,7 @@ def rank_time(
     """
     assert isinstance(time, MoeTime), "ranks share a model with experts"
     known = sorted(hardware.all_reduce)
-    rule, shape = f"given for {num_ranks} data-parallel ranks of expert {expert.name}", expert.shape
+    rule, shape = f"given for {num_ranks} data-parallel ranks of expert {expert.name}", expert.known_shape
     require(num_ranks in known, f"hardware {hardware.gpu.name}: all_reduce", rule, known)
     return RankTime(
         time.own,

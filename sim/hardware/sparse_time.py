@@ -129,6 +129,6 @@ def sparse_time(time: IterationTime, expert: Expert, tp_degree: int, hardware: H
     if link is None:
         rule = f"given for expert {expert.name}'s kv={expert.kv.policy}"
         raise ValueError(f"hardware {hardware.gpu.name}: host_link_bytes_per_s must be {rule}, got null")
-    kv_bytes = expert.shape.kv_bytes_per_token(tp_degree)
-    context_tokens = expert.context_tokens
+    kv_bytes = expert.known_shape.kv_bytes_per_token(tp_degree)
+    context_tokens = expert.context_limit
     return SparseTime(time, expert.kv, kv_bytes=kv_bytes, context_tokens=context_tokens, link_s=1 / link)

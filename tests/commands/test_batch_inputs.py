@@ -155,7 +155,7 @@ def test_gpus_are_read_from_the_driver(tmp_path: Path) -> None:
     [
         ("model_list: 3", "must be a LiteLLM file"),
         ("a: [", "must be a LiteLLM file"),
-        ("model_list: [{model_name: a, litellm_params: {model: x, api_base: http://h}}]", "api_base must be left out"),
+        ("model_list: [{model_name: a, litellm_params: x}]", "must be a LiteLLM file"),
         (
             "model_list: [{model_name: a, litellm_params: {model: x}}, {model_name: a, litellm_params: {model: y}}]",
             "twice",

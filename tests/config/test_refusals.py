@@ -113,7 +113,7 @@ VALUES = [
     ("gate=calibrated; gate.calibration=5", "gate.calibration must be a string, got 5"),
     ("gate=calibrated", "gate.calibration must be given"),
     ("gate=weighted", "gate.calibration must be given"),
-    ("pool.experts.GLM.shape=null", "expert GLM: shape must be a ModelShape, got None"),
+    ("pool.experts.GLM.shape=null", "expert GLM: shape must be given where it is loaded, simulated or planned"),
     ("aggregator.tp_degrees=[]", "aggregator.tp_degrees must be at least one value, got []"),
     ("aggregator.tp_degrees=[0]", "aggregator.tp_degrees must be at least 1, got 0"),
     ("aggregator.tp_degrees=4", "tp_degrees must be a list of whole numbers, got 4"),

@@ -104,7 +104,7 @@ workload = partial(Workload, **{"name": "w", "questions": (ASKED,), "calls": (ma
         (SparseKv, {"unstable_frac": 1.1}, "expert.kv: unstable_frac must be at most 1, got 1.1"),
         (SparseKv, {"promoted_frac": 2}, "expert.kv: promoted_frac must be at most 1, got 2"),
         (expert, {"name": ""}, "expert : name must be a non-empty string, got ''"),
-        (expert, {"shape": None}, "expert A: shape must be a ModelShape, got None"),
+        (expert, {"shape": "big"}, "expert A: shape must be a ModelShape or null, got 'big'"),
         (expert, {"family": "agent"}, r"expert A: family must be one of \['reasoning', 'instruct'\], got 'agent'"),
         (expert, {"temperature": -0.1}, "expert A: temperature must be at least 0, got -0.1"),
         (expert, {"max_output_tokens": 0}, "expert A: max_output_tokens must be at least 1, got 0"),
