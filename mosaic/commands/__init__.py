@@ -1,1 +1,1 @@
-"""The commands of `mosaic`: run, compare, batch, quote, audit."""
+"""The commands of `mosaic`: run, compare, batch, quote, audit, doctor."""

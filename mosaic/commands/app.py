@@ -237,6 +237,25 @@ def audit(
     return run_audit(out, overrides or (), until=until, sample=sample, most=most, work=work, as_json=as_json)
 
 
+@app.command()
+def doctor(
+    models: Annotated[
+        str | None, typer.Option(help="Check these checkpoints, as `mosaic batch` has them. [default: all there are]")
+    ] = None,
+    checkpoints: Checkpoints = "checkpoints",
+    on: Annotated[str | None, typer.Option(help="Check a Ray cluster too: ray, or ray://HEAD.")] = None,
+    port: Annotated[int | None, typer.Option(help="Check that this port is free, as for --metrics-port.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> int:
+    """Check what runs on this machine need: vLLM, torch, GPUs, checkpoints, disk, ports, Ray.
+
+    Exit status: 0 nothing fails, 2 something does.
+    """
+    from mosaic.commands.doctor import run_doctor
+
+    return run_doctor(models=models, checkpoints=checkpoints, on=on, port=port, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for, and end with its status; a bad option is bad input as any other."""
     words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]

@@ -151,7 +151,7 @@ def naming_all_problems(folders: Sequence[Path], *, is_here: bool) -> Iterator[N
     except (CheckpointError, TooLongError) as error:
         if has_begun(folders[0]):
             raise
-        _refuse([*str(error).splitlines(), *(_engine_problems() if is_here else ()), *_disk_problems(folders, 0)])
+        _refuse([*str(error).splitlines(), *(engine_problems() if is_here else ()), *disk_problems(folders, 0)])
 
 
 def check_start(job: Job, folders: Sequence[Path]) -> None:
@@ -169,7 +169,7 @@ def check_start(job: Job, folders: Sequence[Path]) -> None:
     from mosaic.engines.site import EngineSite  # a simulated run does without
 
     if isinstance(job.site, EngineSite) and not has_begun(folders[0]) and not job.site.is_in_use:
-        on_disk = _disk_problems(folders, len(job.workload.calls))
+        on_disk = disk_problems(folders, len(job.workload.calls))
         _refuse([*job.site.problems(bool(on_disk)), *on_disk])
 
 
@@ -178,7 +178,7 @@ def _refuse(found: Sequence[str]) -> None:
         raise BackendError(found[0] if len(found) == 1 else "\n  - ".join(("this run cannot start:", *found)))
 
 
-def _engine_problems() -> Sequence[str]:
+def engine_problems() -> Sequence[str]:
     """Import vLLM where there is no job yet whose site would."""
     from mosaic.config import engines
     from mosaic.engines.local_launcher import LocalLauncher
@@ -189,7 +189,7 @@ def _engine_problems() -> Sequence[str]:
         return launcher.problems()
 
 
-def _disk_problems(folders: Sequence[Path], num_calls: int) -> list[str]:
+def disk_problems(folders: Sequence[Path], num_calls: int) -> list[str]:
     """Say which file systems have no room for what a run of so many calls leaves."""
     needed, found = LEAST_BYTES + num_calls * CALL_BYTES, {}
     for folder in folders:

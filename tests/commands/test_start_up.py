@@ -9,7 +9,7 @@ HEAVY = (
     "aiohttp", "highspy", "hydra", "joblib", "matplotlib", "mpmath", "numpy", "omegaconf", "polars", "pyarrow",
     "pyomo", "ray", "rich", "scipy", "simpy", "torch", "transformers", "vllm", "yaml",
 )  # fmt: skip
-COMMANDS = ("compare", "quote", "batch", "audit")
+COMMANDS = ("compare", "quote", "batch", "audit", "doctor")
 
 
 def loaded_by(*arguments: str) -> set[str]:

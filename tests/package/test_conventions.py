@@ -79,7 +79,7 @@ def test_the_image_is_of_the_vllm_that_is_tested() -> None:
 
 
 def test_recipes_call_the_command_with_options_that_it_has() -> None:
-    source = (ROOT / "mosaic" / "commands" / "batch.py").read_text()
+    source = (ROOT / "mosaic" / "commands" / "app.py").read_text()
     for path in (ROOT / "deploy").iterdir():
         for option in re.findall(r"mosaic batch[^\n]*? --([a-z-]+)", path.read_text()):
             assert f"    {option.replace('-', '_')}: " in source, f"{path.name}: --{option}"
