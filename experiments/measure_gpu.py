@@ -82,7 +82,7 @@ def main(
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:
-    """Check that a folder is new, or of the same recipe; of a recipe more rounds may be asked for.
+    """Check that a folder is new, or of the same recipe; a recipe may get more rounds.
 
     Raises
     ------

@@ -71,7 +71,7 @@ class SimSite:
     world: World
     """That the run meets."""
     calibration_world: World
-    """The same distributions and other draws, or means that are off where an error is asked for."""
+    """The same distributions and other draws, or means that are off where a length error is set."""
     settings: EngineOptions = field(default_factory=EngineOptions)
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""

@@ -1,4 +1,4 @@
-"""What the iterations of a session held, as far as their price depends on it.
+"""The content of a session's iterations: all that their price depends on.
 
 An engine does not record it, but it follows from the requests and from how the engine schedules: the simulator's own
 engine replays the session and counts.
@@ -28,7 +28,7 @@ NUM_SCALARS = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("processor: ")
 class Processor:
-    """What a worker computes with, as far as the price of a batch depends on it."""
+    """A worker's resources: all that the price of a batch depends on."""
 
     num_sms: AtLeast0 = 0
     """Streaming multiprocessors of a GPU, cores of a CPU; 0: not known, so unequal lengths cost nothing."""

@@ -13,7 +13,7 @@ from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert, Family
 
 HOST_SHAPE = "tiny"
-"""So small that a step of it is the host's time; swept beside the shapes that are asked for."""
+"""So small that a step of it is the host's time; swept beside the shapes that are given."""
 CAPTURED_SEQS = 512
 """Largest batch that vLLM captures as a CUDA graph."""
 
@@ -90,7 +90,7 @@ def recipe_for(
     context_tokens: int | None = None,
     enforce_eager: bool = False,
 ) -> Recipe:
-    """Give the recipe of a device, with what is asked for in place of its own choices.
+    """Give the recipe of a device, with given options in place of its own choices.
 
     Raises
     ------

@@ -36,7 +36,7 @@ NUM_CALIBRATIONS = 2_000
 LIMIT = broken_limit(NUM_CALIBRATIONS)
 """Of broken promises."""
 LEAST_SKIP_FRAC, AT_ACCEPTED_FRAC = 0.3, 0.02
-"""What is asked of the gate on MMLU-Pro with the most questions."""
+"""The required share of skips on MMLU-Pro with the most questions."""
 
 KINDS: tuple[ConfidenceKind, ...] = ("plurality", "weighted")
 ACCEPTED_FRACS = (0.005, 0.01, 0.02, 0.05)
@@ -136,7 +136,7 @@ SWEEPS = {
 
 
 def verdicts(calibrations: pl.DataFrame) -> str:
-    """Say what is asked of the gate, and whether it holds."""
+    """State the requirement on the gate, and whether it holds."""
     misses = len(calibrations.filter(pl.col("num_broken") > LIMIT))
     kept = f"MISS: {misses} are above" if misses else "all within"
     earned = calibrations.filter(
@@ -148,7 +148,7 @@ def verdicts(calibrations: pl.DataFrame) -> str:
         f"- Promises: {len(calibrations)} lines of {NUM_CALIBRATIONS:,} calibrations, {kept} the limit of {LIMIT}; "
         f"most broken in a line: {max(calibrations['num_broken'])}.\n"
         f"- Earned: {enough}{earned:.1%} skipped on MMLU-Pro at {100 * AT_ACCEPTED_FRAC:g} pp with "
-        f"{NUMS_QUESTIONS[-1]:,} calibration questions; at least {LEAST_SKIP_FRAC:.0%} is asked for."
+        f"{NUMS_QUESTIONS[-1]:,} calibration questions; at least {LEAST_SKIP_FRAC:.0%} is required."
     )
 
 

@@ -278,8 +278,8 @@ later seeds; {PER_EXPERT} calls an expert, {NUM_GPUS} GPUs.
 """
 
 PAGE = f"""\
-A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan, the best of those
-that it simulated, is then run in the simulated world that the pilot was asked in. Error is the mean of the absolute
+A pilot sends some of a batch's calls, the quote predicts the rest, and the quote's plan, the best of those
+that it simulated, is then run in the simulated world of the pilot. Error is the mean of the absolute
 ones, bias the geometric mean of P50 over the truth. The affine profile is that of the pilot's sessions, for the plan's
 experts. Intervals are exact 95% intervals of the binomial.
 

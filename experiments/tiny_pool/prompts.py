@@ -1,4 +1,4 @@
-"""The tiny pool's models: their one shape, their limits, and what the aggregator is asked."""
+"""The tiny pool's models: their one shape, their limits, and the aggregator's prompt."""
 
 from collections.abc import Sequence
 

@@ -64,7 +64,7 @@ class TinyQuestion:
 
     @property
     def text(self) -> str:
-        """What an expert is asked."""
+        """The prompt of an expert."""
         listed = " ".join(f"({letter_of(option)}) {option}" for option in self.options)
         return f"{_ASK[self.skill](self.operands)}\nOptions: {listed}"
 

@@ -35,7 +35,7 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(])")
 _MAX_GAP = 80
 """Characters between 'answer' and its verb."""
 _MAX_SENTENCE = 300
-"""Characters looked at around a cue: a response that repeats itself up to the token limit must not cost its square."""
+"""Characters read around a cue: a response that repeats itself up to the token limit must not cost its square."""
 
 
 class Declared(NamedTuple):
@@ -172,7 +172,7 @@ def _hypothetical(text: str, start: int, stop: int) -> bool:
 
 
 def _conditional(text: str, start: int, end: int) -> bool:
-    """Whether the sentence around text[start:end] speaks of another case than the one asked about."""
+    """Whether the sentence around text[start:end] is about another case than the question."""
     after = cues.SENTENCE_END.search(text, end, end + _MAX_SENTENCE)
     stop = after.start() if after else end + _MAX_SENTENCE
     return bool(cues.CONDITION.search(text[_sentence_start(text, start) : stop]))

@@ -29,7 +29,7 @@ def extract_answer(text: str, question: Question, *, thinking_opened: bool = Fal
     text
         The response as the engine returned it.
     question
-        Its kind and number of options say what counts as an answer; its text and gold are not looked at.
+        Its kind and number of options say what counts as an answer; its text and gold are ignored.
     thinking_opened
         The prompt's template opened the think tag, see `without_thinking`.
 

@@ -224,7 +224,7 @@ def audit(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
     sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
-    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
+    most: Annotated[int | None, typer.Option(help="Most questions to audit in all.", min=1)] = None,
     work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
 ) -> int:

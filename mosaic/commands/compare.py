@@ -100,7 +100,7 @@ def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
     times = sorted(pilot["pilot_s"] for pilot in pilots)
     num_calls = sorted(pilot["num_calls"] for pilot in pilots)
     return [
-        f"{len(pilots)} of {len(runs)} runs asked {num_calls[0]:,} to {num_calls[-1]:,} of their calls before their "
+        f"{len(pilots)} of {len(runs)} runs sent {num_calls[0]:,} to {num_calls[-1]:,} of their calls before their "
         f"plan, in a pilot: their times leave it out, {times[0]:,.1f} to {times[-1]:,.1f} s, and are of the other calls"
     ]
 

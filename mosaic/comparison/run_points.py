@@ -17,7 +17,7 @@ NEEDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPoint:
-    """One complete run, as far as a comparison looks at it."""
+    """One complete run: what a comparison reads of it."""
 
     folder: Path
     summary: dict[str, Any]

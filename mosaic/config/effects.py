@@ -137,8 +137,8 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
     yield has_none, "pipeline.promise", "pipeline.budgets and pipeline.hedge are null"
     only_never = f"only gate=never writes calibration answers, and the gate is {rule.name}"
     is_one_left = settings.get("leave_one_out") and graph.upper_nodes
-    yield is_one_left and not rule.is_exit and not rule.asks_everybody, "pipeline.leave_one_out", only_never
-    yield graph.upper_nodes and graph.asks_everybody, "summary", f"gate={rule.name} aggregates every question"
+    yield is_one_left and not rule.is_exit and not rule.skips_nothing, "pipeline.leave_one_out", only_never
+    yield graph.upper_nodes and graph.skips_nothing, "summary", f"gate={rule.name} aggregates every question"
     yield job.site.kind != "simulated", "summary", "engines cannot tell what they would have done"
 
 

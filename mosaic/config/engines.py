@@ -169,7 +169,7 @@ def endpoint(config: Mapping[str, Any]) -> Backend:
 def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
     _check_dp_attention(inputs)
     rule = inputs.graph.rule
-    require(not rule.reads_confidence, "exit", "one that reads no confidence: servers are not asked", rule.name)
+    require(not rule.reads_confidence, "exit", "one that reads no confidence: servers do not report it", rule.name)
     for expert in inputs.experts:
         kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)

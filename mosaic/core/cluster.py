@@ -10,7 +10,7 @@ from mosaic.core.checks import AtLeast1, Limit, Name, checked, require, require_
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("gpu {0.name}: ")
 class Gpu:
-    """A kind of accelerator, as far as a scheduler may know it."""
+    """A kind of accelerator: what a scheduler may know of it."""
 
     name: Name
     memory_bytes: AtLeast1

@@ -39,7 +39,7 @@ def free_kv_bytes(
 ) -> int:
     """Count the bytes that weights, split over so many GPUs, leave for the KV cache on each; negative: none.
 
-    ``weight_bytes`` are those of a checkpoint that was looked at; None: as the expert's shape says.
+    ``weight_bytes`` are those of a checkpoint that was read; None: as the expert's shape says.
     """
     held_bytes = expert.weight_bytes_on_worker(tp_degree) if weight_bytes is None else weight_bytes // tp_degree
     return gpu.usable_bytes - held_bytes - activation_bytes(expert, options, tp_degree)
@@ -78,7 +78,7 @@ def describe_need(expert: Expert) -> str:
 
 
 def check_sparse_kv(owner: str, kv: SparseKv | None, options: EngineOptions) -> None:
-    """Check that an engine can keep an expert's KV cache as it asks for.
+    """Check that an engine can keep an expert's KV cache as it is configured.
 
     Raises
     ------

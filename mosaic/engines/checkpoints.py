@@ -106,7 +106,7 @@ class Checkpoint:
 
     path: Path
     fingerprint: str
-    """Of everything in it that decides a response, as far as it could be read cheaply."""
+    """Of everything in it that decides a response and can be read cheaply."""
     weight_bytes: int
     """0 where no weights are loaded."""
     context_tokens: int | None

@@ -145,7 +145,7 @@ class EndpointEngines:
             known = sorted({endpoint.expert for endpoint in self.endpoints})
             raise BackendError(f"expert must be one that a server has, {known}, got {expert.name!r}")
         for form in forms:
-            require(form == forms[0], f"endpoints of {expert.name!r}", f"asked alike, as {forms[0]}", form)
+            require(form == forms[0], f"endpoints of {expert.name!r}", f"called in one form, as {forms[0]}", form)
         return ServedExpert(
             expert=expert,
             context_tokens=expert.context_limit,
@@ -159,7 +159,7 @@ class EndpointEngines:
         Raises
         ------
         BackendError
-            If it is not the expert's, or more workers than one are asked for.
+            If it is not the expert's, or it is to have more than one worker.
         """
         if len(workers) > 1:
             raise BackendError(

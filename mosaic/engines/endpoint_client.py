@@ -100,7 +100,7 @@ class Tries:
     """When the first one failed that was to be tried again."""
     num_retries: int = 0
     num_failures: int = 0
-    """Tries that failed, without those after which the server asked for time."""
+    """Tries that failed, without those after which the server wanted a pause."""
 
 
 @dataclass(eq=False)

@@ -37,12 +37,12 @@ def prepare(settings: object) -> None:
 
 
 def open_engine(spec: EngineSpec) -> "EndpointEngine":
-    """Check that a server is there and knows the model that it will be asked for.
+    """Check that a server is there and serves the model of its calls.
 
     Raises
     ------
     OutageError
-        If there is no answer, or the server asks for time.
+        If there is no answer, or the server wants a pause.
     FatalEngineError
         If key, URL or model are wrong. A server that does not list its models passes.
     """
@@ -168,7 +168,7 @@ class EndpointEngine:
         return {}
 
     def check_server(self) -> None:
-        """Ask for the list of models; see `open_engine`."""
+        """Request the list of models; see `open_engine`."""
         try:
             listed = self._loop.run_until_complete(self._client.list_models())
         except RequestError as error:

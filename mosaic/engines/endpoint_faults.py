@@ -44,7 +44,7 @@ class Fault(StrEnum):
     PROMPT = "prompt"
     """This call alone: the server does not serve its prompt."""
     FORMAT = "format"
-    """Every call that is asked for in this form, unless others were served."""
+    """Every call that is sent in this form, unless others were served."""
     UNKNOWN = "unknown"
 
 
@@ -58,11 +58,11 @@ class RequestError(Exception):
         self.fault = fault
         self.status = status
         self.retry_after_s = retry_after_s
-        """The wait that the server asked for."""
+        """The pause that the server wanted."""
 
 
 def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
-    """Say whom a server's refusal concerns, from its words and the fields that it was asked with.
+    """Say whom a server's refusal concerns, from its words and the fields of the request.
 
     Examples
     --------

@@ -52,7 +52,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     """Read a reply.
 
     A response is valid if it is a text (an answer, or thinking) that ended by itself or at its limit, and its counts
-    can be true: whole numbers, no more written than was asked for, no more read than the prompt can be, and both
+    can be true: whole numbers, no more written than the limit, no more read than the prompt can be, and both
     together no more than the expert's context. The call of any other has failed.
 
     Raises
@@ -137,12 +137,12 @@ def _check_whole(reason: object) -> None:
 
 
 def _check_model(given: object, wanted: str) -> None:
-    """Check that the model answers that was asked for: servers may add a version to its name, or folders before it."""
+    """Check that the right model answers: servers may add a version to its name, or folders before it."""
     if not isinstance(given, str) or not given:
         return  # some leave it out
     short, own = given.lower().rpartition("/")[2], wanted.lower().rpartition("/")[2]
     if short != own and not short.startswith((f"{own}-", f"{own}@", f"{own}:")):
-        what = f"the reply is of model {given!r}, and {wanted!r} was asked for; if it is the expert, set model to it"
+        what = f"the reply is of model {given!r}, the request named {wanted!r}; if it is the expert, set model to it"
         raise RequestError(what, Fault.INVALID)
 
 

@@ -1,4 +1,4 @@
-"""What a worker process asks of an engine, and the plain values that go in and out."""
+"""The interface of an engine in a worker process, and the plain values that go in and out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from mosaic.core.workload import CallKey, ExpertName
 
 Prompt: TypeAlias = str | Chat | tuple[int, ...]
 """What an expert reads: a text or messages, which its checkpoint's chat template wraps, or token ids as they are."""
-MORE_ROOM = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
+MORE_ROOM = "shorten the prompt, or raise context_tokens up to the checkpoint's limit"
 """What to do about a prompt that is too long for its expert."""
 
 

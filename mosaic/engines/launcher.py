@@ -42,7 +42,7 @@ class Launcher(Protocol):
         """
 
     def open(self, process: int, workers: tuple[int, ...]) -> bool:
-        """Start a process; False: not now, ask again.
+        """Start a process; False: not now, try again.
 
         Raises
         ------

@@ -26,7 +26,7 @@ ANSWER_S = 1.0
 PLACE_S = 10.0
 """Resources that are free are given in less time."""
 START_S = 300.0
-"""An agent is up, has looked at its checkpoints and imported the engine in this time."""
+"""An agent is up, has checked its checkpoints and imported the engine in this time."""
 CLOSE_S = 15.0
 ORDERS = "orders"
 """What an agent takes beside all else."""
@@ -170,7 +170,7 @@ class RayCluster:
         return f"machine {node.name} is gone"
 
     def disconnect(self, unfinished: Collection[Future[Any]]) -> None:
-        """Leave the cluster, once what threads still do there has ended: Ray crashes where one asks it afterwards."""
+        """Leave the cluster, once all threads that use it have ended: Ray crashes where one calls it afterwards."""
         self._is_left = True
         wait(unfinished, CLOSE_S)
         if self._setup is not None:
@@ -197,7 +197,7 @@ class RayAgent:
             self.actor.send.options(concurrency_group=ORDERS).remote(orders)
 
     def end(self) -> None:
-        """Ask the agent to end its processes, then end it."""
+        """Let the agent end its processes, then end it."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
@@ -280,8 +280,8 @@ def connect(address: str) -> None:
     BackendError
         Saying what is missing.
     """
-    # A thread that still asks after the job has left the cluster must not connect again by itself: Ray would start a
-    # cluster of its own here, and a connection that is made at the same time breaks.
+    # A thread that still calls Ray after the job has left the cluster must not connect again by itself: Ray would
+    # start a cluster of its own here, and a connection that is made at the same time breaks.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray

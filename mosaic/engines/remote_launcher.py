@@ -336,7 +336,7 @@ def groups_of(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int]) -> tuple[int, ...]:
     """Choose the workers that a node serves: what spans workers of a group stays on a node.
 
-    It takes the groups of which none is held, as far as it has room, the largest that fit first. Where none fits it
+    It takes groups of which none is held, while it has room, the largest that fit first. Where none fits it
     takes a part of the smallest, and the rest of that group has no node.
 
     Examples

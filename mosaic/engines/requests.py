@@ -180,7 +180,7 @@ class RunContent:
         return response_seed(self.root_seed if sampling.seed is None else sampling.seed, key)
 
     def _sampling(self, key: CallKey) -> Sampling:
-        """Find what a call's request asks of sampling; a replay samples as the experts do."""
+        """Find the sampling options of a call's request; a replay samples as the experts do."""
         question = self.questions.get(key.question)
         return _AS_THE_EXPERT if question is None or question.sampling is None else question.sampling
 

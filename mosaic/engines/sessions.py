@@ -408,7 +408,7 @@ class Sessions:
     def _wait_for_server(self, state: SessionState, failure: Failure, held: Sequence[CallState]) -> None:
         """Try a server that serves nothing again later, or give it up; others of its expert serve meanwhile.
 
-        Pauses grow from try to try. A server that never served a call is not waited for, unless it asked for time,
+        Pauses grow from try to try. A server that never served a call is not waited for, unless it wanted a pause,
         nor one whose refusal no waiting heals. The only call that it had, each time, is why it failed; after some
         such calls in a row it is not the calls.
         """

@@ -30,7 +30,7 @@ class BackendMaker(Protocol):
     """Makes the backend of a run, or of a measurement."""
 
     def __call__(self, journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
-        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again."""
+        """Make it; what is measured may find nothing in a cache, since it sends the same prompts again and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class EngineSite:
     description: str
     """See ``Site``."""
     num_calibration_questions: int = 0
-    """How many show what a gate leaves; on servers nothing asks for them."""
+    """How many show what a gate leaves; servers need none."""
     replayed: Replayed | None = None
     """None: live, the models decide."""
     expert_by_server: Mapping[int, ExpertName] | None = None
@@ -151,13 +151,13 @@ class EngineSite:
         return backend.log
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the first calibration questions that ask no other experts; of a replay, the batch."""
+        """Give the first calibration questions of these experts alone; of a replay, the batch."""
         if self.replayed is not None:
             return self.batch
         return first_questions(self.others(), self.num_calibration_questions, experts)
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
-        """Draw what is replayed; live, the models have to be asked."""
+        """Draw what is replayed; None: live, only models can answer."""
         return None if self.replayed is None else self.replayed.draw(calls, earlier)
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
@@ -192,7 +192,7 @@ class EngineSite:
 
 
 def first_questions(workload: Workload, num_questions: int, experts: Sequence[ExpertName]) -> Workload:
-    """Cut a workload down to its first questions, without those that ask other experts.
+    """Cut a workload down to its first questions, without those of other experts.
 
     Raises
     ------

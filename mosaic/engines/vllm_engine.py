@@ -80,7 +80,7 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
 
 
 def _keep_kv(spec: EngineSpec) -> None:
-    """Let the engine keep its KV cache as its expert asks for."""
+    """Let the engine keep its KV cache as its expert is configured."""
     kv, unstable = spec.settings.kv, spec.settings.unstable
     if kv is None:
         uninstall()

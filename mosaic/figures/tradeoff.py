@@ -54,7 +54,7 @@ def tradeoff_rows(rows: Sequence[Row]) -> list[Row]:
 
 @styled()
 def draw_tradeoff(rows: Sequence[Row]) -> bytes:
-    """Draw policies, each with its time and its accuracy, as a PNG; colour tells the scheduler, shape the rest.
+    """Draw policies, each with its time and its accuracy, as a PNG; colour shows the scheduler, shape the rest.
 
     Markers on one spot are drawn as rings around each other.
     """

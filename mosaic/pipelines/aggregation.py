@@ -85,7 +85,7 @@ class Layout:
 
     @property
     def begin_tokens(self) -> int:
-        """Tokens as far as the responses tell the prompt."""
+        """Tokens of the part of the prompt that is known from the responses."""
         scaffold = count_text_tokens(_begin("", [""] * len(self.responses)))
         return scaffold + self.question.context_tokens + self.question.prompt_tokens + sum(self.given_tokens)
 

@@ -16,7 +16,7 @@ _Seen: TypeAlias = tuple[tuple[ExpertName, ...] | int, int]
 MAX_SUBSETS = 50
 """Of the votes of a question, of each size: more would say little more."""
 PRIOR_QUESTIONS = 10.0
-"""Assumed: what is seen of all experts counts as much as so many votes of those asked about."""
+"""Assumed: what is seen of all experts counts as much as so many votes of the experts in question."""
 
 
 class Agreement:
@@ -33,11 +33,11 @@ class Agreement:
     def __init__(self, graph: CallGraph, questions: Mapping[str, Question], records: Iterable[CallRecord]) -> None:
         self._num_seen: Counter[_Seen] = Counter()
         self._num_settled: Counter[_Seen] = Counter()
-        asked: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+        by_question: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
         for record in records:
             if record.key.node in graph.first_nodes:
-                asked[record.key.question][record.key] = record
-        for name, done in asked.items():
+                by_question[record.key.question][record.key] = record
+        for name, done in by_question.items():
             self._count(graph, questions[name], done)
 
     @property

@@ -247,7 +247,7 @@ def budgeted(
     promised
         What they may cost.
     kinds
-        Which of them are asked for.
+        Which of them are wanted.
     experts, workload
         Of the run.
     num_running
@@ -273,8 +273,8 @@ def budgeted(
     calibration = choose_budgets(fit_table, certify_table, path, promised)
     calibration = calibration._replace(is_any_safe=is_any_safe(fit_table, families, accepted_loss_frac))
     setting = calibration.setting or BudgetSetting(None)
-    asked = [expert for expert in experts if expert.name in workload.num_calls_by_expert]
-    budgets = budgets_at(setting, asked, graph.upper_nodes[0].experts)
+    called = [expert for expert in experts if expert.name in workload.num_calls_by_expert]
+    budgets = budgets_at(setting, called, graph.upper_nodes[0].experts)
     return replace(graph, rule=graph.rule.at(setting.threshold), budgets=budgets), calibration
 
 

@@ -22,12 +22,12 @@ from mosaic.pipelines.rules.rule import Never, Rule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillOrder:
-    """In which order a node reads its inputs, where prompts are prefilled while later inputs still run.
+    """The order in which a node reads its inputs, where prompts are prefilled while later inputs still run.
 
-    A prompt's beginning may be computed early only where it does not depend on what is yet to come. So the order is
-    fixed before any of the inputs ran, the shortest by prediction first, and each has a place of its own
-    (``mosaic.pipelines.aggregation``). It follows from predictions alone and not from who is done first: what is asked,
-    and so what is answered, is the same whatever the plan.
+    A prompt's beginning may be prefilled early only if it does not depend on inputs that are yet to come. So the order
+    is fixed before any input runs: the shortest by prediction first, each in its own position
+    (``mosaic.pipelines.aggregation``). It depends on predictions alone and not on which call ends first, so prompts
+    and answers are the same for every plan.
     """
 
     mean_output_tokens: Mapping[NodeName, Mapping[ExpertName, float]] = field(default_factory=dict)
@@ -104,22 +104,22 @@ class CallGraph:
         return replace(self, rule=Never(), budgets=Budgets())
 
     def with_exit(self, rule: Rule) -> "CallGraph":
-        """Return the graph with an early exit in the place of a gate that asks nothing.
+        """Return the graph with an early exit in the place of a gate that decides nothing.
 
         Raises
         ------
         ValueError
-            If a gate decides too who is asked.
+            If a gate decides too which calls run.
         """
-        asks = any(node.when is When.UNSETTLED for node in self.nodes) and not self.rule.asks_everybody
-        rule_of_gate = "never: an early exit decides who is asked"
+        asks = any(node.when is When.UNSETTLED for node in self.nodes) and not self.rule.skips_nothing
+        rule_of_gate = "never: an early exit decides which calls run"
         require(not asks, f"exit={rule.name}: gate", rule_of_gate, self.rule.name)
         return replace(self, rule=rule)
 
     @property
-    def asks_everybody(self) -> bool:
+    def skips_nothing(self) -> bool:
         """Whether nothing leaves a call out, or cuts one."""
-        return self.rule.asks_everybody and not self.budgets
+        return self.rule.skips_nothing and not self.budgets
 
     def deciding(self) -> "CallGraph":
         """Return the graph without the calls that decide nothing."""
@@ -139,7 +139,7 @@ class CallGraph:
     def prompt(self, question: Question, call: Call, inputs: Inputs, *, is_whole: bool = True) -> str | Chat:
         """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit.
 
-        One that is not whole is a beginning: as far as the calls tell it that are there.
+        One that is not whole is a beginning: the part that the calls so far decide.
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))

@@ -40,7 +40,7 @@ class End(NamedTuple):
 
     answer: FinalAnswer
     ballot: Ballot
-    """What a rule saw last; where none was asked, the votes of the first layer."""
+    """What a rule saw last; without a rule, the votes of the first layer."""
     decision: Decision
     is_too_long: bool
     """A node was left out because its experts cannot read so much."""

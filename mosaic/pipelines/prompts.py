@@ -30,7 +30,7 @@ def expert_prompt(question: Question) -> str:
 
 
 def check_texts(workload: Workload) -> None:
-    """Check that every question can be asked.
+    """Check that every question can be sent.
 
     Raises
     ------

@@ -30,7 +30,7 @@ class Questions:
         self._ends: dict[str, End] = {}
         """Of questions of which `needed` found that they need nothing more; no call of them has ended since."""
         self._state: QuestionState | None = None
-        """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
+        """Of the last question in use, unless a call of it has ended since: controllers use it in turn."""
 
     def __iter__(self) -> Iterator[Question]:
         """Go over the questions that have calls, in the order of the workload."""
@@ -84,7 +84,7 @@ class Questions:
         return [self._ends.get(question.id) or self.state_of(question.id).end() for question in self]
 
     def openings(self, question: str) -> Iterator[Opening]:
-        """Give the beginnings of a question's prompts, as far as the calls tell it that have ended."""
+        """Give the beginnings of a question's prompts that ended calls decide."""
         return self.state_of(question).openings()
 
     def late_call(self, question: str) -> CallKey | None:

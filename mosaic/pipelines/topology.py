@@ -154,7 +154,7 @@ def _require_division(depth: int, width: int, num_below: int, num_agents: int) -
 
 
 def _able(experts: Sequence[Expert], workload: Workload, num_read: int, room: int) -> Sequence[Expert]:
-    """List the experts that the workload asks and that can read so many responses."""
+    """List the workload's experts that can read so many responses."""
     called, questions = workload.num_calls_by_expert, workload.questions if num_read else ()
 
     def can_read(expert: Expert) -> bool:

@@ -1,13 +1,13 @@
 """Compares the votes of a batch with those of calibration questions: a promise holds where both are drawn alike.
 
-NOTE: the idea. Of questions that are drawn alike it is chance alone which were asked for calibration and which in the
-batch. So all of them are dealt anew to the two, many times, and the share of deals whose patterns of votes differ at
-least as much as those seen is the p-value: below 1% the questions count as different.
+NOTE: the idea. If questions are drawn alike, chance alone decides which are in the calibration set and which in the
+batch. So all of them are dealt anew to the two, many times. The p-value is the share of deals whose vote patterns
+differ at least as much as the observed ones. Below 1% the questions count as different.
 
-What is compared must be known on both sides. A call that budgets cut, and one that they may call late, has no vote that
-can be relied on: it counts as missing on both. Where calls are cancelled whose votes no longer matter (a quorum, an
-exit), questions that the gate could decide without one of their votes, or that have such a call, are one class on both
-sides: who belongs to it follows from what the calls say, and not from when they ended.
+Only what is known on both sides is compared. A call that budgets cut, or might cut, has no reliable vote: it counts as
+missing on both sides. Where calls are cancelled whose votes no longer matter (a quorum, an exit), some questions form
+one class on both sides: those that the gate could decide without one of their votes, and those with such a call. Who
+belongs to that class depends on the responses, and not on when calls ended.
 
 A test of votes sees no shift that leaves them as they are: experts that agree as often and are wrong more often, or
 another aggregator. Only a simulation, or an audit, shows what is lost then.

@@ -1,9 +1,9 @@
 """One walk over a question's call graph: what each node reads, needs and decides, from what has ended of its calls.
 
-NOTE: the idea. Nodes are looked at from the first to the last. Each waits for what it reads, or is left out, or has
-calls; what it gives to its readers follows from that. Then they are looked at from the last to the first: a node is
-wanted where nobody reads it, or where somebody who is wanted still waits for it. What a question needs now, what it no
-longer needs, which prompts can be begun and what it answers in the end are read off these states.
+NOTE: the idea. A first pass goes over the nodes from the first to the last. Each waits for its inputs, is left out, or
+has calls; from that follows what it gives to its readers. A second pass goes from the last to the first. A node is
+wanted if no node reads it, or if a wanted reader still waits for it. These states say which calls a question needs now
+and which it no longer needs, which prompts can be begun, and what the final answer is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, v
 from mosaic.pipelines.rules.rule import Never, Order, Rule, Scope
 
 PLURALITY = Never()
-"""What those that are read agree on, where no rule is asked."""
+"""What those that are read agree on, where no rule decides."""
 
 
 class Opening(NamedTuple):
@@ -46,7 +46,7 @@ class NodeState:
     """For what it reads."""
     ballot: Ballot | None = None
     decision: Decision | None = None
-    """Of what it reads, where a rule was asked and has decided."""
+    """Of what it reads, where a rule has decided."""
     late: CallKey | None = None
     """The call that it does not wait for past its hedge."""
     left: CallKey | None = None
@@ -173,7 +173,7 @@ class QuestionState:
         return None if left is None else self.done[left].answer
 
     def _last_decided(self) -> NodeState | None:
-        """Find the last node that a rule was asked of."""
+        """Find the last node for which a rule was applied."""
         return next((state for state in reversed(self.nodes.values()) if state.decision is not None), None)
 
     def openings(self) -> Iterator[Opening]:
@@ -221,7 +221,7 @@ class QuestionState:
         return NodeState(gives, reads, calls, False, ballot, decision, late, is_too_long=not calls)
 
     def ask(self, rule: Rule, agents: Sequence[Agent]) -> tuple[Ballot, Decision | None]:
-        """Collect the votes of those that a node reads, as far as they count, and ask a rule; None: it waits.
+        """Collect the votes that count among those a node reads, and apply a rule; None: it waits.
 
         NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one
         wrote. A vote behind a pending one may find another group in the end, so it counts as pending too.

@@ -41,7 +41,7 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster 
 
 
 def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
-    """Check that an expert's workers can hold it, and that its engine can keep its KV cache as it asks for."""
+    """Check that an expert's workers can hold it, and that its engine can keep its KV cache as configured."""
     check_sparse_kv(expert.name, expert.kv, options)
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu

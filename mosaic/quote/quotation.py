@@ -163,7 +163,7 @@ def describe(quotation: Quotation, *, explain: bool = False) -> str:
         f" and some {quotation.num_expected_merges:,.0f} of the aggregator" if quotation.num_expected_merges else ""
     )
     lines = [
-        f"quote for {quotation.workload}: {left:,} calls{merges} are left, {quotation.num_pilot_calls:,} were asked",
+        f"quote for {quotation.workload}: {left:,} calls{merges} are left, {quotation.num_pilot_calls:,} are done",
         "",
         f"{'GPUs':<18}{'P50':>10}{'P90':>10}{'GPU-hours':>11}{'price':>10}{'round robin':>13}{'data parallel':>15}"
         "  plan",

@@ -82,7 +82,7 @@ def show_stage(
 
 
 class _Screen:
-    """Draws a bar of all calls, and one per worker as far as they fit: tasks of rich."""
+    """Draws a bar of all calls, and one per worker while there is room: tasks of rich."""
 
     def __init__(self, status: RunStatus, stream: "LastingStream", more: Callable[[], Row | None]) -> None:
         self._status = status

@@ -27,7 +27,7 @@ def answer_files(
     said = (record.response for record in calls if record.response is not None)
     if any(response.content is not None or response.error is not None for response in said):
         files["responses.jsonl"] = responses_jsonl(workload, graph, calls)
-    is_graded = graph.asks_everybody and graph.upper_nodes
+    is_graded = graph.skips_nothing and graph.upper_nodes
     if is_graded and (graded := graded_answers(ballots, calls, graph.upper_nodes[-1], graph.compare)):
         files["calibration_answers.parquet"] = encode_calibration_answers(graded, context)
     return files

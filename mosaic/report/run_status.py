@@ -15,7 +15,7 @@ from mosaic.core.workload import CallKey, ExpertName
 
 FORECAST_EVERY_S = 5.0
 """The time left is predicted this often: that takes as long as some events."""
-NEWS = (Ready, Progress, Finished, Closed)
+RESUMED = (Ready, Progress, Finished, Closed)
 """Events that an interrupted run sends only of what it does anew, once their instant is later than its resumption."""
 MIN_ENDED = 5
 """Calls that must have ended before their pace says anything of the others."""
@@ -130,7 +130,7 @@ class RunStatus:
         if isinstance(event, Started):
             self._resumes_ts, self._is_resuming = event.resumes_ts, event.resumes_ts > 0.0
             lines.append(f"{self.title}: {self.num_calls:,} calls on {view.num_workers} {self.unit}s")
-        elif self._is_resuming and isinstance(event, NEWS) and event.ts > self._resumes_ts:
+        elif self._is_resuming and isinstance(event, RESUMED) and event.ts > self._resumes_ts:
             lines += self._go_on()
         if len(view.opened) != self._num_opened and not isinstance(event, Closed | Lost):
             lines += self._start_sessions(event.ts)

@@ -82,7 +82,7 @@ def describe_run(
 
 
 def describe_point(summary: Summary, point: str) -> str:
-    """Describe a point of a sweep in a line, under the name that tells it from the other points."""
+    """Describe a point of a sweep in a line, under the name that distinguishes it from the other points."""
     made_s, idle, promise = summary["expert_makespan_s"], summary["gpu_idle_frac"], _promise(summary)
     name = "makespan" if summary["skip_frac"] is None else "experts"
     made = "not run" if made_s is None else f"{name} {_seconds(made_s)}"
@@ -205,7 +205,7 @@ def _stage_lines(summary: Summary) -> list[str]:
         f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
     )
     always_s, saved_s = summary["always_aggregate_s"], summary["aggregator_saved_s"]
-    saved = "summary=full tells it of a batch of this size" if summary["backend"] == "sim" else None
+    saved = "for a batch of this size summary=full computes it" if summary["backend"] == "sim" else None
     if always_s is not None:
         saved = f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes"
     change_pp = summary["accuracy_change_pp"]

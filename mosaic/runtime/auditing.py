@@ -1,4 +1,4 @@
-"""Asks the nodes that a gate spared, for an audit of what was skipped."""
+"""Runs the nodes that a gate skipped, for an audit of what skipping cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -12,7 +12,7 @@ from mosaic.core.view import View
 
 
 class Controller(Protocol):
-    """Answers events with commands. Controllers compose: each hears every event, in the order in which they stand."""
+    """Answers events with commands. Controllers compose: each receives every event, in their order."""
 
     @property
     def reacts(self) -> bool:

@@ -88,7 +88,7 @@ class Forecaster:
         """Predict by other profiles from now on: of lengths by node, and of speeds and loads by place."""
         self._profiles = profiles
         self._samples: list[Lengths] = []
-        """Of lengths, of the nodes and experts whose calls were looked at."""
+        """Of lengths, of the nodes and experts whose calls were priced."""
         self._sample_of: dict[tuple[NodeName, ExpertName], int] = {}
         self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
         for profile in profiles.values():

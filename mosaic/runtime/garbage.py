@@ -5,7 +5,7 @@ import gc
 from itertools import count
 
 FULL_EVERY = 64
-"""So many runs of a process, what outlived a run is looked at again: its configuration did."""
+"""After so many runs of a process the collector checks again what outlived a run: its configuration did."""
 _numbers = count()
 """Of the runs of this process."""
 
@@ -14,7 +14,7 @@ def spare_garbage_collector() -> None:
     """Keep the collector off a run, which makes tens of thousands of small immutable values and few cycles.
 
     A process of many runs looks for the last one's cycles where the next one begins: few other objects are young then.
-    What stays is seldom looked at again, and not at the end of the process, which takes what is left as a whole.
+    Objects that stay are seldom checked again, and not at the end of the process, which frees all memory at once.
     """
     number = next(_numbers)
     if number == 0:

@@ -28,7 +28,7 @@ def always_aggregate(
     On engines nothing can be tried again; without a planner the run was on servers. It takes as long as the run itself:
     for large batches the job has to want it.
     """
-    if job.graph.asks_everybody:
+    if job.graph.skips_nothing:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
         if Reaction.OVERLAP in job.reactions or planner is None:  # sessions of the first layer serve others too
@@ -69,7 +69,7 @@ def ask_unskipped(
     backend_at: Callable[[int], Backend],
     show: Show = show_nothing,
 ) -> Iterator[tuple[int, RunResult]]:
-    """Ask, layer by layer, the calls that have no record yet; gives the depth of each layer, and how its calls ended.
+    """Run, layer by layer, the calls that have no record yet; gives the depth of each layer, and how its calls ended.
 
     Parameters
     ----------

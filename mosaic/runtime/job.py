@@ -28,7 +28,7 @@ class ProfileSource(StrEnum):
     """Which calls tell what experts cost, where no profile is given."""
 
     AUTO = "auto"
-    """Where models really answer, the batch's own, as far as their answers can be kept; else those of calibration."""
+    """Where models really answer, the batch's own if their answers can be kept; else those of calibration."""
     BATCH = "batch"
     """The batch's own: a pilot, whose answers are the batch's."""
     CALIBRATION = "calibration"
@@ -59,7 +59,7 @@ class Reaction(StrEnum):
 
 
 class Summary(StrEnum):
-    """What a run tells beside what it did."""
+    """What a run reports beside its results."""
 
     AUTO = "auto"
     """What aggregating every question would have given, for at most ``LARGE_BATCH`` questions."""
@@ -73,7 +73,7 @@ then known to 0.4 points."""
 
 
 def shape_of(graph: CallGraph) -> list[object]:
-    """List all that decides what a graph asks for, what its rule was calibrated to included."""
+    """List all that decides a graph's calls, the calibration of its rule included."""
     rule = graph.rule
     values = [getattr(rule, name, None) for name in getattr(rule, "__dataclass_fields__", ())]
     compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]

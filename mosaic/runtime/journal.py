@@ -349,7 +349,7 @@ class Journal:
         self._opened_log().append(lines)
 
     def _append(self, text: bytes) -> StoredText:
-        """Add a line to the next sync; tells where it will be."""
+        """Add a line to the next sync; gives its position."""
         line = frame(text)
         stored = StoredText(self._texts, self._opened_log().size_bytes + self._num_bytes, len(line))
         self._lines.append(line)

@@ -176,7 +176,7 @@ class _Run:
             self.backend.apply(command)
 
     def _fold_in(self) -> None:
-        """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.
+        """Give the commands of the interrupted run that no controller gave anew and that still apply.
 
         By now controllers have received again all that had ended. What they did at other moments (a timer, an idle
         worker) may not come again in the same way: it is done as it was. A quote's are not: it may have been of

@@ -24,7 +24,7 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
     if job.profile_source is ProfileSource.CALIBRATION:
         return "profile.source=calibration"
     if job.profile_source is ProfileSource.AUTO and job.site.kind != "measured":
-        return f"what is {job.site.kind} is not asked of a model that answers"
+        return f"{job.site.kind} calls are not sent to a model"
     reason = why_not_kept(job)
     if reason is not None:
         return reason
@@ -42,9 +42,9 @@ def why_not_kept(job: Job) -> str | None:
     if job.plans:
         return "a saved plan places every call of the batch"
     if Reaction.QUORUM in job.reactions:
-        return "a quorum cancels calls that a pilot would have asked"
+        return "a quorum cancels calls that a pilot would have sent"
     if job.graph.rule.is_exit:
-        return "an early exit cancels calls that a pilot would have asked"
+        return "an early exit cancels calls that a pilot would have sent"
     if job.reactions & {Reaction.OVERLAP, Reaction.MOVES}:
         return "calls of all layers go where there is room from the start"
     if job.graph.budgets:
@@ -91,9 +91,9 @@ def choose(
     wanted
         How many of each expert, at least.
     num_whole
-        Questions that are asked whole.
+        Questions of which all calls are sent.
     taken
-        Calls that were asked before.
+        Calls that were sent before.
     seed
         Of the order.
     """
@@ -143,13 +143,13 @@ def price_by_pilot(
             return pilot, profile_of(job, experts, pilot, source)
         except DisturbedSweepError as error:
             is_over = num_tries >= MAX_TRIES or len(pilot.records) + len(calls) >= len(first_calls)
-            log(f"{error}; {'it is given up' if is_over else 'more calls of the batch are asked'}")
+            log(f"{error}; {'it is given up' if is_over else 'more calls of the batch are sent'}")
             if is_over:
                 return pilot, None
 
 
 def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -> Profile:
-    """Price the experts of the first layer by what a pilot, or a stage of other calls, asked of them.
+    """Price the experts of the first layer by the calls of a pilot, or of another stage.
 
     Raises
     ------

@@ -94,7 +94,7 @@ def _price_first_layer(job: Job, log: Log) -> Stages[tuple[Pilot, Profile]]:
     profile = job.profile
     if job.quoted is not None and why_not_kept(job) is None:
         quoted = pilot = yield from job.quoted(job)
-        log(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
+        log(f"quote: {len(pilot.records):,} calls of the batch have been answered, and are not sent again")
         if profile is None:
             try:
                 profile = profile_of(job, _pool(job), pilot, source)
@@ -127,8 +127,8 @@ def _sweep(job: Job, log: Log) -> Stages[Profile]:
     if reason is not None and job.profile_source is ProfileSource.AUTO:
         log(f"none of the batch's own calls are measured: {reason}")
     source = f"{job.site.kind} sweep of {job.workload.name} {job.site.description}"
-    asked = [call.expert for call in first], [call.prompt_tokens for call in first]
-    decided_by = "first layer", job.sweep, source, job.graph.budgets, *asked
+    called = [call.expert for call in first], [call.prompt_tokens for call in first]
+    decided_by = "first layer", job.sweep, source, job.graph.budgets, *called
     profile = job.kept(decided_by, Profile)
     if profile is None:
         sweeps = job.sweep.by_expert(first, job.max_swept_frac)
@@ -146,12 +146,12 @@ def _sweep(job: Job, log: Log) -> Stages[Profile]:
 
 def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stage:
     """Let experts that are measured together go through questions of calibration in turn."""
-    asked = job.site.swept_questions()
-    prompt_tokens = [tokens for _, tokens in asked]
+    swept = job.site.swept_questions()
+    prompt_tokens = [tokens for _, tokens in swept]
     names = [expert.name for expert in row.experts]
     shards = {name: list(sweep_calls(sweeps[name], name, prompt_tokens)) for name in names}
     mine = [[call for shard in own for call in shard] for own in shards.values()]
-    in_turn = (pair for own in mine for pair in zip(own, cycle(asked), strict=False))
+    in_turn = (pair for own in mine for pair in zip(own, cycle(swept), strict=False))
     questions = {call.key.question: question for call, (question, _) in in_turn}
     calls = tuple(call for own in mine for call in own)
     prompts = prompts_of(job.graph, questions)
@@ -221,7 +221,7 @@ def price_upper_nodes(
         if not pilot.num_sessions:
             found = job.kept(decided_by, Profile)
         elif rehearsal.calls:
-            found = "one below it was not asked"
+            found = "one below it was not called"
         else:
             pilot, found = yield from price_by_pilot_questions(job, node, planner, pilot, source)
         if isinstance(found, str):
@@ -237,7 +237,7 @@ def price_upper_nodes(
 
 
 def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:
-    """Give by upper node the first of its layer that is measured for it: who is asked the same way costs as much.
+    """Give by upper node the first of its layer that is measured for it: nodes with the same calls cost as much.
 
     These are nodes of the same experts, that read as many responses and run under the same condition.
     """

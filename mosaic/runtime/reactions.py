@@ -18,7 +18,7 @@ from mosaic.runtime.revising import Revising
 from mosaic.runtime.stopping import stopping_controllers
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
-"""Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
+"""Moves and new plans are considered so many times in a predicted expert stage, and no more often than this."""
 UNSURE_BATCHES = 1.0
 """Real engines say once a second how far their calls are."""
 MOVING = {Reaction.MOVES, Reaction.REPLAN}
@@ -33,7 +33,7 @@ def make_controllers(
     on_replan: Callable[[Plan, Mapping[int, str]], None],
     others: Sequence[Controller] = (),
 ) -> list[Controller]:
-    """Make the controllers of a run; ``others`` hear events behind the pipeline, and before calls are moved."""
+    """Make the controllers of a run; ``others`` receive events after the pipeline, and before calls are moved."""
     wanted, planner = job.reactions, begun.planner
     is_real = job.site.kind != "simulated"
     keeps = bool(wanted & {Reaction.OVERLAP, *MOVING})

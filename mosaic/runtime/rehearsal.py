@@ -55,15 +55,15 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
     graph, site = job.graph.deciding(), job.site
     whole = pilot.whole_questions(job) if pilot.records else ()
     if whole:
-        asked = of_questions(job.workload, whole)
+        rehearsed = of_questions(job.workload, whole)
     else:
-        asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
+        rehearsed = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
         most = measured_calls(len(job.workload.questions), job.max_swept_frac) or LARGE_BATCH
-        number = len(asked.questions)
+        number = len(rehearsed.questions)
         if most < number:  # from all over: a file may be in order of subjects
-            asked = of_questions(asked, [asked.questions[number * turn // most] for turn in range(most)])
-    known = {question.id: question for question in asked.questions}
-    questions = Questions(asked, graph)
+            rehearsed = of_questions(rehearsed, [rehearsed.questions[number * turn // most] for turn in range(most)])
+    known = {question.id: question for question in rehearsed.questions}
+    questions = Questions(rehearsed, graph)
     calls: Sequence[Call] = questions.first_calls
     records: dict[CallKey, CallRecord] = {}
     typical: dict[NodeName, tuple[Call, ...]] = {}

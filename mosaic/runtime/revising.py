@@ -28,12 +28,12 @@ GAIN_FRAC = 0.05
 MAX_LEFT_OUT = 3
 """Workers that a new plan may leave to what has begun there."""
 NEWS_LOG = 0.15
-"""A length scale that has changed by less, since it was last looked at, is no news."""
+"""A length scale that has changed by less, since it was last used, changes no plan."""
 
 
 @dataclass(eq=False)
 class Revising:
-    """Compares observed lengths, those of running calls as far as they are, with what the plan was made for.
+    """Compares observed lengths, those of running calls so far included, with what the plan was made for.
 
     Where a scale of lengths makes a worker end at another time than the plan's lengths do, by a stated share, the calls
     that no engine has begun are planned anew with the lengths as seen. The new plan is taken where it is predicted to
@@ -58,7 +58,7 @@ class Revising:
     _next_ts: float = field(default=0.0, init=False)
     _ended: dict[tuple[NodeName, ExpertName], list[int]] = field(default_factory=lambda: defaultdict(list), init=False)
     _planned: dict[tuple[NodeName, ExpertName], float] = field(default_factory=dict, init=False)
-    """The scale that the plan now running was made with, or that was looked at last; 1 where there is none."""
+    """The scale that the plan now running was made with, or the last one considered; 1 where there is none."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Note lengths; look at the plan when time has passed, as it is then known how far running calls are."""
@@ -168,7 +168,7 @@ class Revising:
         return waiting[round(self.unsure_batches * num_begun) if one.is_up else 0 :]
 
     def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: RunForecast) -> float:
-        """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions come behind it."""
+        """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions follow it."""
         homes = {placement_of(one.session): one for one in now.sessions if one.is_up}
         coming = {(session.expert, session.workers): session for session in plan.sessions}
         free_s: dict[int, float] = defaultdict(float)

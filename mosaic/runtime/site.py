@@ -1,4 +1,4 @@
-"""A place where plans run, as far as a run has to know it."""
+"""The interface between a run and the place where its plans are executed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -71,7 +71,7 @@ class Site(Protocol):
         Parameters
         ----------
         questions, prompts
-            What is asked.
+            The questions, and the prompts of their calls.
         name
             Unique in the run.
         prefixes
@@ -91,11 +91,11 @@ class Site(Protocol):
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the questions that show what a gate leaves: others than the batch's, or the batch with other draws.
 
-        They ask only the experts that are named: those that have been measured.
+        They need only the experts that are named: those that have been measured.
         """
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
-        """Record what calls say to calibration questions, without their times; None: models have to be asked."""
+        """Record what calls say to calibration questions, without their times; None: only models can answer."""
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
         """List the questions that sweeps go through in turn, with the tokens of their prompts."""

@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherCalls:
-    """What calls ask that are not the batch's."""
+    """Questions of calls that are not the batch's."""
 
     name: str
     """Of the stage, unique in the run."""
@@ -171,7 +171,7 @@ class FirstStretch(Generic[_T]):
         return self._returned[0]
 
     def measure(self) -> bool:
-        """Run the stages of other calls that come next; tells whether any stage is of the batch's."""
+        """Run the stages of other calls that come next; returns whether any stage is of the batch's."""
         if not self._own and self._next is None and not self._returned:
             self._go_on(None)
         while self._next is not None and self._next.other is not None:
@@ -247,7 +247,7 @@ class FirstStretch(Generic[_T]):
         return plan_commands(plan, stage.calls, first_session)
 
     def _begin_next(self, view: View) -> bool:
-        """Find the stage behind those that were begun; tells whether there is one."""
+        """Find the stage after those that were begun; returns whether there is one."""
         if self._next is None and not self._returned:
             is_resumed = self._is_resumed(self._own[-1])
             self._go_on(replace(pilot_of(view), stage=self._last, is_resumed=is_resumed))
@@ -307,7 +307,7 @@ class FirstStretch(Generic[_T]):
 class Late:
     """A controller that follows a run from the end of its pilot on: it receives what the pilot answered.
 
-    Calls that failed there are sent again, and so it does not hear of them twice.
+    Calls that failed there are sent again, and so it does not receive them twice.
     """
 
     def __init__(self, controller: Controller, pilot: Pilot) -> None:
@@ -413,7 +413,7 @@ def pilot_of(view: View) -> Pilot:
 
 
 def backend_of(job: Job, earlier: Inputs | None = None) -> Backend:
-    """Give the backend of a run, which asks the batch's questions, or those that calls of these records leave."""
+    """Give the backend of a run, which answers the batch's questions, or those that calls of these records leave."""
     known = {question.id: question for question in job.workload.questions}
     prefixes = None if job.graph.prefill_order is None else prompts_of(job.graph, known, is_whole=False)
     return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes, earlier=earlier)

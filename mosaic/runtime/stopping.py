@@ -83,7 +83,7 @@ class Hedge(Stopping):
 
 
 class Quorum(Stopping):
-    """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them."""
+    """Cancels a question's calls, waiting or running, as soon as its rule has decided without them."""
 
     def _find(self, ended: CallRecord, view: View) -> Iterable[Cancel]:
         if ended.key in self._given or not self._questions.may_change(ended):

@@ -13,7 +13,7 @@ from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, Nod
 from mosaic.runtime.unpriced import PlacesOf, in_thirds
 
 Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
-"""Tells whether workers can hold an expert."""
+"""Checks whether workers can hold an expert."""
 
 MIN_CALLS = 8
 """The least that is measured: sessions of 1, 2 and 5 calls, the two points that a line needs and one to spare."""
@@ -168,6 +168,6 @@ def _ranked(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
     """Number the calls of each question: an expert may have several slots of a node."""
     seen: Counter[tuple[str, NodeName]] = Counter()
     for call in calls:
-        asked = call.key.question, call.key.node
-        yield seen[asked], call
-        seen[asked] += 1
+        index = call.key.question, call.key.node
+        yield seen[index], call
+        seen[index] += 1

@@ -1,4 +1,4 @@
-"""Sessions by no price: for what is asked before there is one, and for measuring it."""
+"""Sessions that are planned without prices: for calls before there are prices, and for measuring them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -269,7 +269,7 @@ class SimBackend:
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
-        self._gpus.ask(live)
+        self._gpus.request(live)
         yield env.all_of([*live.requests, *(self._sessions[needed].over for needed in session.after)])
         if live.calls or not live.is_closing:
             yield from self._load_and_serve(live)

@@ -19,9 +19,9 @@ from sim.cluster.expert_on_gpu import ExpertOnGpu, ExpertsOnGpus
 from sim.hardware.iteration_time import IterationTime
 
 _BETWEEN_POINTS_FRAC = 0.98
-"""Room for what lies between the batches that are looked at: prompts are seldom cut exactly as there."""
+"""Room for what lies between the batches that are priced: prompts are seldom cut exactly as there."""
 _TOKENS_PER_SEQ = (1, 64, 512, 2048, 8192, 32768)
-"""Lengths at which decode steps are looked at."""
+"""Lengths at which decode steps are priced."""
 
 Job: TypeAlias = tuple[Call, int]
 """A call, and the tokens that it really writes."""

@@ -26,7 +26,7 @@ class Keep(StrEnum):
 
     NOTHING = "nothing"
     WEIGHTS = "weights"
-    """In host memory, for whoever loads the expert next, as far as they fit."""
+    """In host memory, for the next load of the expert, where there is room."""
     ENGINES = "engines"
     """The engine sleeps instead of ending, and weights that were loaded stay in host memory."""
 

@@ -76,8 +76,8 @@ class Gpus:
         """All memory that was held, by the time it was first."""
         return [*self._holdings, *(self._host.holdings if self._host else ())]
 
-    def ask(self, live: SimSession) -> None:
-        """Ask for room for a session that is opened."""
+    def request(self, live: SimSession) -> None:
+        """Request room for a session that is opened."""
         workers = live.session.workers
         live.requests = [self._rooms[worker].request() for worker in workers for _ in range(live.model.num_slots)]
         live.turns = [self._turns[worker].request() for worker in workers] if self._turns else []

@@ -27,7 +27,7 @@ class PrefixKvCache(KvCache):
         super().__init__(kv_tokens=kv_tokens, block_size=block_size, watermark_frac=watermark_frac)
         self._blank = self.num_blocks
         self._num_seen = self.num_blocks
-        """Free blocks, as far as it is known which ones they are."""
+        """Free blocks whose contents are known."""
         self._owed = 0
         """Blocks that were taken from the runs but are still in them."""
         self._runs: OrderedDict[Owner, int] = OrderedDict()

@@ -9,7 +9,7 @@ from sim.hardware.iteration_time import Chunks, IterationTime
 
 
 class SparseBatch(NamedTuple):
-    """Sequences of a decode step, as far as its time depends on them; tokens include the one being computed."""
+    """Sequences of a decode step: what its time depends on; tokens include the one being computed."""
 
     num_seqs: int
     num_long: int

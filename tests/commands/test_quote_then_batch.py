@@ -58,7 +58,7 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
     assert after, "the whole batch is counted, and the merges that were asked"
     assert "loading" not in before_plan, "what the quote did is not shown as if it happened now"
     assert f"calls: {len(before)} calls had ended" in after
-    assert f"quote: {len(before):,} calls of the batch were asked before, and are not asked again" in done.err
+    assert f"quote: {len(before):,} calls of the batch have been answered, and are not sent again" in done.err
     assert "pilot: " not in done.err, "the quote's sessions price the batch"
     assert "profiling" not in done.err
     assert "calibrating" not in done.err
@@ -94,7 +94,7 @@ def test_a_quote_may_come_from_another_machine(
     before = times_finished(path)
     done = run_mosaic("batch", path, *models, "--workers", run_on)
     assert done.status == 0, done.err
-    for message in (f"quote: {len(before):,} calls of the batch were asked before", *said):
+    for message in (f"quote: {len(before):,} calls of the batch have been answered", *said):
         assert message in done.err
     assert set(times_finished(path).values()) == {1}
     assert bodies_of(path) == bodies_of(alone)

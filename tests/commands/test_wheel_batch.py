@@ -95,7 +95,7 @@ def test_a_wheel_quotes_answers_and_audits(environment: Path, tmp_path: Path, be
             print(f"\n$ {command}\n{done.stdout}", end="")
         assert masked(done.stdout.splitlines()) == masked(lines)
         said[command.split()[1]] = done.stderr
-    assert "calls of the batch were asked before, and are not asked again" in said["batch"]
+    assert "calls of the batch have been answered, and are not sent again" in said["batch"]
     completions = read_completions(tmp_path / "questions.out.jsonl")
     assert list(completions) == list(texts)
     written = Counter[str]()

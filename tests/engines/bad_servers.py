@@ -184,7 +184,12 @@ KINDS = [
     refusal(400, "The model m does not exist", name="400, model unknown", later=ALONE),
     refusal(422, "Extra inputs are not permitted: top_k", later=ALONE),
     # Replies that are none, or cannot be true.
-    Kind("another model", changed({"model": "gpt-x"}), "the reply is of model 'gpt-x', and 'm' was asked", later=FEW),
+    Kind(
+        "another model",
+        changed({"model": "gpt-x"}),
+        "the reply is of model 'gpt-x', the request named 'm'",
+        later=FEW,
+    ),
     Kind("a negative count", changed(completion_tokens=-1), "completion_tokens must be a whole number", later=FEW),
     Kind(
         "a text of many more bytes",

@@ -669,5 +669,5 @@ def test_servers_of_one_expert_are_asked_alike():
     with pytest.raises(BackendError, match=r"expert must be one that a server has, \['B'\], got 'A'"):
         EndpointEngines(endpoints=(b,)).served(expert)
     for change in ({"model": "other"}, {"api": "completions"}, {"is_vllm": False}, {"opens_thinking": True}):
-        with pytest.raises(ValueError, match="endpoints of 'A' must be asked alike"):
+        with pytest.raises(ValueError, match="endpoints of 'A' must be called in one form"):
             EndpointEngines(endpoints=(a, replace(a, **change))).served(expert)

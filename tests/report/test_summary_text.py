@@ -162,7 +162,7 @@ def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
     for word in ("saved", "accuracy", "None"):
         assert word not in text
     assert "accuracy  62.50% (its level is fitted)\n" in describe_stages(always_aggregate_accuracy_frac=None)
-    assert "saved     summary=full tells it of a batch of this size\n" in describe_stages(always_aggregate_s=None)
+    assert "saved     for a batch of this size summary=full computes it\n" in describe_stages(always_aggregate_s=None)
     assert "saved" not in describe_stages(always_aggregate_s=None, backend="vllm"), "engines replay fitted answers once"
     measured = describe_stages(skip_frac_source="measured")
     assert "accuracy  62.50%, +2.50 pp against aggregating everything\n" in measured

@@ -106,7 +106,7 @@ def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_logg
         ({"max_batch_frac": None, "sweep": Sweep(shard_sizes=(40, 80))}, "takes 120 calls, and the batch has 60"),
         ({"max_batch_frac": 1.0}, "a pilot would take all"),
         ({"profile_source": ProfileSource.CALIBRATION}, "profile.source=calibration"),
-        ({"profile_source": ProfileSource.AUTO}, "what is simulated is not asked"),
+        ({"profile_source": ProfileSource.AUTO}, "simulated calls are not sent"),
     ],
 )
 def test_why_the_batchs_own_calls_are_not_measured(changes, reason: str) -> None:

@@ -1,16 +1,16 @@
 """Rules: they say when the answers of a question so far are enough. Gates and early exits are rules.
 
-NOTE: the idea. Agents that a node reads end one after the other. A rule looks at their votes: it may accept what they
-agree on, so that nobody reads them, or say that those so far are enough to read. Rules differ in what they call
-confidence and in where they draw the line. Where a rule is asked, and what follows, is its scope:
+NOTE: the idea. The agents that a node reads end one after the other. A rule looks at their votes. It may accept what
+they agree on, so that the node need not read them, or decide that the votes so far are enough to read. Rules differ in
+their measure of confidence and in its threshold. The scope of a rule says where it decides, and what follows:
 
-A gate is asked where a node is to run only if the gate does not accept what it reads. A node that is left out gives
-nothing to its own readers. Calls that are no longer needed run to their end unless a quorum cancels them.
+A gate decides where a node is to run only if the gate does not accept its inputs. A node that is left out gives nothing
+to its own readers. Calls that are no longer needed run to their end unless a quorum cancels them.
 
-An early exit is asked at every node that reads others, or once for the whole question. The response that is accepted
-stands for a node that is left out, and calls that are no longer needed are cancelled. In the order of their slots an
-agent counts once those before it have ended: what becomes of a question then follows from what its calls say and not
-from the schedule. In the order in which they finish more calls are saved.
+An early exit decides at every node that reads others, or once for the whole question. The accepted response takes the
+place of a node that is left out, and unneeded calls are cancelled. In the order of their slots, an agent counts once
+those before it have ended. The outcome of a question then depends on its responses and not on the schedule. In the
+order in which they finish, more calls are saved.
 
 References
 ----------
@@ -35,7 +35,7 @@ MAX_TRIED = 1000
 
 
 class Scope(StrEnum):
-    """Where a rule is asked."""
+    """Where a rule decides."""
 
     GATE = "gate"
     """At the nodes that are to run only where it does not accept what they read."""
@@ -77,7 +77,7 @@ class Rule:
     order: Order = Order.SLOT
     """Of an early exit."""
 
-    asks_everybody: ClassVar[bool] = False
+    skips_nothing: ClassVar[bool] = False
     """It accepts nothing, whatever it is calibrated to."""
     reads_confidence: ClassVar[bool] = False
     """It needs to know how probable the tokens of each response were."""
@@ -205,7 +205,7 @@ class Never(Rule):
     """Accepts nothing; still reports what the slots agreed on."""
 
     name: str = "never"
-    asks_everybody: ClassVar[bool] = True
+    skips_nothing: ClassVar[bool] = True
 
     @property
     def decides_early(self) -> bool:

@@ -309,7 +309,7 @@ def _bound(modes: _Modes, worth_of_share: Floats, worth_of_replica: Floats, best
 class _Master:
     """The linear program over the patterns so far, in HiGHS.
 
-    Rows: a mode's shares serve its expert's calls as far as the mode is chosen; it has its number of replicas as far;
+    Rows: a mode's shares serve its expert's calls in proportion to its weight, and so do its replicas;
     an expert's modes are chosen to one in all. Minimised is the number of patterns.
     """
 

@@ -319,7 +319,7 @@ def find_symmetry(instance: Instance) -> Symmetry | None:
 
     NOTE: aligned gangs whose sizes divide one another nest, so moving a whole block of the widest size moves every
     narrower gang with it. The expert that orders the blocks is the one that can have most replicas: it
-    tells most blocks apart.
+    distinguishes most blocks.
     """
     if not instance.num_experts or not instance.gangs_nest:
         return None
