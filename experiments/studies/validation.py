@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FOLDER = own_folder("validation") / "runs"
 """Of the session costs, the plans and the journals."""
-COMMON = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=none")
+COMMON = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=none", "costs=paper")
 ENGINES = ("backend=vllm", "backend.mode=replay")
 PLANS = {"ilp": "ILP", "round_robin": "round robin", "data_parallel": "data parallel"}
 BASELINE = "round_robin"

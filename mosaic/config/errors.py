@@ -4,12 +4,14 @@ import os
 import select
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENAMETOOLONG
 from pathlib import Path
 
+from mosaic.bundled import BUNDLE
 from mosaic.core.errors import InUseError, MosaicError
 from mosaic.core.safe_text import printable_output
 
@@ -27,6 +29,9 @@ MISTAKE_STATUS = 1
 INTERRUPTED_STATUS = 130
 CLOSED_OUTPUT_STATUS = 141
 """What a shell says of a command that SIGPIPE ended."""
+TRACEBACK = "Traceback (most recent call last; from the first line of your own code on):\n"
+OUR_FOLDERS = (Path(__file__).resolve().parents[1], *(BUNDLE / name for name in ("sim", "experiments", "tests")))
+"""The package, and what stands beside it in a checkout."""
 
 
 def log(line: str) -> None:
@@ -84,14 +89,56 @@ def _is_output_closed() -> bool:
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """Tell whether an error names a field or a file that the user can mend; anything else is our own mistake."""
+    """Tell whether the user can mend an error: it names a field or a file, or is of the user's own code.
+
+    Anything else is our own mistake.
+    """
+    return _says_what_to_mend(error) or own_code_traceback(error) is not None
+
+
+def _says_what_to_mend(error: BaseException) -> bool:
     from mosaic.config.hydra_errors import HYDRA_ERRORS  # the command line does without Hydra
 
     return isinstance(error, (MosaicError, ValueError, TypeError, OSError, *HYDRA_ERRORS))
 
 
 def explain_error(error: BaseException) -> str:
-    """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value."""
+    """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value.
+
+    Where a scheduler, a controller or a rule of the user's own is to blame, its traceback follows.
+    """
+    own = own_code_traceback(error)
+    if own is None:
+        return _explain(error)
+    return f"{_explain(error) if _says_what_to_mend(error) else 'code of your own has failed'}\n{own}"
+
+
+def own_code_traceback(error: BaseException) -> str | None:
+    """Format the traceback of an error from the first line of the user's own code on; None: that has no part in it.
+
+    Own code is in no file of mosaic's and of no installed package. What mosaic says of an error in its own words has
+    that error as its cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not frame.filename.startswith("<")]
+        first = next((number for number, frame in enumerate(frames) if _is_own_code(frame.filename)), None)
+        is_slip = isinstance(cause, SyntaxError) and cause.filename is not None and _is_own_code(cause.filename)
+        if first is not None or is_slip:
+            shown = [] if first is None else traceback.format_list(frames[first:])
+            return "".join([TRACEBACK, *shown, *traceback.format_exception_only(cause)]).rstrip()
+        cause = cause.__cause__
+    return None
+
+
+def _is_own_code(filename: str) -> bool:
+    path = Path(filename).resolve()
+    libraries = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib"))
+    is_other = any(path.is_relative_to(folder) for folder in (*OUR_FOLDERS, *libraries))
+    return path.is_file() and not is_other and "site-packages" not in path.parts
+
+
+def _explain(error: BaseException) -> str:
     from mosaic.config.hydra_errors import explain_hydra_error
 
     if isinstance(error, FileExistsError | NotADirectoryError):
@@ -101,7 +148,7 @@ def explain_error(error: BaseException) -> str:
         return f"folder must have a shorter name, got {error.filename!r}: {give}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be used ({error.strerror})"
-    if not is_bad_input(error):
+    if not _says_what_to_mend(error):
         return _explain_mistake(error)
     return explain_hydra_error(error) or str(error)
 

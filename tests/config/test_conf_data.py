@@ -45,7 +45,8 @@ def compose_group(group: str, *overrides: str) -> dict[str, Any]:
 @cache
 def composed_once(group: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(None, [f"+{group}", "+seed=0", "+question_seed=0", *overrides])
+        chooses = ["+costs=paper"] if group.startswith("pool=") else []  # for pools that bring other costs along
+        config = compose(None, [*chooses, f"+{group}", "+seed=0", "+question_seed=0", *overrides])
     return OmegaConf.to_container(config, resolve=True)[group.split("=")[0]]  # type: ignore[call-overload,index,no-any-return]
 
 
@@ -63,6 +64,15 @@ def test_every_pool_instantiates_to_experts_under_their_own_names(path: Path) ->
     pool = make_pool(path.stem)
     assert pool
     assert all(isinstance(expert, Expert) and name == expert.name for name, expert in pool.items())
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("pool/*.yaml")), ids=lambda path: path.stem)
+def test_only_the_papers_pools_are_planned_by_the_papers_costs(path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen, given = (compose("config", [f"pool={path.stem}", *more]).costs for more in ((), ("costs=piecewise",)))
+    is_paper = path.stem in ("hybrid", "instruct", "reasoning")
+    assert chosen._target_ == f"mosaic.planning.{'Paper' if is_paper else 'Affine'}Costs"
+    assert given._target_ == "mosaic.planning.PiecewiseCosts"
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("expert/*.yaml")), ids=lambda path: path.stem)
