@@ -39,6 +39,13 @@ Aggregator = Annotated[
 PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
 Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
 Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
+QuestionColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column or key of the questions. [default: question, prompt, ...]")
+]
+Answers = Annotated[
+    str | None, typer.Option(metavar="KIND", help="How answers compare: number, choice or text. Guessed by default.")
+]
+Limit = Annotated[int | None, typer.Option(help="Only so many questions, from the start of FILE.", min=1)]
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
@@ -124,6 +131,9 @@ def quote(
     per_question: PerQuestion = None,
     workers: Workers = None,
     checkpoints: Checkpoints = "checkpoints",
+    question_column: QuestionColumn = None,
+    answers: Answers = None,
+    limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
 ) -> int:
     """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
@@ -143,6 +153,9 @@ def quote(
             per_question=per_question,
             workers=workers,
             checkpoints=checkpoints,
+            question_column=question_column,
+            answers=answers,
+            limit=limit,
             overrides=overrides,
         )
     return run_quote(
@@ -163,7 +176,7 @@ def quote(
 @app.command()
 def batch(
     file: Annotated[
-        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
+        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json, .parquet; or -.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
@@ -181,6 +194,9 @@ def batch(
         typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
     ] = None,
     checkpoints: Checkpoints = "checkpoints",
+    question_column: QuestionColumn = None,
+    answers: Answers = None,
+    limit: Limit = None,
     price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
@@ -210,6 +226,9 @@ def batch(
         workers=workers,
         on=on,
         checkpoints=checkpoints,
+        question_column=question_column,
+        answers=answers,
+        limit=limit,
         overrides=tuple(overrides or ()),
     )
     return run_batch(request, work, out, price, metrics_port, metrics_host)

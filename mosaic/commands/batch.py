@@ -77,6 +77,7 @@ def run_batch(
     check_outputs(work, files)
     check_writable(files.out.parent)
     check_start(prepared.job, folders)
+    log_notes(prepared.job, files.errors.name)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
     metrics, start = RunMetrics(len(prepared.job.workload.questions)), time.monotonic()
     with (
@@ -95,12 +96,21 @@ def run_batch(
             outcome = execute(prepared, stream, metrics, price)
             ended = finish(files, stream)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
-        files.partial.unlink(missing_ok=True)
     seconds, num_workers = time.monotonic() - start, prepared.job.cluster.num_workers
     spent = None if price is None else f"{cost(seconds, num_workers, price)} for {seconds:,.0f} s"
     notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
     print(describe(request.path, files, outcome, ended, notes, spent))
     return UNANSWERED_STATUS if ended.num_unanswered else 0
+
+
+def log_notes(job: Job, errors: str) -> None:
+    """Print what was guessed of a file of questions, ignored in it and left out of it, a line each."""
+    for note in job.workload.notes:
+        log(note)
+    if bad := job.workload.bad_lines:
+        num_lines = len(job.workload.questions) + len(bad)
+        others = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+        log(f"left out of {num_lines:,} questions, see {errors}: {bad[0].reason}{others}")
 
 
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
@@ -120,6 +130,7 @@ def _leave(
     summary |= ended._asdict() | {"outputs": digests(files)}
     (work / SUMMARY).unlink(missing_ok=True)
     leave(work, prepared, stamped, summary, outcome.plans, outcome)
+    files.partial.unlink(missing_ok=True)
     return promise
 
 
@@ -172,13 +183,15 @@ def describe(
     cut = f"{ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
     failed = "questions that could not be aggregated have one expert's text"
     errors = f"{files.errors} (the same command tries them again)"
+    left_out = f"{ended.num_bad_lines:,} lines, see {files.errors}: append them to {path.name} when they are mended"
     lines = rows(
         ("calls", f"{len(calls):,} calls, {tokens:,} tokens written{skipped}"),
         ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} {unit}s"),
         ("output", f"{files.out}"),
         ("cut", cut if ended.num_cut_to_fit else None),
         ("FAILED", failed if ended.num_not_aggregated else None),
-        ("errors", errors if ended.num_unanswered else None),
+        ("errors", errors if ended.num_unanswered > ended.num_bad_lines else None),
+        ("left out", left_out if ended.num_bad_lines else None),
         *(("gate", note) for note in notes),
         ("promise", f"mosaic audit {files.out}" if outcome.skip_frac else None),
         ("cost", spent),

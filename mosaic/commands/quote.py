@@ -102,6 +102,8 @@ def quote_batch(
     prepared = build_job(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.kind != "simulated"
     check_start(job, [place])
+    for note in job.workload.notes:
+        log(note)
     with job.site.open():
         if work is not None:
             check_not_begun(work)

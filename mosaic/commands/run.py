@@ -123,6 +123,9 @@ def run_resolved(point: Point) -> int:
     goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
     if point.also_chosen:
         print(f"also chosen by the files of these groups: {point.also_chosen}\n")
+    if point.name is None:
+        for note in job.workload.notes:
+            log(note)
     check_start(job, [folder])
     with job.site.open():
         if not spec.runs:

@@ -25,6 +25,7 @@ from mosaic.core.engine_options import Device
 from mosaic.core.spending import Cap, TokenPrice
 from mosaic.core.workload import Expert
 from mosaic.engines.checkpoints import CheckpointError
+from mosaic.report.batch_output import plain_stem
 
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
@@ -78,12 +79,18 @@ class BatchRequest:
     on: str | None = None
     """``ray``, or ``ray://HEAD``: the machines of a Ray cluster; None: this one."""
     checkpoints: str = "checkpoints"
+    question_column: str | None = None
+    """Column or key of the questions; None: one of the usual names."""
+    answers: str | None = None
+    """How answers compare: number, choice or text; None: guessed."""
+    limit: int | None = None
+    """Questions from the start of the file; None: all."""
     overrides: tuple[str, ...] = ()
 
 
 def work_folder(path: Path) -> Path:
     """Name the folder of a batch's journal, beside its file."""
-    return path.with_suffix(".mosaic")
+    return path.with_name(f"{plain_stem(path)}.mosaic")
 
 
 def is_on_servers(request: BatchRequest) -> bool:
@@ -125,7 +132,11 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
     config["pipeline"]["count_tokens"] = True  # a merge that does not fit is cut further, and not left out
     workload = config["workload"]
     if workload.get("path") == PLACEHOLDER:
-        workload |= {"path": str(request.path), "name": request.path.stem}
+        workload |= {"path": str(request.path), "name": plain_stem(request.path)}
+        wanted = (("question_column", request.question_column), ("answers", request.answers), ("limit", request.limit))
+        workload |= {key: value for key, value in wanted if value is not None}
+        if "workload.bad_lines" not in chosen:
+            workload["bad_lines"] = "leave_out"
     if pool is not None:
         config["pool"] = pool
     elif request.aggregator not in (None, "none"):

@@ -25,10 +25,12 @@ from mosaic.pipelines.rules.calibration_file import (
     describe_context,
     load_context,
 )
+from mosaic.planning.feasibility import without_misfits
 from mosaic.planning.plan_file import load_plans
 from mosaic.runtime.job import Job
 from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
+from mosaic.workloads.loaders import BadLines
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite
 
@@ -82,6 +84,8 @@ def build_job(
     require(report in (None, "replay"), "workload.report", "null or replay", report)
     source = {key: value for key, value in given.workload.items() if key not in ("aggregator", "report")}
     workload: Workload = make_once(source, "workload")
+    if source.get("bad_lines") == BadLines.LEAVE_OUT:
+        workload = without_misfits(workload, experts)
     backend = backend_from(given.backend)
     pipeline = pipeline_from(given, experts, made, backend, workload)
     inputs = SiteInputs(

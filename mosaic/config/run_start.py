@@ -18,7 +18,7 @@ from mosaic.runtime.journal import EndedCall, read_entries
 
 QUOTE = "quote"
 """A quote's folder in that of its batch: both go on in one journal."""
-QUESTIONS_DIGEST = "workload.path_sha256"
+QUESTIONS_DIGEST, QUESTIONS_LIMIT = "workload.path_sha256", "workload.limit"
 LEAST_BYTES = 64 * 2**20
 CALL_BYTES = 16 * 2**10
 """Assumed: a response of a thousand tokens, in the journal, in the run folder and in the output, and rows of tables."""
@@ -100,16 +100,19 @@ def check_not_begun(work: Path) -> None:
 
 
 def grown_keys(folder: Path, recorded: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the keys that differ from a folder's because lines were appended to the file of questions."""
+    """Name the keys that differ from a folder's because of more questions: in the file, or by a higher limit."""
     if not (folder / CONFIG).exists():
         return ()
     before, now = (config.get("workload") for config in (read_config(folder), recorded))
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return ()
-    digest = before.get("path_sha256")
-    if digest in (None, now.get("path_sha256")) or now.get("path_sha256") is None:
-        return ()
-    return (QUESTIONS_DIGEST,) if begins_with(Path(now["path"]), str(digest)) else ()
+    limit, limit_now = before.get("limit"), now.get("limit")
+    grown = [QUESTIONS_LIMIT] if limit is not None and (limit_now is None or limit_now > limit) else []
+    digest, digest_now = before.get("path_sha256"), now.get("path_sha256")
+    has_changed = None not in (digest, digest_now) and digest != digest_now
+    if has_changed and begins_with(Path(now["path"]), str(digest)):
+        grown.append(QUESTIONS_DIGEST)
+    return tuple(grown)
 
 
 def begins_with(path: Path, digest: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Name, Share, checked
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Share, checked, require
 
 ROLES = ("system", "developer", "user", "assistant")
 ENGINE_FIELDS = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop")
@@ -58,7 +58,11 @@ class Sampling:
     presence_penalty: Annotated[float, Limit(at_least=-2, at_most=2)] | None = None
     frequency_penalty: Annotated[float, Limit(at_least=-2, at_most=2)] | None = None
     repetition_penalty: Annotated[float, Limit(above=0, at_most=10)] | None = None
-    stop: tuple[Name, ...] | None = None
+    stop: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for text in self.stop or ():
+            require(isinstance(text, str) and text != "", "stop", "a list of texts that are not empty", text)
 
     @property
     def engine_values(self) -> dict[str, float | int | list[str]]:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, NamedTuple, TypeAlias
 
@@ -141,11 +141,11 @@ class ModelShape:
 
     def _check_experts(self) -> None:
         experts = {"num_active_experts": self.num_active_experts, "expert_ffn_size": self.expert_ffn_size}
-        for field, value in {**experts, "num_shared_experts": self.num_shared_experts}.items():
+        for name, value in {**experts, "num_shared_experts": self.num_shared_experts}.items():
             if not self.num_experts:
-                require(value == 0, f"shape.{field}", "0 where num_experts is", value)
-            elif field in experts:
-                require(value > 0, f"shape.{field}", f"at least 1 with num_experts={self.num_experts}", value)
+                require(value == 0, f"shape.{name}", "0 where num_experts is", value)
+            elif name in experts:
+                require(value > 0, f"shape.{name}", f"at least 1 with num_experts={self.num_experts}", value)
         rule = f"at most num_experts={self.num_experts}"
         require(self.num_active_experts <= self.num_experts, "shape.num_active_experts", rule, self.num_active_experts)
 
@@ -309,6 +309,14 @@ class Expert:
         return min(self.max_output_tokens, self.context_limit - prompt_tokens)
 
 
+class SourceLine(NamedTuple):
+    """A line of a file of questions; a row where a file has no lines."""
+
+    at: str
+    """File and line, for messages."""
+    number: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("question {0.id}: ")
 class Question:
@@ -329,6 +337,8 @@ class Question:
     """What was said before it, the system's message included."""
     sampling: Sampling | None = None
     """Of all its calls; None: as the experts sample."""
+    source: SourceLine | None = field(default=None, compare=False)
+    """What it was read from; None: no line of a file."""
 
     def __post_init__(self) -> None:
         self._check_options()
@@ -388,6 +398,17 @@ class Call:
             require_number(self.ready_s, f"call {self.key}: ready_s", at_least=0)
 
 
+class BadLine(NamedTuple):
+    """A line of a file of questions that cannot be asked."""
+
+    number: int
+    """Of the line, or of the row where a file has no lines."""
+    id: str | None
+    """Of its question, where the line has one that is its own."""
+    reason: str
+    """With file and line, and what to do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("workload {0.name}: ")
 class Workload:
@@ -398,6 +419,10 @@ class Workload:
     calls: tuple[Call, ...]
     output_tokens: Mapping[CallKey, int] | None = None
     """True lengths, where the source records them (a log, a file with lengths); for backends only."""
+    bad_lines: tuple[BadLine, ...] = ()
+    """Lines of its file that were left out."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was guessed of its file or ignored in it, a line each."""
 
     def __post_init__(self) -> None:
         require(len(self.questions) > 0, f"workload {self.name}: questions", "at least one question", 0)

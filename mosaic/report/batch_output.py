@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,7 +23,7 @@ from mosaic.core.errors import RunFolderError
 from mosaic.core.events import Event, Finished
 from mosaic.core.json_file import read_json
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import Workload
+from mosaic.core.workload import BadLine, Workload
 from mosaic.pipelines.aggregation import prompt_limit
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End
@@ -33,8 +34,9 @@ from mosaic.report.run_folder import write_file
 
 MODEL = "mosaic"
 """The model, as a client reads it: the pool."""
-NO_ANSWER, NOT_AGGREGATED = "no_answer", "not_aggregated"
-"""Codes of errors: no call left a text; or one expert's text stands for those that were to be merged."""
+NO_ANSWER, NOT_AGGREGATED, BAD_LINE = "no_answer", "not_aggregated", "bad_line"
+"""Codes of errors: no call left a text; or one expert's text stands for those that were to be merged; or the line of
+the input could not be asked."""
 BEGUN = "begun.json"
 
 
@@ -55,7 +57,18 @@ def paths_of(path: Path, folder: Path | None = None) -> BatchPaths:
     ['questions.out.jsonl', 'questions.errors.jsonl', 'questions.partial.jsonl']
     """
     place = path.parent if folder is None else folder
-    return BatchPaths(*(place / f"{path.stem}.{kind}.jsonl" for kind in ("out", "errors", "partial")))
+    return BatchPaths(*(place / f"{plain_stem(path)}.{kind}.jsonl" for kind in ("out", "errors", "partial")))
+
+
+def plain_stem(path: Path) -> str:
+    """Return a file's name without its suffix, and without .gz.
+
+    Examples
+    --------
+    >>> plain_stem(Path("questions.jsonl.gz"))
+    'questions'
+    """
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 # The start: which output files are the batch's own.
@@ -194,6 +207,12 @@ def line_of(state: QuestionState, created: int) -> dict[str, Any]:
     return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
 
 
+def line_of_bad(bad: BadLine) -> dict[str, Any]:
+    """Write why a line of the input was not asked."""
+    error = {"code": BAD_LINE, "message": bad.reason, "line": bad.number}
+    return {"id": f"batch_req_line_{bad.number}", "custom_id": bad.id, "response": None, "error": error}
+
+
 def _cut(state: QuestionState) -> list[str]:
     """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
     done = state.done
@@ -310,6 +329,7 @@ class AnswerStream:
         self._questions = Questions(workload, graph)
         self.questions = [question.id for question in self._questions]
         """Those that have calls, in the order of the input."""
+        self.bad_lines = workload.bad_lines
         self.lines: dict[str, _Line] = {}
         """By question that is over."""
         self._end = 0
@@ -370,15 +390,19 @@ class Ended(NamedTuple):
     """Of questions without a text."""
     num_cut_to_fit: int
     """Answered, and the aggregator has read the end alone of some responses."""
+    num_bad_lines: int
+    """Of the input, which were not asked."""
 
     @property
     def num_unanswered(self) -> int:
         """How many stand in the errors file."""
-        return self.num_not_aggregated + self.num_errors
+        return self.num_not_aggregated + self.num_errors + self.num_bad_lines
 
 
 def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
     """Put the final files in place, in the order of the questions; the partial one stays until all else is written.
+
+    Bad lines of the input stand at the end of the errors file.
 
     Raises
     ------
@@ -391,12 +415,13 @@ def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
     lines = {question: stream.lines[question] for question in stream.questions}
     in_out = [question for question, line in lines.items() if line.has_response]
     in_errors = [question for question, line in lines.items() if line.has_error]
-    for path, names in ((paths.errors, in_errors), (paths.out, in_out)):
-        write_file(path.parent, path.name, map(stream.read, names))
+    bad = [json.dumps(line_of_bad(line), ensure_ascii=False).encode() + b"\n" for line in stream.bad_lines]
+    write_file(paths.errors.parent, paths.errors.name, chain(map(stream.read, in_errors), bad))
+    write_file(paths.out.parent, paths.out.name, map(stream.read, in_out))
     num_errors = len(lines) - len(in_out)
     num_not_aggregated = len(in_errors) - num_errors
     num_cut = sum(line.is_cut for line in lines.values())
-    return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut)
+    return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut, len(bad))
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:

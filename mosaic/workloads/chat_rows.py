@@ -35,11 +35,6 @@ class Request(NamedTuple):
     sampling: Sampling | None
 
 
-def is_batch_line(entry: Mapping[str, Any]) -> bool:
-    """Return whether an object is a line of a batch file."""
-    return "custom_id" in entry or "body" in entry
-
-
 def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
     """Read the request of a line of a batch file; who answers is not its model's matter but the pool's.
 
@@ -113,10 +108,11 @@ def read_sampling(body: Mapping[str, Any], label: str) -> Sampling | None:
         Naming the field, the rule and the value.
     """
     values: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     for key, name in SAMPLING_KEYS.items():
         if body.get(key) is not None:
             require(name not in values, f"{label}{key}", "given under one name", body[key])
-            values[name] = body[key]
+            values[name], keys[name] = body[key], key
     stop = values.get("stop")
     if stop is not None:
         values["stop"] = (stop,) if isinstance(stop, str) else stop
@@ -125,4 +121,5 @@ def read_sampling(body: Mapping[str, Any], label: str) -> Sampling | None:
     try:
         return Sampling(**values) if values else None
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{label}{error}") from error
+        name, _, rule = str(error).partition(" ")
+        raise type(error)(f"{label}{keys.get(name, name)} {rule}") from error

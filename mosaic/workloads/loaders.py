@@ -1,72 +1,48 @@
 """Workloads from a file: questions, the experts recruited for them and, where recorded, what they wrote.
 
-Formats, by the file's suffix:
-
-``.jsonl``
-    One object a line with the keys id, question, experts (names, repeats allowed), answer, category,
-    skills, prompt_tokens and output_tokens. All but question are optional: a missing id is row-1, row-2 and so
-    on; a prompt, messages of a chat or prompt_tokens may stand in for the question. output_tokens is one number
-    for all slots, a list with one number per slot, or a mapping from experts to numbers.
-    Or a line of OpenAI's batch format: custom_id, method, url, and a body with messages (or a prompt) and
-    sampling; experts, answer, category and skills may stand beside. The body's model answers nothing, the pool does.
-``.csv``
-    Columns id, question (or prompt), answer, category, experts and skills, the latter two Python lists of strings.
-    Or Symbolic-MoE's table: question, gold_answer, keywords and solvers. Other columns are ignored.
-``.parquet``
-    The columns of a line of ``.jsonl``; others are ignored.
-``.json``
-    A list of objects as in ``.jsonl``, or with the table's columns, as the benchmarks' question files have them; only
-    the latter may have others, which are ignored.
-
+A file has a question a line or row: `mosaic.workloads.files` reads it, `mosaic.workloads.rows` knows its names.
 Questions without experts are recruited by the router, if it has skill profiles, or drawn from a list of experts.
 """
 
-import ast
-import csv
 import random
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from io import StringIO
+from contextlib import contextmanager
+from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from mosaic.core.chat import Message, Sampling, count_text_tokens
-from mosaic.core.checks import AtLeast1, Name, check_fields, require, require_count, require_unique
-from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
-from mosaic.workloads.chat_rows import LINE_KEYS, is_batch_line, read_batch_line, read_messages
-from mosaic.workloads.json_text import json_lines, json_object, parse_json, read_text
+from mosaic.core.chat import count_text_tokens
+from mosaic.core.checks import require, require_count, require_unique
+from mosaic.core.workload import (
+    OPTION_LETTERS,
+    PROPOSE,
+    AnswerKind,
+    BadLine,
+    Call,
+    CallKey,
+    ExpertName,
+    Question,
+    SourceLine,
+    Workload,
+)
+from mosaic.workloads.files import Entry, open_file
 from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles
+from mosaic.workloads.rows import FIELD_BY_NAME, NAMES, Row, present_values, read_row, unknown_names
 
-RowLengths: TypeAlias = int | tuple[int, ...] | Mapping[ExpertName, int]
-"""Output tokens of a row: the same for all slots, one per slot, or one per expert."""
-
-KEYS = ("id", "question", "experts", "answer", "category", "skills", "prompt_tokens", "output_tokens")
-STAND_INS = ("prompt", "messages")
-"""What may stand for the question."""
-BESIDE = ("experts", "answer", "category", "skills")
-"""What may stand beside a line of OpenAI's batch format."""
-TABLE_COLUMNS = {"answer": "gold_answer", "skills": "keywords", "experts": "solvers"}
-"""Symbolic-MoE's names for ours."""
+ANSWERS = {"number": AnswerKind.MATH, "choice": AnswerKind.CHOICE, "text": AnswerKind.TEXT}
+"""How answers compare, as users say it."""
+_KIND_WORDS = {AnswerKind.MATH: "numbers", AnswerKind.CHOICE: "choices", AnswerKind.TEXT: "free text"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One question as its file gives it."""
+class BadLines(StrEnum):
+    """What happens to lines that cannot be asked."""
 
-    at: str
-    """File and line, for messages."""
-    id: Name
-    question: Name | None = None
-    experts: tuple[Name, ...] | None = None
-    """None: not recruited yet."""
-    answer: Name | None = None
-    category: Name | None = None
-    skills: tuple[Name, ...] = ()
-    prompt_tokens: AtLeast1 | None = None
-    output_tokens: RowLengths | None = None
-    context: tuple[Message, ...] = ()
-    sampling: Sampling | None = None
+    REFUSE = "refuse"
+    """The first of them is an error."""
+    LEAVE_OUT = "leave_out"
+    """They are left out, and the workload lists them; if no line is good, the first is an error."""
 
 
 def file_workload(
@@ -79,13 +55,17 @@ def file_workload(
     template_tokens: int = 150,
     seed: int = 0,
     pool: Collection[ExpertName] | None = None,
+    question_column: str | None = None,
+    answers: str | None = None,
+    limit: int | None = None,
+    bad_lines: str = BadLines.REFUSE,
 ) -> Workload:
     """Read a workload from a file.
 
     Parameters
     ----------
     path
-        The file; its suffix names the format (see the module's docstring).
+        The file.
     name
         Of the workload.
     profiles
@@ -102,6 +82,14 @@ def file_workload(
         Of the router's draws.
     pool
         Names that questions may use; None: any.
+    question_column
+        Column or key that has the question; None: one of the usual names.
+    answers
+        How answers compare: ``number``, ``choice`` or ``text``; None: guessed for each question.
+    limit
+        Questions to read, from the start; None: all.
+    bad_lines
+        One of ``BadLines``.
 
     Raises
     ------
@@ -110,35 +98,126 @@ def file_workload(
     """
     require_count(template_tokens, "workload.template_tokens")
     require_count(seed, "workload.seed")
-    rows = read_rows(path)
-    questions = _make_questions(rows)
-    slots = _recruit(rows, questions, profiles, experts, num_slots_per_question, seed)
-    if pool is not None:
-        _check_pool(rows, slots, pool)
+    if limit is not None:
+        require_count(limit, "workload.limit", at_least=1)
+    require(answers is None or answers in ANSWERS, "workload.answers", f"one of {list(ANSWERS)}", answers)
+    require(bad_lines in list(BadLines), "workload.bad_lines", f"one of {[*map(str, BadLines)]}", bad_lines)
+    reader = _Reader(Path(path), is_strict=bad_lines == BadLines.REFUSE)
+    rows = reader.rows(question_column, limit)
+    questions = reader.questions(rows, None if answers is None else ANSWERS[answers], pool)
+    reader.require_questions(questions)
+    rows = [row for row in rows if row.id in questions]
+    slots = _recruit(rows, tuple(questions.values()), profiles, experts, num_slots_per_question, seed)
     calls = tuple(
         Call(
             CallKey(question.id, PROPOSE, slot),
             expert,
             question.context_tokens + question.prompt_tokens + template_tokens,
         )
-        for question, recruited in zip(questions, slots, strict=True)
+        for question, recruited in zip(questions.values(), slots, strict=True)
         for slot, expert in enumerate(recruited)
     )
-    return Workload(name=name, questions=questions, calls=calls, output_tokens=_recorded_lengths(rows, slots))
+    if answers is None:
+        reader.notes += _guessed(rows, list(questions.values()))
+    return Workload(
+        name=name,
+        questions=tuple(questions.values()),
+        calls=calls,
+        output_tokens=_recorded_lengths(rows, slots),
+        bad_lines=tuple(sorted(reader.bad_lines, key=lambda line: line.number)),
+        notes=tuple(reader.notes),
+    )
 
 
-def _make_questions(rows: tuple[Row, ...]) -> tuple[Question, ...]:
-    first_at: dict[str, str] = {}
-    for row in rows:
-        if row.id in first_at:
-            raise ValueError(f"{row.at}: id must be unique, got {row.id!r}, which {first_at[row.id]} has too")
-        first_at[row.id] = row.at
-    return tuple(map(_make_question, rows))
+class _Reader:
+    """Reads the questions of a file, and keeps what cannot be asked and what there is to say of it."""
+
+    def __init__(self, path: Path, *, is_strict: bool) -> None:
+        self._path = path
+        self._is_strict = is_strict
+        self.bad_lines: list[BadLine] = []
+        self.notes: list[str] = []
+
+    def rows(self, question_column: str | None, limit: int | None) -> list[Row]:
+        """Read the rows; empty ones and unknown names are skipped, and noted."""
+        source = open_file(self._path)
+        self.notes += source.notes
+        found: dict[str, Row] = {}
+        unknown: dict[str, None] = {}
+        num_empty = ordinal = 0
+        for entry in source.entries:
+            if entry.problem is None and not present_values(entry):
+                num_empty += 1
+                continue
+            if ordinal == limit:
+                break
+            ordinal += 1
+            unknown |= dict.fromkeys(unknown_names(entry, question_column))
+            with self._setting_aside(entry.number, _own_id(entry, found)):
+                row = _new_row(entry, ordinal, question_column, found)
+                found[row.id] = row
+        self.notes += _left_out(self._path.name, num_empty, list(unknown))
+        return list(found.values())
+
+    def questions(
+        self, rows: Sequence[Row], wanted: AnswerKind | None, pool: Collection[ExpertName] | None
+    ) -> dict[str, Question]:
+        """Make questions of rows, by id."""
+        base = first_position(rows)
+        made: dict[str, Question] = {}
+        for row in rows:
+            with self._setting_aside(row.number, row.id):
+                made[row.id] = _question(row, base, wanted, pool)
+        return made
+
+    def require_questions(self, questions: Collection[str]) -> None:
+        """Check that there is something to ask."""
+        if questions:
+            return
+        if not self.bad_lines:
+            raise ValueError(f"{self._path}: must be a file with at least one question, got none")
+        others = f"; none of its {len(self.bad_lines):,} lines can be asked" if len(self.bad_lines) > 1 else ""
+        raise ValueError(self.bad_lines[0].reason + others)
+
+    @contextmanager
+    def _setting_aside(self, number: int, name: str | None) -> Iterator[None]:
+        """Keep what is wrong with a line, unless the first such line is an error."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            if self._is_strict:
+                raise
+            self.bad_lines.append(BadLine(number, name, str(error)))
 
 
-def _make_question(row: Row) -> Question:
+def _own_id(entry: Entry, found: Collection[str]) -> str | None:
+    """Return the id that an entry gives itself; None: it has none, or another row has it."""
+    values = present_values(entry)
+    given = next((str(values[name]) for name in NAMES["id"] if name in values), None)
+    return None if given in found else given
+
+
+def _new_row(entry: Entry, ordinal: int, question_column: str | None, found: Mapping[str, Row]) -> Row:
+    if entry.problem is not None:
+        raise ValueError(entry.problem)
+    row = read_row(entry, ordinal, question_column)
+    if row.id in found:
+        raise ValueError(f"{row.at}: id must be unique, got {row.id!r}, which {found[row.id].at} has too")
+    return row
+
+
+def _question(row: Row, base: int, wanted: AnswerKind | None, pool: Collection[ExpertName] | None) -> Question:
+    if pool is not None:
+        for expert in row.experts or ():
+            require(expert in pool, f"{row.at}: experts", f"of the pool {sorted(pool)}", expert)
+    gold = row.answer
+    if row.position is not None:
+        last = base + len(row.options or OPTION_LETTERS) - 1
+        rule = f"the position of an option, {base} to {last}"
+        require(base <= row.position <= last, f"{row.at}: answer", rule, row.position)
+        gold = OPTION_LETTERS[row.position - base]
     try:
-        kind, num_options, answer = question_kind(row.question, row.answer)
+        kind, num_options, answer = question_kind(row.question, gold, options=row.options, wanted=wanted)
     except ValueError as error:
         raise ValueError(f"{row.at}: {error}") from error
     return Question(
@@ -152,11 +231,45 @@ def _make_question(row: Row) -> Question:
         num_options=num_options,
         context=row.context,
         sampling=row.sampling,
+        source=SourceLine(row.at, row.number),
     )
 
 
+def first_position(rows: Sequence[Row]) -> int:
+    """Say whether a file counts the positions of its answers from 0 or from 1.
+
+    From 1 where no answer has the position 0, and one the number of its options; else from 0.
+    """
+    given = [(row.position, len(row.options)) for row in rows if row.position is not None]
+    return int(all(position for position, _ in given) and any(position == count for position, count in given))
+
+
+def _left_out(name: str, num_empty: int, unknown: Sequence[str]) -> list[str]:
+    """Say in one line what of a file is not used."""
+    named = [_with_meant(key) for key in unknown]
+    parts = [", ".join(named)] if named else []
+    parts += [f"{num_empty:,} empty row{'s' * (num_empty > 1)}"] if num_empty else []
+    return [f"{name}: ignored {' and '.join(parts)}"] if parts else []
+
+
+def _with_meant(key: str) -> str:
+    """Add the name that was perhaps meant."""
+    close = get_close_matches(key.lower(), FIELD_BY_NAME, n=1, cutoff=0.8)
+    return key if not close or key.lower() in FIELD_BY_NAME else f"{key} (is {close[0]} meant?)"
+
+
+def _guessed(rows: Sequence[Row], questions: Sequence[Question]) -> list[str]:
+    """Say in one line how answers were taken to compare, where the file does not say."""
+    counts = Counter(question.answer_kind for question in questions)
+    if all(row.options for row in rows):
+        return []
+    words = [_KIND_WORDS[kind] if len(counts) == 1 else f"{n:,} as {_KIND_WORDS[kind]}" for kind, n in counts.items()]
+    others = "|".join(word for word, kind in ANSWERS.items() if set(counts) != {kind})
+    return [f"answers: {', '.join(words)} (guessed; --answers {others} says otherwise)"]
+
+
 def _recruit(
-    rows: tuple[Row, ...],
+    rows: Sequence[Row],
     questions: tuple[Question, ...],
     profiles: str | Path | None,
     experts: Sequence[ExpertName] | None,
@@ -166,8 +279,7 @@ def _recruit(
     """Keep the experts that a row names; let the router recruit for all others in one batch, or draw them."""
     open_rows = [row for row in rows if row.experts is None]
     if not open_rows:
-        for field, given in (("profiles", profiles), ("experts", experts)):
-            require(given is None, f"workload.{field}", "null where every line names its experts", given)
+        require(profiles is None, "workload.profiles", "null where every line names its experts", profiles)
         return tuple(row.experts or () for row in rows)
     if experts is not None:
         require(profiles is None, "workload.profiles", "null where workload.experts says who answers", profiles)
@@ -199,13 +311,7 @@ def draw_experts(experts: Sequence[ExpertName], question: str, num_slots: int, s
     return tuple(expert for expert in experts if expert in drawn)
 
 
-def _check_pool(rows: tuple[Row, ...], slots: tuple[tuple[ExpertName, ...], ...], pool: Collection[ExpertName]) -> None:
-    for row, experts in zip(rows, slots, strict=True):
-        for expert in experts:
-            require(expert in pool, f"{row.at}: experts", f"of the pool {sorted(pool)}", expert)
-
-
-def _recorded_lengths(rows: tuple[Row, ...], slots: tuple[tuple[ExpertName, ...], ...]) -> Mapping[CallKey, int] | None:
+def _recorded_lengths(rows: Sequence[Row], slots: tuple[tuple[ExpertName, ...], ...]) -> Mapping[CallKey, int] | None:
     """Collect the recorded lengths: on every row or on none, so that no run mixes them with drawn ones unseen."""
     lacking = [row for row in rows if row.output_tokens is None]
     if len(lacking) == len(rows):
@@ -231,131 +337,3 @@ def _lengths_of_slots(row: Row, experts: tuple[ExpertName, ...]) -> tuple[int, .
     for expert in experts:
         require(expert in given, field, f"a mapping that has expert {expert!r}", dict(given))
     return tuple(given[expert] for expert in experts)
-
-
-def read_rows(path: str | Path) -> tuple[Row, ...]:
-    """Read all questions of a file.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the file, the line or row, the field, the rule and the value.
-    """
-    readers = {".jsonl": json_lines, ".csv": _csv_entries, ".json": _json_entries, ".parquet": _parquet_entries}
-    suffix = Path(path).suffix.lower()
-    require(suffix in readers, "workload.path", f"a file ending in one of {list(readers)}", str(path))
-    rows = tuple(_row(entry, number, at) for number, (at, entry) in enumerate(readers[suffix](path), start=1))
-    require(len(rows) > 0, f"{path}", "a file with at least one question", "none")
-    return rows
-
-
-def _parquet_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
-    from pyarrow.lib import ArrowException
-
-    try:
-        table = pq.read_table(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"workload.path must be a readable file, got {str(path)!r} ({reason})") from error
-    except ArrowException as error:
-        raise ValueError(f"workload.path must be a parquet file, got {str(path)!r} ({error})") from error
-    for number, entry in enumerate(table.to_pylist(), start=1):
-        yield f"{path}, row {number}", {key: entry[key] for key in entry if key in (*KEYS, *STAND_INS)}
-
-
-def _json_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    entries = parse_json(read_text(path), str(path))
-    if not isinstance(entries, list):
-        raise TypeError(f"{path}: must be a list of questions, got {type(entries).__name__}")
-    for number, value in enumerate(entries, start=1):
-        at = f"{path}, row {number}"
-        yield at, json_object(value, at)
-
-
-def _csv_entries(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or ()
-        of_table = not set(columns).isdisjoint(TABLE_COLUMNS.values())
-        names = TABLE_COLUMNS if of_table else {}
-        question = "prompt" if "prompt" in columns and "question" not in columns else "question"
-        require(question in columns, f"{path}: columns", "a superset of ['question']", list(columns))
-        texts = [names.get(key, key) for key in ("answer", "category")] + ([] if of_table else ["id"])
-        lists = [names.get(key, key) for key in ("skills", "experts")]
-        for number, record in enumerate(reader, start=1):
-            at = f"{path}, row {number}"
-            if None in record or None in record.values():
-                raise ValueError(f"{at}: must have {len(columns)} columns, like the header")
-            entry: dict[str, Any] = {question: record[question]} | {
-                key: record[key] for key in texts if record.get(key)
-            }
-            yield at, entry | {key: _parse_list(record, key, at) for key in lists if record.get(key)}
-    except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: must be CSV ({error})") from error
-
-
-def _parse_list(record: Mapping[str, str], key: str, at: str) -> object:
-    """Evaluate a Python list literal; nothing but literals is accepted."""
-    try:
-        return ast.literal_eval(record[key].strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{at}: {key} must be a Python list of strings, got {record[key]!r}") from error
-
-
-def _row(entry: Mapping[str, Any], number: int, at: str) -> Row:
-    """Turn an entry into a row: a line of OpenAI's batch format, or an object with our keys or with the table's."""
-    if is_batch_line(entry):
-        request = read_batch_line(entry, at)
-        beside = {key: value for key, value in entry.items() if key not in LINE_KEYS}
-        for key in beside:
-            require(key in BESIDE, f"{at}: key", f"one of {[*LINE_KEYS, *BESIDE]}", key)
-        given = {"custom_id": entry.get("custom_id"), "question": request.question, **beside}
-        row = _checked(given, number, at, {"id": "custom_id"})
-        return replace(row, context=request.context, sampling=request.sampling)
-    columns: Mapping[str, str] = {}
-    if not entry.keys().isdisjoint(TABLE_COLUMNS.values()):
-        columns = TABLE_COLUMNS
-        for key, column in columns.items():
-            require(key not in entry or column not in entry, f"{at}: {key}", f"left out beside {column}", "both")
-        entry = {key: value for key, value in entry.items() if key in (*KEYS, *STAND_INS, *columns.values())}
-    stand_ins = [key for key in ("question", *STAND_INS) if entry.get(key) is not None]
-    require(len(stand_ins) < 2, f"{at}: question", "given once, as question, prompt or messages", stand_ins)
-    question = entry[stand_ins[0]] if stand_ins else None
-    context: tuple[Message, ...] = ()
-    if stand_ins == ["messages"]:
-        question, context = read_messages(question, f"{at}: messages")
-    others = {key: value for key, value in entry.items() if key not in STAND_INS}
-    return replace(_checked(others | {"question": question}, number, at, columns), context=context)
-
-
-def _checked(entry: Mapping[str, Any], number: int, at: str, columns: Mapping[str, str]) -> Row:
-    """Check an entry; ``columns`` says how its file names what has another name here."""
-    named = {key: columns.get(key, key) for key in KEYS}
-    for key in entry:
-        require(key in named.values(), f"{at}: key", f"one of {list(named.values())}", key)
-    # A null is what a data frame writes for an absent value, and an empty text what a table has for one.
-    given = {key: entry[name] for key, name in named.items() if entry.get(name) is not None}
-    given = {key: value for key, value in given.items() if key not in ("answer", "category") or value != ""}
-    require("question" in given or "prompt_tokens" in given, f"{at}: question", "given, or prompt_tokens", None)
-    name = given.setdefault("id", f"row-{number}")
-    if type(name) is int:
-        given["id"] = str(name)
-    row = Row(at=at, **given)
-    check_fields(row, f"{at}: ", columns)
-    require(row.experts != (), f"{at}: {named['experts']}", "a list with at least one name", [])
-    lengths = row.output_tokens
-    return row if lengths is None else replace(row, output_tokens=_lengths(lengths, f"{at}: {named['output_tokens']}"))
-
-
-def _lengths(value: Any, field: str) -> RowLengths:
-    if isinstance(value, dict):
-        counts = {f"{field}.{expert}": tokens for expert, tokens in value.items()}
-    elif isinstance(value, list):
-        counts = {f"{field}[{slot}]": tokens for slot, tokens in enumerate(value)}
-    else:
-        counts = {field: value}
-    for place, tokens in counts.items():
-        require_count(tokens, place, at_least=1)
-    lengths: RowLengths = tuple(value) if isinstance(value, list) else value
-    return lengths

@@ -1,6 +1,7 @@
 """How a question's answers compare, from its text and gold answer, for files that do not say."""
 
 import re
+from collections.abc import Sequence
 
 from mosaic.answers.math_answers import FUNCTIONS
 from mosaic.answers.math_parser import parse
@@ -24,17 +25,28 @@ _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _OPERATOR = re.compile(r"\d|\\[A-Za-z]+|[\^+*/=]")
 
 
-def question_kind(text: str | None, gold: str | None) -> tuple[AnswerKind, int | None, str | None]:
+def question_kind(
+    text: str | None, gold: str | None, *, options: Sequence[str] = (), wanted: AnswerKind | None = None
+) -> tuple[AnswerKind, int | None, str | None]:
     r"""Return how answers compare, the number of options (None but of a choice), and gold in its normal form.
 
     Options that the text lists make a choice, unless gold is neither one of their letters nor the text of one. A gold
     letter without options in the text makes one of four options, or more where the letter comes later. Gold that is a
     number or an expression is mathematics. Everything else, and a question without options and gold, is free text.
 
+    Parameters
+    ----------
+    text, gold
+        The question, and its right answer.
+    options
+        Where the file has them apart; none: the text may list some.
+    wanted
+        How answers compare, where the user says so; None: guessed.
+
     Raises
     ------
     ValueError
-        If gold is the letter of an option that the text does not list.
+        If gold is the letter of an option that the text does not list, or of options that are known to be none of them.
 
     Examples
     --------
@@ -45,22 +57,26 @@ def question_kind(text: str | None, gold: str | None) -> tuple[AnswerKind, int |
     >>> question_kind("Who wrote Emma?", "Jane Austen")
     (<AnswerKind.TEXT: 'text'>, None, 'Jane Austen')
     """
-    options = _options(text or "")
     gold = (gold or "").strip().strip("*") or None
-    if options and gold is None:
-        return AnswerKind.CHOICE, len(options), None
+    if wanted in (AnswerKind.MATH, AnswerKind.TEXT):
+        return wanted, None, gold
+    is_choice = bool(options) or wanted is AnswerKind.CHOICE
+    options = options or listed_options(text or "")
+    if gold is None and (options or is_choice):
+        return AnswerKind.CHOICE, len(options) or _MIN_OPTIONS, None
     letter = _gold_letter(gold, options) if gold else None
     if letter is not None:
         listed = OPTION_LETTERS[: len(options)]
         require(not options or letter in tuple(listed), "answer", f"one of the listed options {listed}", letter)
         least = len(options) or _MIN_OPTIONS
         return AnswerKind.CHOICE, max(least, OPTION_LETTERS.index(letter) + 1), letter
+    require(not is_choice, "answer", "the letter or the text of an option", gold)
     if gold is not None and _is_mathematical(gold):
         return AnswerKind.MATH, None, gold
     return AnswerKind.TEXT, None, gold
 
 
-def _options(text: str) -> list[str]:
+def listed_options(text: str) -> list[str]:
     """List the texts of a question's options; empty where it has none."""
     announced = list(_ANNOUNCED.finditer(text))
     if announced:
@@ -91,7 +107,7 @@ def _option_texts(text: str, places: list[re.Match[str]]) -> list[str]:
     return [text[place.end() : end].strip() for place, end in zip(found, ends, strict=True)] if len(found) >= 2 else []
 
 
-def _gold_letter(gold: str, options: list[str]) -> str | None:
+def _gold_letter(gold: str, options: Sequence[str]) -> str | None:
     """Read gold as a letter: the letter itself, or the option whose text it is."""
     match = _LETTER.fullmatch(gold)
     if match is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Prefix, Question, Workload
-from mosaic.workloads.json_text import json_lines
+from mosaic.workloads.files import read_objects
 
 _INSTANTS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 _OWN_BLOCK_TOKENS = 16
@@ -111,7 +111,7 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
 
 def _requests(path: str | Path) -> list[_Request]:
     """Read a log's requests in order of arrival."""
-    rows = dict(json_lines(path))
+    rows = read_objects(path)
     require(len(rows) > 0, f"{path}", "a log with at least one request", len(rows))
     read = _trace if "timestamp" in next(iter(rows.values())) else _measured
     return sorted(read(rows), key=lambda request: request.ready_ts)

@@ -58,7 +58,7 @@ CASES = [
     Case("parquet", parquet(PLAIN), file="questions.parquet"),
     Case("not_json", b"What is this?\n", "line 1: must be JSON, got 'What is this?'"),
     Case("too_long", lines(batch_line(0, "x " * 9000 + TEXT)), "prompt_tokens must be below context_tokens=4096"),
-    Case("no_parquet", b"PAR0", "must be a parquet file", file="q.parquet"),
+    Case("no_parquet", b"PAR0", "q.parquet: must be a whole parquet file", file="q.parquet"),
     Case("unknown_model", lines(*BATCH), "checkpoint Nobody: no such folder", options=("--models", "Nobody")),
     Case("model_twice", lines(*BATCH), "--models: last part of a name must be unique", options=("--models", "a/X,b/X")),
     Case("no_file", None, "FILE must be a file with questions, got"),
@@ -102,6 +102,41 @@ def test_a_file_is_answered_or_refused_in_a_line(
     assert outcome.err.startswith("error: ")
     left = [] if case.content is None else [case.file]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == left, "nothing is left behind"
+
+
+def test_bad_and_overlong_lines_stand_in_the_errors_file_and_the_others_are_answered(
+    models: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    named = {"question": TEXT, "id": "named", "experts": ["Ada", "Bob"], "source": "exam"}
+    other = {"question": TEXT, "id": "other", "experts": ["Nobody"]}
+    path.write_bytes(lines(batch_line(0, "x " * 9000 + TEXT), "{", batch_line(1), {}, named, other))
+    outcome = run_mosaic("batch", path, *models)
+    assert outcome.status == 4, outcome.err
+    answered = [json.loads(line) for line in (tmp_path / "questions.out.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in answered] == ["q1", "named"]
+    assert [vote["expert"] for vote in answered[1]["response"]["body"]["mosaic"]["votes"]] == ["Ada", "Bob"]
+    errors = [json.loads(line) for line in (tmp_path / "questions.errors.jsonl").read_text().splitlines()]
+    assert [(line["custom_id"], line["error"]["line"]) for line in errors] == [("q0", 1), (None, 2), ("other", 6)]
+    assert {line["error"]["code"] for line in errors} == {"bad_line"}
+    reasons = [line["error"]["message"] for line in errors]
+    assert f"{path}, line 1: prompt_tokens must be below context_tokens=4096 of Ada" in reasons[0]
+    assert reasons[2] == f"{path}, line 6: expert must be one of the pool {[*NAMES]}, got 'Nobody'"
+    assert "questions.jsonl: ignored source and 1 empty row\n" in outcome.err
+    assert f"left out of 5 questions, see questions.errors.jsonl: {reasons[0]}, and 2 more\n" in outcome.err
+    assert f"left out  3 lines, see {tmp_path / 'questions.errors.jsonl'}" in outcome.out
+    summary = json.loads((tmp_path / "questions.mosaic" / "summary.json").read_text())
+    assert (summary["num_answered"], summary["num_bad_lines"]) == (2, 3)
+
+
+def test_a_batch_that_began_with_few_questions_goes_on_with_all(models: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    path.write_text("Frage\n" + "".join(f'"{number} {TEXT}"\n' for number in range(4)))
+    options = [*models, "--question-column", "frage", "--answers", "choice"]
+    for limit, num_lines in ((["--limit", "3"], 3), ([], 4)):
+        outcome = run_mosaic("batch", path, *options, *limit)
+        assert outcome.status == 0, outcome.err
+        assert len((tmp_path / "questions.out.jsonl").read_text().splitlines()) == num_lines
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

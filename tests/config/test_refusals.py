@@ -188,8 +188,8 @@ TOGETHER = [
 """What does not go together."""
 FILES = [
     ("workload=file; pool=demo", "workload.path must be given"),
-    ("workload=file; pool=demo; workload.path=TMP/none.jsonl", "workload.path ... none.jsonl ... No such"),
-    ("workload=file; pool=demo; workload.path=TMP", "workload.path must be a file ... got 'TMP'"),
+    ("workload=file; pool=demo; workload.path=TMP/none.jsonl", "TMP/none.jsonl: must be a readable file (No such"),
+    ("workload=file; pool=demo; workload.path=TMP", "TMP: must be a readable file (Is a directory)"),
     ("+experiment=replay; workload.path=TMP/empty_line.jsonl", "TMP/empty_line.jsonl, line 1: "),
     ("profile.path=TMP/list.json", "profile TMP/list.json: the file: Expected `object`, got `array`"),
     ("world.output_tokens=TMP/calls.parquet", "output_tokens: TMP/calls.parquet must be a readable parquet file"),
@@ -203,10 +203,13 @@ FILES = [
 ]
 """Files that are not there, or of another kind."""
 OF_QUESTIONS = [
-    ("workload.path=TMP/empty.jsonl", "TMP/empty.jsonl must be a file with at least one question"),
+    ("workload.path=TMP/empty.jsonl", "TMP/empty.jsonl: must be a file with at least one question"),
     ("workload.path=TMP/hello.jsonl", "TMP/hello.jsonl, line 2: must be JSON, got 'hello'"),
-    ("workload.path=TMP/nobody.jsonl", "call a/propose/1: expert ... got 'Nobody'"),
-    ("workload.path=TMP/long.jsonl", "call a/propose/0: prompt_tokens must be below context_tokens=2048 of SmolLM2"),
+    ("workload.path=TMP/nobody.jsonl", "TMP/nobody.jsonl, line 1: expert must be one of the pool ... got 'Nobody'"),
+    (
+        "workload.path=TMP/long.jsonl",
+        "TMP/long.jsonl, line 1: prompt_tokens must be below context_tokens=2048",
+    ),
     ("~pool.aggregator", "aggregator.expert must be given ... aggregator=none"),
     ("pool.aggregator=Nobody", "pool.aggregator must be one of the pool ['SmolLM2', 'QwenHalf']"),
     ("workload.path=TMP/routed.jsonl; workload.profiles=TMP/routed.jsonl", "skill profiles TMP/routed.jsonl"),

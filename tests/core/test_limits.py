@@ -75,7 +75,7 @@ workload = partial(Workload, **{"name": "w", "questions": (ASKED,), "calls": (ma
         (Sampling, {"top_k": -2}, "top_k must be at least -1, got -2"),
         (Sampling, {"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
         (Sampling, {"max_output_tokens": 0}, "max_output_tokens must be at least 1, got 0"),
-        (Sampling, {"stop": [""]}, "stop must be a non-empty string, got ''"),
+        (Sampling, {"stop": [""]}, "stop must be a list of texts that are not empty, got ''"),
         (lognormal, {"mean": 0.5}, "mean must be at least 1, got 0.5"),
         (lognormal, {"mean": 4096}, "mean must be below clip_tokens=4096, got 4096"),
         (lognormal, {"sigma": 0}, "sigma must be above 0"),

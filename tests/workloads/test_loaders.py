@@ -112,7 +112,7 @@ COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
     ("line", "message"),
     [
         ("{", r"line 2: must be JSON"),
-        ([1], r"line 2: must be an object, got an array of 1; lists are read from \.json files"),
+        ([1], r"line 2: must be an object, got an array of 1"),
         ("3", r"line 2: must be an object, got 3"),
         ('{"id": "b", "question": "x", "answer": "A", "answer": "B"}', r"line 2: 'answer' must be given once, got it"),
         ('{"id": "b", "output_tokens": {"A": 1, "A": 2}}', r"line 2: 'A' must be given once, got it twice"),
@@ -121,30 +121,34 @@ COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
             r"line 2: 'question' must be text without lone surrogates, got 'x\\ud83d'",
         ),
         ('{"id": "b", "skills": ["\\udc00"]}', r"line 2: 'skills' must be text without lone surrogates, got '\\udc00'"),
-        ({"id": "", "question": "x"}, r"line 2: id must be a non-empty string"),
-        ({"id": 1.5, "question": "x"}, r"line 2: id must be a string, got 1\.5"),
+        ({"id": [1], "question": "x"}, r"line 2: id must be a string, got \[1\]"),
         ({"id": "a", "question": "x", "experts": ["A"]}, r"line 2: id must be unique, got 'a', which .*line 1 has too"),
-        ({"id": "b"}, r"line 2: question must be given, or prompt_tokens"),
-        ({"id": "b", "question": " "}, r"line 2: question must be a non-empty string"),
+        ({"id": "b"}, r"line 2: question must be in one of the columns or keys .*--question-column.*got \['id'\]"),
+        ({"id": "b", "question": " "}, r"line 2: question must be in one of the columns or keys"),
         ({"id": "b", "question": 5}, r"line 2: question must be a string, got 5"),
-        ({"id": "b", "question": "x", "expert": "A"}, r"line 2: key must be one of .*'experts'.*got 'expert'"),
         ({"id": "b", "question": "x", "experts": "A"}, r"line 2: experts must be a list of strings, got 'A'"),
         ({"id": "b", "question": "x", "experts": []}, r"line 2: experts must be a list with at least one name"),
         ({"id": "b", "question": "x", "experts": [3]}, r"line 2: experts must be a string, got 3"),
         ({"id": "b", "question": "x", "experts": ["Z"]}, r"line 2: experts must be of the pool \['A'\], got 'Z'"),
         ({"id": "b", "question": "x"}, r"line 2: experts .* must be given, or workload\.profiles"),
-        ({"id": "b", "question": "x", "answer": 4}, r"line 2: answer must be a string, got 4"),
+        ({"id": "b", "question": "x", "answer": [4]}, r"line 2: answer must be a text or a number, got \[4\]"),
+        ({"id": "b", "question": "x", "options": "red"}, r"line 2: options must be a list of texts, such as"),
+        ({"id": "b", "question": "x", "options": ["red"]}, r"line 2: options must be a list of 2 to 26 texts"),
+        (
+            {"id": "b", "question": "x", "options": ["red", "green"], "answer": "blue"},
+            r"line 2: answer must be the letter or the text of an option, got 'blue'",
+        ),
+        (
+            {"id": "b", "question": "x", "options": ["red", "green"], "answer": 5},
+            r"line 2: answer must be the position of an option, 0 to 1, got 5",
+        ),
         (
             {"id": "b", "question": COLOURS, "answer": "D"},
             r"line 2: answer must be one of the listed options ABC, got 'D'",
         ),
         ({"id": "b", "question": "x", "skills": "optics"}, r"line 2: skills must be a list of strings"),
         ({"id": "b", "prompt_tokens": 0}, r"line 2: prompt_tokens must be at least 1, got 0"),
-        ('{"id": "b", "prompt_tokens": NaN}', r"line 2: prompt_tokens must be a whole number, got nan"),
-        (
-            '{"id": "b", "question": "x", "output_tokens": NaN}',
-            r"line 2: output_tokens must be a whole number, got nan",
-        ),
+        ({"id": "b", "prompt_tokens": 1.5}, r"line 2: prompt_tokens must be a whole number, got 1\.5"),
         ({"id": "b", "question": "x", "output_tokens": [0]}, r"line 2: output_tokens\[0\] must be at least 1"),
         ({"id": "b", "question": "x", "output_tokens": {"A": "9"}}, r"line 2: output_tokens\.A must be a whole number"),
     ],
@@ -178,22 +182,22 @@ def test_recorded_lengths_must_cover_every_slot(tmp_path: Path, given: object, m
     ("lines", "message"),
     [
         (
-            ["query,solvers", "x,['A']"],
-            r"q\.csv: columns must be a superset of \['question'\], got \['query', 'solvers'\]",
+            ["frage,solvers", "x,['A']"],
+            r"q\.csv, line 2: question must be in one of the columns .* got \['frage', 'solvers'\]",
         ),
-        (["question,solvers", "x"], r"q\.csv, row 1: must have 2 columns"),
-        (["question,solvers", "x,['A'],y"], r"q\.csv, row 1: must have 2 columns"),
-        (["question,solvers", ",['A']"], r"q\.csv, row 1: question must be a non-empty string"),
-        (["question,solvers", "x,A"], r"q\.csv, row 1: solvers must be a Python list of strings, got 'A'"),
-        (["question,solvers", "x,__import__('os')"], r"q\.csv, row 1: solvers must be a Python list of strings"),
-        (["question,solvers", "x,3"], r"q\.csv, row 1: solvers must be a list of strings, got 3"),
-        (["question,solvers", "x,[3]"], r"q\.csv, row 1: solvers must be a string, got 3"),
-        (["question,solvers", "x,[]"], r"q\.csv, row 1: solvers must be a list with at least one name"),
-        (["question,keywords", "x,optics"], r"q\.csv, row 1: keywords must be a Python list of strings"),
-        (["question,solvers", "x,"], r"q\.csv, row 1: experts \(solvers in a table\) must be given"),
-        (["question,solvers", '"x"y,[]'], r"q\.csv, after line 1: must be CSV"),
-        (["question,solvers"], r"q\.csv must be a file with at least one question, got 'none'"),
-        ([""], r"q\.csv: columns must be a superset"),
+        (["question,solvers", "x"], r"q\.csv, line 2: must have 2 columns"),
+        (["question,solvers", "x,['A'],y"], r"q\.csv, line 2: must have 2 columns"),
+        (["question,solvers", ",['A']"], r"q\.csv, line 2: question must be in one of the columns"),
+        (["question,solvers", "x,A"], r"q\.csv, line 2: solvers must be a list of strings, got 'A'"),
+        (["question,solvers", "x,__import__('os')"], r"q\.csv, line 2: solvers must be a list of strings, got .__im"),
+        (["question,solvers", "x,3"], r"q\.csv, line 2: solvers must be a list of strings, got 3"),
+        (["question,solvers", "x,[3]"], r"q\.csv, line 2: solvers must be a string, got 3"),
+        (["question,solvers", "x,[]"], r"q\.csv, line 2: solvers must be a list with at least one name"),
+        (["question,keywords", "x,optics"], r"q\.csv, line 2: keywords must be a list of strings, got 'opt"),
+        (["question,solvers", "x,"], r"q\.csv, line 2: experts \(solvers in a table\) must be given"),
+        (["question,solvers", '"x"y,[]'], r"q\.csv, line 2: must be CSV"),
+        (["question,solvers"], r"q\.csv: must be a file with at least one question, got none"),
+        ([""], r"q\.csv: must be a file with at least one question, got none"),
     ],
 )
 def test_a_bad_table_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -204,16 +208,15 @@ def test_a_bad_table_is_named(tmp_path: Path, lines: list[str], message: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"question": "x"}', r"q\.json: must be a list of questions, got dict"),
+        ('{"questions": [\n{"question": "x"}]}', r"q\.json: must be a list of questions or have an object a line, got"),
         ("[", r"q\.json: must be JSON"),
         ('["x"]', r"q\.json, row 1: must be an object, got 'x'"),
-        ('[{"gold_answer": "B"}]', r"q\.json, row 1: question must be given"),
-        ("[]", r"q\.json must be a file with at least one question"),
+        ('[{"gold_answer": "B"}]', r"q\.json, row 1: question must be in one of the columns or keys"),
+        ("[]", r"q\.json: must be a file with at least one question"),
         ("[[1, 2]]", r"q\.json, row 1: must be an object, got an array of 2"),
-        ('[{"question": "x", "expert": "A"}]', r"q\.json, row 1: key must be one of .*'experts'.*got 'expert'"),
         (
             '[{"question": "x", "answer": "A", "gold_answer": "B"}]',
-            r"row 1: answer must be left out beside gold_answer",
+            r"row 1: answer must be given once, got \['answer', 'gold_answer'\]",
         ),
         ('[{"question": "x", "question": "y"}]', r"q\.json: 'question' must be given once, got it twice"),
         ('[{"id": "a", "question": "x"}, {"id": "a", "question": "y"}]', r"row 2: id must be unique, got 'a'"),
@@ -242,23 +245,17 @@ def test_a_table_of_objects_keeps_its_ids_and_may_have_other_columns(tmp_path: P
     assert (first.id, first.answer, second.id) == ("mine", "B", "row-2")
 
 
-def test_a_list_in_a_file_of_lines_is_named_and_not_printed(tmp_path: Path) -> None:
-    questions = json.dumps([{"id": str(i), "question": "x" * 99} for i in range(50)], indent=2)
-    with pytest.raises(TypeError, match=r"q\.jsonl: must have an object a line, got an array.*\.json") as error:
-        file_workload(path=write(tmp_path, "q.jsonl", questions))
-    assert len(str(error.value)) < 200 + len(str(tmp_path))
-
-
 def test_unusable_paths_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"workload\.path must be a readable file, got .*none\.jsonl"):
+    with pytest.raises(ValueError, match=r"none\.jsonl: must be a readable file \(No such file or directory\)"):
         file_workload(path=tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match=r"workload\.path must be a file ending in one of .*\.csv"):
-        file_workload(path="questions.txt")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
-    with pytest.raises(ValueError, match=r"workload\.path must be UTF-8 text, got .*latin\.jsonl"):
-        file_workload(path=tmp_path / "latin.jsonl")
     with pytest.raises(ValueError, match=r"workload\.template_tokens must be at least 0"):
         file_workload(path="q.csv", template_tokens=-1)
+    with pytest.raises(ValueError, match=r"workload\.answers must be one of .*'text'\], got 'words'"):
+        file_workload(path="q.csv", answers="words")
+    with pytest.raises(ValueError, match=r"workload\.bad_lines must be one of \['refuse', 'leave_out'\], got 'skip'"):
+        file_workload(path="q.csv", bad_lines="skip")
+    with pytest.raises(ValueError, match=r"workload\.limit must be at least 1, got 0"):
+        file_workload(path="q.csv", limit=0)
 
 
 def line(name: str = "a", **body: Any) -> dict[str, Any]:
@@ -376,15 +373,15 @@ def test_line_ends_empty_lines_and_a_mark_at_the_start_are_no_matter(tmp_path: P
         ([line(response_format={"type": "json_object"})], r"body\.response_format must be left out"),
         ([line(temperature=3)], r"line 1: body\.temperature must be at most 2, got 3"),
         ([line(temperature="hot")], r"line 1: body\.temperature must be a number, got 'hot'"),
-        ([line(max_tokens=0)], r"body\.max_output_tokens must be at least 1, got 0"),
+        ([line(max_tokens=0)], r"body\.max_tokens must be at least 1, got 0"),
         ([line(max_tokens=5, max_completion_tokens=5)], r"body\.max_completion_tokens must be given under one name"),
         ([line(stop=5)], r"body\.stop must be a text or a list of texts, got 5"),
         ([line(top_p=0)], r"body\.top_p must be above 0, got 0"),
         ([line(best_of=3)], r"body: key must be one of"),
-        ([line() | {"extra": 1}], r"line 1: key must be one of"),
-        ([{"question": "x", "prompt": "y"}], r"question must be given once, as question, prompt or messages"),
+        ([line(stop=[""])], r"line 1: body\.stop must be a list of texts that are not empty, got ''"),
+        ([{"question": "x", "prompt": "y"}], r"question must be given once; --question-column names the one to ask"),
         ([{"question": "x"}, '{"question": "y'], r"line 2: must be JSON"),
-        (["[1]"], "must have an object a line, got an array"),
+        (["[1]"], "row 1: must be an object, got 1"),
         ([], "must be a file with at least one question"),
     ],
 )  # fmt: skip
