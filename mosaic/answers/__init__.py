@@ -1,4 +1,4 @@
-"""From a response to an answer, and whether two answers are equal."""
+"""Reads answers from responses, and tells whether two answers are equal."""
 
 from mosaic.answers.extraction import Comparison, comparison, extract_answer, is_correct, without_thinking
 

@@ -1,11 +1,12 @@
-"""Reads the option's letter that a response to a multiple-choice question chooses.
+"""Reads which option's letter a response to a multiple-choice question chooses.
 
 NOTE: a response mentions many letters: options it discards, options it quotes, first thoughts that it corrects, and
 words ("A patient", "I think", "hepatitis B"). Only letters that a *cue* declares count. Strong cues state the answer
-("the answer is", a box, "C is the best choice"), weak ones conclude ("so B", "I would go with option B"). The last
-strong one counts, unless the text goes on to doubt it: then a later conclusion replaces it, and one that is taken back
-leaves no answer. Without any cue, a line that is only an option counts, or the one option that the last paragraph
-affirms. Two letters in one declaration, or a letter beyond the options, are no answer.
+("the answer is", a box, "C is the best choice"). Weak cues conclude ("so B", "I would go with option B"). The last
+strong cue counts, unless the text then doubts it. After a doubt, a later conclusion replaces it. A retracted cue
+without a later conclusion leaves no answer. A response without any cue is read from a line that is only an option, or
+from its last paragraph if that affirms one option. Two letters in one declaration, or a letter beyond the options, are
+no answer.
 """
 
 import re
@@ -35,11 +36,11 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(])")
 _MAX_GAP = 80
 """Characters between 'answer' and its verb."""
 _MAX_SENTENCE = 300
-"""Characters read around a cue: a response that repeats itself up to the token limit must not cost its square."""
+"""Characters read around a cue: without a limit, the time for a repetitive response would grow with its square."""
 
 
 class Declared(NamedTuple):
-    """A declaration: where it ends, and its letter; None: it declares no single option."""
+    """A declaration: its end and its letter; None: it declares no single option."""
 
     end: int
     letter: str | None
@@ -60,10 +61,10 @@ def choice_letter(visible: str, num_options: int) -> str | None:
 
 
 def _plain_text(visible: str) -> str:
-    """Take the typography off, so that a letter stands bare or in round brackets; a box becomes a line of its own.
+    """Remove the typography, so that a letter is bare or in round brackets; a box becomes a line of its own.
 
-    A lone Cyrillic or Greek capital that looks like a Latin one is read as that, as the options were named to the model
-    in Latin letters; before a word in its own script it is that script's preposition, and stays.
+    The options were named to the model in Latin letters. So a single Cyrillic or Greek capital that looks like a Latin
+    one is read as the Latin one. Before a word in its own script it is a preposition, and is left as it is.
     """
     text = unicodedata.normalize("NFKC", plain_characters(visible))
     if not text.isascii():
@@ -94,7 +95,7 @@ def _last(found: Iterable[Declared]) -> Declared | None:
 
 
 def _stated(text: str) -> Iterator[Declared]:
-    """Read declarations that name the answer first and its letter then: 'the answer is C'."""
+    """Read declarations that name the answer first and its letter second: 'the answer is C'."""
     for cue in cues.STATED.finditer(text):
         start = cue.start()
         if _hypothetical(text, start, start):
@@ -103,7 +104,7 @@ def _stated(text: str) -> Iterator[Declared]:
             found = _letter_at(text, at)
             if found is None or (joint.startswith("would") and _conditional(text, start, found.end)):
                 continue
-            # Without a joint, as in a heading, the letter must be the rest of its line or begin the next one.
+            # Without a joining word, as in a heading, the letter must be the rest of its line or begin the next one.
             rest = text[found.end : found.end + _MAX_GAP].partition("\n")[0]
             if joint or not text[start].isascii() or "\n" in text[at : found.end] or not rest.strip(" .)"):
                 yield found
@@ -111,7 +112,7 @@ def _stated(text: str) -> Iterator[Declared]:
 
 
 def _joints(text: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
-    """List where the letter may follow a name of the answer in text[start:stop], with the word that joins them."""
+    """List where the letter may follow a name of the answer in text[start:stop], with the joining word."""
     if not text[start].isascii() or cues.LINE_START.search(text, max(0, start - _MAX_GAP), start):
         yield stop, ""
     if text[stop - 1] == ".":  # "Ans."
@@ -132,7 +133,7 @@ def _letter_first(text: str) -> Iterator[Declared]:
 
 
 def _concluded(text: str) -> Iterator[Declared]:
-    """Read conclusions: 'so B', 'I would go with option B', 'option B is correct' where only one is called so."""
+    """Read conclusions: 'so B', 'I would go with option B', and 'option B is correct' if only one option is."""
     for cue in cues.WEAK.finditer(text):
         found = _letter_at(text, cue.end(), concluding=True)
         if found and not _hypothetical(text, *cue.span()) and not _conditional(text, cue.start(), found.end):
@@ -143,9 +144,9 @@ def _concluded(text: str) -> Iterator[Declared]:
 
 
 def _letter_at(text: str, at: int, *, concluding: bool = False) -> Declared | None:
-    """Read the letter that stands behind a cue, unless it is a word, a name or an unanswered question.
+    """Read the letter after a cue, unless it is a word, a name or an unanswered question.
 
-    ``concluding`` asks for more, as after "so": the letter ends its clause, and is not what the clause goes on about.
+    With ``concluding``, as after "so", the letter must also end its clause and not be the subject of what follows.
     """
     fill = cues.FILL.match(text, at)
     at = fill.end() if fill else at
@@ -184,7 +185,7 @@ def _sentence_start(text: str, at: int) -> int:
 
 
 def _undeclared(text: str) -> str | None:
-    """Read a first or last line that is only an option, or the one option of which the last paragraph is sure."""
+    """Read a first or last line that is only an option, or the one option that the last paragraph affirms."""
     lines = [line for line in text.splitlines() if line.strip()]
     found = {number: cues.OPTION_LINE.match(line) for number, line in enumerate(lines)}
     marked = {number: (match[1] or match[2] or match[3]).upper() for number, match in found.items() if match}

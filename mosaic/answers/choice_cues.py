@@ -1,7 +1,7 @@
-"""The phrases around an option's letter: which of them declare it, and which only mention it.
+"""Lists the phrases around an option's letter: those that declare it, and those that only mention it.
 
-NOTE: where a pattern begins by asking for one of a few characters, these are what its alternatives begin with. It
-changes nothing that is found, and most places of a long text are passed over in half the time or less.
+NOTE: some patterns begin with a lookahead for a few characters, the first ones of their alternatives. It changes no
+match, but skips most positions of a long text, in half the time or less.
 """
 
 import re
@@ -21,7 +21,7 @@ STATED = re.compile(
     r"|\u6b63\u786e\u9009\u9879|\u6b63\u89e3|[\u9009\u9078][\u62e9\u64c7]?(?![\u9879\u9805])",
     re.IGNORECASE,
 )
-"""Names of the answer, in front of it."""
+"""Names of the answer, before it."""
 JOINT = re.compile(
     rf"{START}(?:would(?: have)? be(?:en)?|(?:change[sd]?|switch\w*) to|becomes|w\u00e4re|serait|ser\u00eda){STOP}"
     rf"|{IS}|[>\u2192\u9009\u9078]|,(?=\s\(?[A-Z]\)?,)|(?<=\s)[-\u2013\u2014]+(?=\s)",
@@ -61,7 +61,7 @@ CORRECT = re.compile(
     r"(?:correct|right|true|(?:the )?(?:best|most \w+))\b|\s+(?:best|correctly|accurately)\s+\w+"
     r"|(?<=\bonly [A-Z])\s+(?!is\b|was\b)[a-z]+s\b|(?:\u9009?\u9879)?\u6b63\u786e)"
 )
-"""The letter, and then that it is right, which may be said of several options in turn."""
+"""The letter, and then that it is right; a text may say this of several options in turn."""
 
 _LINK = (
     r"(?:because|since|as|and|but|not|or|which|is|was|due|rather|given|instead|for|so|though|although|while|whereas|by"
@@ -79,13 +79,13 @@ ANOTHER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?!I\s+[a-z])\(?[A-Z]\)?(?![\w'])(?!\s+(?:is|was|can|does|fails|has|would))"
     r"|(?:\s*,\s*\(?[A-Za-z]\)?(?![\w'.]))+(?=\s*\.?\s*(?:\n|$))"
 )
-"""A second letter behind the first."""
+"""A second letter after the first."""
 NO_OPTION = re.compile(
     r"(?:none|neither|no (?:option|answer|correct)|unknown|undetermined|not (?:listed|given|available|among)|n/a"
     r"|cannot be determined)\b(?:[^.\n()]{0,30}(?:\(|\boption )(?P<letter>[A-Z])(?![\w']))?",
     re.IGNORECASE,
 )
-"""That no option is right, which may be an option itself: "none of the above (D)"."""
+"""A statement that no option is right, which may be an option itself: "none of the above (D)"."""
 QUESTION = re.compile(r"[\s)]*\?")
 ENDED = re.compile(r"[.:)]*\s*(?:[.!;,\n(]|$|(?:because|since|as|here|instead|in this|it is)\b)|\.?\s+[A-Z\"']|[.:]\s")
 DISCUSSED = re.compile(
@@ -121,4 +121,4 @@ LONE = re.compile(
     + r"(?<![\w'-])(?:\(([A-Z])\)|([B-HJ-Z])(?=[.,;:!]|\s+(?:it|as|because|since|seems|remains|fits|and|or)\b)"
     r"|(A)(?=\s+(?:and|or)\b))"
 )
-"""A letter on its own, where no cue is; neither an article, nor a pronoun, nor part of a name as in "hepatitis B"."""
+"""A letter on its own, without a cue: no article, no pronoun, and no part of a name as in "hepatitis B"."""

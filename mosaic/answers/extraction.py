@@ -1,4 +1,4 @@
-"""What a response answers, and whether two answers are the same.
+"""Extracts the answer from a response, and compares two answers.
 
 A response that gives no answer is unparsable: its answer is None, which equals nothing, not even another None.
 """
@@ -59,12 +59,12 @@ def extract_answer(text: str, question: Question, *, thinking_opened: bool = Fal
 
 
 def comparison(kind: AnswerKind) -> Comparison | None:
-    """Return how answers of a kind compare; None: only the user can say when two free texts agree."""
+    """Return the comparison for a kind of answers; None for free text, which only a user's comparison can compare."""
     return {AnswerKind.CHOICE: eq, AnswerKind.MATH: same_value}.get(kind)
 
 
 def is_correct(answer: str | None, question: Question, same: Comparison | None) -> bool | None:
-    """Say whether an answer is the gold one; None where there is no gold, or nothing to compare it with.
+    """Return whether an answer is the gold one; None without a gold answer or without a comparison.
 
     An unparsable answer (None) to a question with gold is wrong.
     """

@@ -1,8 +1,8 @@
 """Reads the number or expression that a response to a mathematical question gives.
 
-NOTE: the last box counts, as models are trained to box their answer; without one, what follows the last "the answer
-is"; without that, the last number of a response that was not cut off in the middle of a sentence. A box that the text
-takes back ("wait, I made an error") makes way for what is stated after it.
+NOTE: the last box counts, since models are trained to box their answer. Without a box, the text after the last "the
+answer is" counts. Without that too, the last number counts, unless the response was cut off in the middle of a
+sentence. If the text takes a box back ("wait, I made an error"), what is stated after it counts.
 """
 
 import re
@@ -38,7 +38,7 @@ _REST = re.compile(
     rf"(?!(?:st|nd|rd|th)\b)(?=[A-Za-z^]|_[\d{{]|\\[A-Za-z]){_TOKEN}"
     rf"(?:\s[-+*/^]\s(?=\S*\d|[A-Za-z]\b){_TOKEN})*(?<![-+/.])"
 )
-"""What goes on behind a number without a space: the number alone would be another answer."""
+"""Characters that continue a number without a space: the number alone would be another answer."""
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])")
 _LIST_MARKER = re.compile(
     r"^[^\S\n]*(?:#+ *)?\**(?:step|case|part)? *\(?\d{1,2}(?:[.):]|\*\*)+(?=\s)", re.IGNORECASE | re.MULTILINE
@@ -58,13 +58,13 @@ _MAX_SENTENCE = 400
 
 
 class Announced(NamedTuple):
-    """What an announcement of the answer says; None: that there is no single one."""
+    """The answer that an announcement names; None: it names no single one."""
 
     expression: str | None
 
 
 def math_expression(visible: str) -> str | None:
-    r"""Return the expression that a response answers, thinking removed; None where it gives none.
+    r"""Return the expression that a response gives as its answer, thinking removed; None where it gives none.
 
     Examples
     --------
@@ -82,12 +82,12 @@ def math_expression(visible: str) -> str | None:
     announced = _announced(text[full[-1].end if full else 0 : cut_off])
     if announced:
         return announced.expression
-    # A stray number is no answer where a box was taken back or cut off inside.
+    # A stray number is no answer if a box was taken back, or was cut off inside.
     return None if full or cut_off is not None else _last_formula(text)
 
 
 def _announced(text: str) -> Announced | None:
-    """Read what follows the last phrase that announces the answer and has an expression behind it."""
+    """Read the text after the last phrase that announces the answer and is followed by an expression."""
     for cue in reversed(list(_CUE.finditer(text))):
         limit = cue.end() + _MAX_SENTENCE
         end = _SENTENCE_END.search(text, cue.end(), limit)
@@ -122,7 +122,7 @@ def _formula(plain: str) -> str | None:
 
 
 def _whole(text: str, formula: re.Match[str]) -> str:
-    """Return a formula with what belongs to it: no leading number of a longer one, and no number without its unit."""
+    """Extend a formula to the characters that continue it without a space, and to its scale and unit."""
     rest = _REST.match(text, formula.end())
     return text[formula.start() : end_of_words(text, rest.end() if rest else formula.end())].strip()
 
@@ -132,7 +132,7 @@ def _content(span: re.Match[str]) -> str:
 
 
 def _result(expression: str) -> str:
-    """Keep what stands behind the last equals sign, unless several equations stand side by side."""
+    """Keep the part after the last equals sign, unless there are several equations side by side."""
     sides = _EQUALS.split(expression)
     kept = expression if len(sides) > 2 and "," in expression else sides[-1]
     return kept.strip().rstrip(",;:").removeprefix("$")

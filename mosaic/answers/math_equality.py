@@ -1,8 +1,9 @@
-"""Says whether two mathematical answers are equal.
+"""Tests whether two mathematical answers are equal.
 
-NOTE: an answer is parsed whole or not at all (`math_parser`); what is not parsed equals its own text only. Expressions
-are equal if their values are (`math_values`), exactly or to thousands of bits; what cannot be evaluated, and what could
-not be shown to be equal, counts as different: agreement must be proven, since it is what skips an aggregator.
+NOTE: an answer is parsed whole or not at all (`math_parser`); an answer that is not parsed equals its own text only.
+Expressions are equal if their values are (`math_values`), exactly or to thousands of bits. Expressions that cannot be
+evaluated, or cannot be shown to be equal, count as different: agreement must be proven, since agreement skips an
+aggregator.
 
 Equality of answers is not transitive. 75% equals both 75 (the question wants a percentage) and 0.75; '2 hours'
 equals '120 minutes', and '2' where the question names the unit; 'x = 5' equals '5'.
@@ -24,7 +25,7 @@ _FORMULA = re.compile(r"\d|[\\^_+*/=<>(\[{|-]|^[A-Za-z]$")
 
 
 def same_value(one: str, other: str) -> bool:
-    r"""Say whether two answers are the same number, expression, quantity, or group of them.
+    r"""Return whether two answers are the same number, expression, quantity, or group of them.
 
     Examples
     --------
@@ -58,7 +59,7 @@ def _same(one: Answer, other: Answer, values: Values) -> bool:
 
 
 def _is_value_of(relation: Relation, value: Answer, values: Values) -> bool:
-    """Whether a relation only names the value: 'x = 5' says 5, and 'x = 2 + 3 = 5' too."""
+    """Whether a relation only names the value: 'x = 5' means 5, and so does 'x = 2 + 3 = 5'."""
     name, *sides = relation.sides
     return relation.sign == "=" and is_name(name) and all(_same(side, value, values) for side in sides)
 

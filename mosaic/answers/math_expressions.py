@@ -1,7 +1,7 @@
 r"""Parses expressions: '2^{n+1} - 2', 'n(n-1)/2', '\frac{\sqrt{3}}{2}', 'sin(x)^2'.
 
-NOTE: what two readers would read in two ways is no parse: `1/2x`, `2^n!`, `f(x)` as a product. A number multiplies
-nothing in front of it without a sign, so that '1 or 6' is no product either.
+NOTE: a text that two readers may read differently does not parse: `1/2x`, `2^n!`, `f(x)` as a product. A number does
+not multiply what is before it without a sign, so '1 or 6' is no product either.
 """
 
 import re
@@ -31,7 +31,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _FUNCTION = re.compile(rf"\\?({'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![A-Za-z])")
 _SUBSCRIPT = re.compile(r"_\s*(?:([A-Za-z0-9])|\{([^{}]{1,20})\})")
 _APPLIED = re.compile(r"(?:[fghFGHOPQT]|\\(?:[pP]hi|[pP]si|Gamma|zeta|sigma|tau|Theta|Omega))\s*(?=\()")
-"""Letters that name a function where a bracket follows."""
+"""Letters that name a function if a bracket follows."""
 _FACTOR = re.compile(
     r"(?!(?:or|and|mod|percent|per|(?:" + "|".join(SCALES) + r")s?)\b)[A-Za-z(\[{]"
     r"|\\(?!(?:in|equiv|cup|rfloor|rceil|end)(?![A-Za-z]))[A-Za-z]",
@@ -54,11 +54,11 @@ _ROUNDED = {"lfloor": r"\\rfloor(?![A-Za-z])", "lceil": r"\\rceil(?![A-Za-z])"}
 
 
 class NoParseError(Exception):
-    """The text, or its rest, is no mathematics that can be read in one way only."""
+    """The text, or its rest, is not mathematics that can be read in one way only."""
 
 
 class ExpressionParser:
-    """Reads a text from left to right; each method reads what its name says and stops behind it."""
+    """Reads a text from left to right; each method reads what its name says and stops after it."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
@@ -112,7 +112,7 @@ class ExpressionParser:
         return bool(self.peek(_FACTOR) or (not self.num_bars and self.peek(r"\|")))
 
     def unit(self) -> tuple[Unit, int] | None:
-        """Find the unit ahead, and where it ends: only behind a side without variables, and outside brackets."""
+        """Find the unit that follows, and its end: only after a side without variables, and outside brackets."""
         if self.num_variables or self.nesting or self.peek(_FUNCTION):
             return None
         return read_unit(self.text, len(self.text[: self.at].rstrip()))
@@ -160,7 +160,7 @@ class ExpressionParser:
         return self.command() if self.peek(_COMMAND) else self.letter()
 
     def bracketed(self) -> Expression:
-        """Read what stands in brackets, all of any kind but those of sets."""
+        """Read the content of brackets of any kind but those of sets."""
         opening = self.need(r"[(\[{|]")[0]
         outer, self.num_bars = self.num_bars, int(opening == "|")
         value = self.inside(_CLOSING[opening])
@@ -178,7 +178,7 @@ class ExpressionParser:
         if radix := self.take(_RADIX):
             self.refuse(r"[\w.]")
             return Fraction(int(radix[0], 0))
-        # NOTE: inside brackets a comma may as well separate two numbers, and a group is read before an expression.
+        # NOTE: inside brackets a comma may also separate two numbers, and a group is read before an expression.
         digits = self.need(_PLAIN if self.nesting or self.num_groups else _GROUPED)[0].replace(",", "")
         if base := self.take(_BASE):
             return in_base(digits, int(base[1] or base[2]))
@@ -213,8 +213,8 @@ class ExpressionParser:
         return result if power == 1 else Operation("^", (result, power))
 
     def bare_argument(self) -> Expression:
-        r"""Read what '\sin 2x \cos x' gives its first function."""
-        self.num_variables += 1  # a unit behind it would be the argument's
+        r"""Read the argument that '\sin 2x \cos x' gives to its first function."""
+        self.num_variables += 1  # a unit after it would be the argument's
         self.nest(1)
         value = self.power()
         while self.is_factor() and not self.peek(_FUNCTION):
@@ -224,7 +224,7 @@ class ExpressionParser:
         return value
 
     def argument(self) -> Expression:
-        r"""Read an argument of a command, as of '\frac12' and '\frac{1}{2}'."""
+        r"""Read an argument of a command, such as those of '\frac12' and '\frac{1}{2}'."""
         if self.peek(r"[{(]"):
             return self.bracketed()
         if digit := self.take(r"\d"):
@@ -257,7 +257,7 @@ class ExpressionParser:
         return self.variable(f"\\{name}")
 
     def letter(self) -> Expression:
-        """Read one letter of a short word, or the root that the word names."""
+        """Read one letter of a short word, or the root if the word is one."""
         word = self.need(_WORD)
         start = word.start()
         while self.text[start - 1 : start].isalpha():
@@ -292,7 +292,7 @@ def negative(value: Expression) -> Expression:
 
 
 def root(radicand: Expression, index: Expression) -> Expression:
-    """Return a root; an odd one of a number is real, as schools have it."""
+    """Return a root; an odd root of a number is real, as taught in school."""
     is_odd = isinstance(index, Fraction) and index > 2 and index % 2 == 1
     if is_odd and not any(isinstance(leaf, str) for leaf in leaves(radicand)):
         return Operation("odd root", (radicand, index))

@@ -17,9 +17,9 @@ from mosaic.answers.math_tree import (
 )
 
 MAX_CHARACTERS = 300
-"""Longer answers are no answers, and are compared as text only."""
+"""Longer answers are compared as text only."""
 _MIN_DIGITS = 6
-"""A decimal written to so many significant digits stands for any number that it rounds or is cut from."""
+"""A decimal with at least so many significant digits equals any number that rounds or truncates to it."""
 _DECIMAL = re.compile(
     r"\s*[-+]?\s*(?P<digits>[\d,]*\.\d+)(?:[eE](?P<tens>[-+]?\d+)|\s*\*\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\d{1,3})\s*\}?)?\s*"
 )
@@ -69,7 +69,7 @@ def _bare_list(items: list[Answer]) -> Answer:
 
 
 class _AnswerParser(ExpressionParser):
-    """Adds what stands around expressions."""
+    """Parses what may surround expressions: relations, groups and units."""
 
     def bare_list(self) -> Answer:
         items = [self.relation()]
@@ -103,7 +103,7 @@ class _AnswerParser(ExpressionParser):
         return self.group() if self.is_group() else self.quantity()
 
     def is_group(self) -> bool:
-        """Whether brackets ahead hold several things, or mark a set."""
+        """Whether the brackets that follow hold several items, or mark a set."""
         opening = self.peek(_OPENING)
         if opening is None:
             return False
@@ -186,7 +186,7 @@ def _slack(written: str) -> Fraction:
 
 
 def _related(signs: list[str], sides: list[Answer]) -> Answer:
-    """Join sides by their signs; what bounds one variable is an interval, and 'x in S' says S."""
+    """Join sides by their signs; bounds of one variable become an interval, and 'x in S' means S."""
     if not signs:
         return sides[0]
     if {*signs} == {"="}:
@@ -203,7 +203,7 @@ def _related(signs: list[str], sides: list[Answer]) -> Answer:
 
 
 def _interval(signs: list[str], sides: list[Answer]) -> Answer | None:
-    """Return the interval in which a variable lies, if only its bounds are named."""
+    """Return the interval of a variable, if only its bounds are named."""
     is_bound = [not (variables(side) - {INFINITY}) for side in sides]
     minus = Quantity(Operation("*", (Fraction(-1), INFINITY)))
     low, high = ("(" if signs[0] == "<" else "["), (")" if signs[-1] == "<" else "]")

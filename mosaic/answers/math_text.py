@@ -1,4 +1,4 @@
-"""Writes a mathematical answer in one form: plain signs for LaTeX's, no markup, money and degrees as words."""
+"""Writes a mathematical answer in one form: plain signs instead of LaTeX's, no markup, money and degrees as words."""
 
 import re
 

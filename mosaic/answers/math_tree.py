@@ -1,4 +1,4 @@
-"""What a mathematical answer says, once parsed: quantities, relations, and groups of them."""
+"""The parts of a parsed mathematical answer: quantities, relations, and groups of them."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,7 +9,7 @@ from mosaic.answers.math_units import Unit
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation, function or constant, and what it is applied to."""
+    """An operation, function or constant, with its arguments."""
 
     name: str
     args: tuple["Expression", ...] = ()
@@ -23,11 +23,11 @@ INFINITY = r"\infty"
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """An expression, and what it counts."""
+    """An expression with its unit."""
 
     amount: Expression
     slack: Fraction = Fraction(0)
-    """How far off the last digit of a plain decimal lets it be; 0: exact."""
+    """Error that the last digit of a plain decimal allows; 0: exact."""
     unit: Unit | None = None
     is_percent: bool = False
 
@@ -72,7 +72,7 @@ def variables(answer: Answer) -> set[str]:
 
 
 def is_name(answer: Answer) -> bool:
-    """Whether an answer is only a name, as 'x', 'm + n' or 'f(x)' are: no number but e, and no unit."""
+    """Whether an answer is only a name, such as 'x', 'm + n' or 'f(x)': no number but e, and no unit."""
     if not isinstance(answer, Quantity) or answer.unit or answer.is_percent:
         return False
     found = leaves(answer.amount)

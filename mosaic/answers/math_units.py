@@ -1,6 +1,8 @@
-"""Reads a unit behind a number: 'km/h', 'square feet', 'dollars per day'.
+"""Reads a unit after a number: 'km/h', 'square feet', 'dollars per day'.
 
-A word that is no known unit, as in '5 apples', is a dimension of its own: it equals itself, and converts to nothing.
+A word that is no known unit, as in '5 apples', is a dimension of its own. It equals itself only, and converts to no
+other.
+other.
 """
 
 import re
@@ -26,7 +28,7 @@ _SYMBOLS = {
     },
     "h": ("time", 1, Fraction(3600)),
 }
-"""Units that are written with capitals and small letters distinguished."""
+"""Units in which capitals and small letters differ."""
 _WORDS = {
     "second": ("time", 1, Fraction(1)), "sec": ("time", 1, Fraction(1)), "minute": ("time", 1, Fraction(60)),
     "min": ("time", 1, Fraction(60)), "hour": ("time", 1, Fraction(3600)), "hr": ("time", 1, Fraction(3600)),
@@ -62,26 +64,26 @@ _NO_UNIT = frozenset({
     "remainder", "hundred", "thousand", "million", "billion", "trillion", "percent", "sin", "cos", "tan", "sec", "csc",
     "cot", "log", "ln", "exp", "sqrt", "pi", "gcd", "lcm", "max", "infinity", "infinite",
 })  # fmt: skip
-"""Words that join, or change the number, and name nothing."""
+"""Words that join, or change the number, and are no units."""
 _ORDINAL = re.compile(r"\w{2,}(?<!mon)ths?", re.IGNORECASE)
 _TOUCHING = frozenset({
     "km", "cm", "mm", "kg", "ft", "lb", "lbs", "oz", "hr", "hrs", "min", "mins", "sec", "mL", "Hz", "kHz", "MHz", "GHz",
 })  # fmt: skip
-"""Short units that may touch the number; other letters there are variables, as in '2mg'."""
+"""Short units that may follow the number without a space, as in '2mg'; other letters there are variables."""
 _MAX_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What an amount is counted in."""
+    """The unit of an amount."""
 
     factor: Fraction
-    """How many units of its dimensions it is."""
+    """The size of the unit, in units of its dimensions."""
     dimensions: Dimensions
 
 
 def read_unit(text: str, at: int) -> tuple[Unit, int] | None:
-    """Read the unit at a place of a text, and where it ends; None: what stands there is no unit and nothing more.
+    """Read the unit at an index of a text, and its end; None: the text there is not exactly one unit.
 
     Examples
     --------
@@ -109,7 +111,7 @@ def read_unit(text: str, at: int) -> tuple[Unit, int] | None:
 
 
 def end_of_words(text: str, at: int) -> int:
-    """Find the end of the words of scale and the known units that stand at a place of a text.
+    """Find the end of the words of scale and the known units at an index of a text.
 
     Examples
     --------
@@ -126,7 +128,7 @@ def end_of_words(text: str, at: int) -> int:
 
 
 def _is_first(text: str, at: int) -> bool:
-    """Whether a unit may begin there: a known one, or behind a space a word too long for a product of variables."""
+    """Whether a unit may begin there: a known unit, or after a space a word too long for a product of variables."""
     found = _FACTOR.match(text, at)
     if found is None or found["joint"] in ("/", "*", "-", "a"):
         return False

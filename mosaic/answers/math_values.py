@@ -1,11 +1,11 @@
-"""Evaluates expressions, to see whether they are equal.
+"""Evaluates expressions, to compare them.
 
-NOTE: two expressions are equal if they are at every point at which both can be evaluated: one point without variables,
-and at least four of `_points` with them. Rational arithmetic is exact. The rest is computed to so many bits that no
-difference of what an answer can write is lost: each value on the way lies between 2^-r and 2^r or is zero, a rational
-number enters only if its digits fit in 2r bits, values are kept to more than 4r bits, and a difference counts as none
-below 2^-3r. What is outside of these bounds is not evaluated, and its expression equals nothing but itself. So the work
-is bounded by the size of numbers, and no clock decides.
+NOTE: two expressions are equal if they are equal at every point at which both can be evaluated. Without variables this
+is one point; with variables it is at least four of `_points`. Rational arithmetic is exact. The rest is computed to so
+many bits that no difference between possible answers is lost, under four rules. Each intermediate value lies between
+2^-r and 2^r or is zero. A rational number is used only if its digits fit in 2r bits. Values are kept to more than 4r
+bits. A difference below 2^-3r counts as zero. An expression outside these bounds is not evaluated, and equals only
+itself. So the size of the numbers bounds the work, not a clock.
 """
 
 import itertools
@@ -22,9 +22,9 @@ Value: TypeAlias = Fraction | Any
 """Exact, or a number of mpmath."""
 _MAX_EXACT_BITS = 2**15
 _MAX_COUNT = 3000
-"""Of n in n!."""
+"""Largest n of n!."""
 _MAX_WORK_US = 1_000_000
-"""Microseconds of one comparison, as `_Precision.work_us` and the size of numbers estimate them."""
+"""Most microseconds of one comparison, estimated from `_Precision.work_us` and the size of numbers."""
 _MIN_POINTS = 4
 _NUM_INTEGER_POINTS = 8
 _SIZES = tuple(Fraction(2) ** power for power in (-3, 0, 3, -20, 20, -400, 400))
@@ -34,11 +34,11 @@ class _Precision(NamedTuple):
     range_bits: int
     bits: int
     work_us: int
-    """Of one operation, about."""
+    """Of one operation, approximately."""
 
 
 _PRECISIONS = (_Precision(128, 640, 150), _Precision(1100, 4608, 3000))
-"""The second is for what the first cannot hold."""
+"""The second is used if the first is too small."""
 
 
 class UndecidedError(Exception):
@@ -55,7 +55,7 @@ def _arithmetic(bits: int) -> Any:
 
 
 def _points(names: list[str]) -> list[dict[str, Fraction]]:
-    """List where to evaluate: both signs and all sizes, so that no bound of a case stays hidden; then integers."""
+    """List the points to evaluate at: both signs and all sizes, so that each case is tried; then integers."""
     draw = random.Random("mosaic")
     found = []
     for size, sign in itertools.product(_SIZES, (1, -1)):
@@ -88,12 +88,12 @@ class Values:
         return num_equal >= min(_MIN_POINTS, len(self._points)) and self._work_us <= _MAX_WORK_US
 
     def exact_ratio(self, one: Expression, other: Expression) -> Fraction | None:
-        """Return the ratio of two expressions at a point where both are rational and neither is zero."""
+        """Return the ratio of two expressions at a point at which both are rational and neither is zero."""
         exact = (x / y for x, y, _ in self._pairs(one, other) if _is_exact(x, y) and x and y)
         return next(exact, None)
 
     def _pairs(self, one: Expression, other: Expression) -> Iterator[tuple[Value, Value, _Precision]]:
-        """Evaluate two expressions wherever both can be, at integers only if other points are too few."""
+        """Evaluate two expressions wherever both can be, and at integers only if other points are too few."""
         num_found = 0
         for place in range(len(self._points)):
             if num_found >= _MIN_POINTS and place >= len(self._points) - _NUM_INTEGER_POINTS:
@@ -127,7 +127,7 @@ class Values:
 
 
 def _are_close(one: Value, other: Value, precision: _Precision, slack: Fraction) -> bool:
-    """Whether two values differ by nothing that could be seen, or by less than the slack."""
+    """Whether two values differ by no visible amount, or by less than the slack."""
     if _is_exact(one, other):
         return one == other or bool(abs(one - other) < slack)
     try:
@@ -156,7 +156,7 @@ def _converted(value: Value, precision: _Precision) -> Any:
 
 
 def _in_range(value: Value, precision: _Precision, *, may_vanish: bool = False) -> Value:
-    """Return a value that is within the bounds; what may vanish is zero where only rounding keeps it from that."""
+    """Return a value that is within the bounds; with ``may_vanish``, zero for a value that is zero but for rounding."""
     if isinstance(value, Fraction):
         if _size_bits(value) > _MAX_EXACT_BITS:
             raise UndecidedError
@@ -202,7 +202,7 @@ def _apply(name: str, args: list[Value], precision: _Precision) -> Value:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """Return a power that is rational by its form and fits; None: it has to be computed otherwise."""
+    """Return a power that is rational by its form and fits; None: it must be computed inexactly."""
     if base == 0 and exponent == 0:
         raise UndecidedError
     if exponent.denominator != 1 or _size_bits(base) * abs(exponent.numerator) > _MAX_EXACT_BITS:
@@ -247,11 +247,11 @@ _EXACT: dict[str, Callable[..., Fraction]] = {
     "ceil": lambda value: Fraction(math.ceil(value)),
     "mod": lambda value, modulus: value % abs(modulus),
 }
-"""What is evaluated of rational numbers only."""
+"""Functions that are evaluated for rational numbers only."""
 _FUNCTIONS = frozenset({
     "sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "asin", "acos", "atan", "ln",
 })  # fmt: skip
 _MAY_VANISH = frozenset({
     "sin", "cos", "tan", "cot", "sinh", "tanh", "asin", "acos", "atan", "ln",
 })  # fmt: skip
-"""Functions whose result may be zero although rounding keeps it from it."""
+"""Functions whose result may be zero but for rounding."""

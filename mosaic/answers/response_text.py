@@ -1,9 +1,9 @@
-"""What all readers of a response share: its visible part, its boxes, the word "answer", and what it takes back."""
+"""What all readers of a response share: its visible part, its boxes, the word "answer", and its retractions."""
 
 import re
 from typing import NamedTuple
 
-# NOTE: `\b` and `\w` take ideographs for letters, and models write a Latin letter or a digit right behind them.
+# NOTE: `\b` and `\w` treat ideographs as letters, and models write a Latin letter or a digit directly after them.
 START = r"(?<![^\W_])"
 STOP = r"(?![^\W_])"
 ANSWER = (
@@ -12,7 +12,7 @@ ANSWER = (
 )
 """The word "answer" in English, German, French, Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Korean."""
 IS = rf"{START}(?:is|are|be|was|equals|ist|lautet|est|es|\u00e8|\u00e9){STOP}|[:=\u662f\u4e3a\u70ba\u306f\uc740\ub294]"
-"""What joins it to what the answer is."""
+"""What joins a name of the answer to the answer."""
 
 _TAG = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
 _OPENED = re.compile(rf"<{_TAG}>|\[THINK\]|<\|START_THINKING\|>", re.IGNORECASE)
@@ -40,7 +40,7 @@ _CONFIRMED = re.compile(
 
 
 class Box(NamedTuple):
-    """A box of a response: its place in the text, and what it holds; None: cut off inside."""
+    """A box of a response: its span in the text, and its content; None: cut off inside."""
 
     start: int
     end: int
@@ -48,11 +48,11 @@ class Box(NamedTuple):
 
 
 def without_thinking(text: str, *, thinking_opened: bool = False) -> str:
-    r"""Return what a reader sees of a response: the text after its last closing think tag.
+    r"""Return the visible part of a response: the text after its last closing think tag.
 
-    A response that opens a think tag and never closes it was cut off while thinking, so nothing of it is visible.
-    Where the prompt's template opened the tag, the response holds the closing one only; ``thinking_opened`` says so,
-    since a response cut off in such thinking holds no tag at all.
+    A response that opens a think tag and never closes it was cut off while thinking, so none of it is visible. If the
+    prompt's template opened the tag, the response holds only the closing one. Such a response holds no tag at all if it
+    was cut off while thinking, so ``thinking_opened`` must be given.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def plain_characters(text: str) -> str:
 
 
 def boxes(text: str) -> list[Box]:
-    r"""List the boxes of a text in order, braces balanced; one inside another is part of it.
+    r"""List the boxes of a text in order, with balanced braces; a box inside another is part of it.
 
     Examples
     --------
@@ -98,12 +98,12 @@ def _braced(text: str, inside: int) -> tuple[int, str | None]:
 
 
 def doubted(text: str, since: int) -> int | None:
-    """Find where the text begins to doubt what it said before ``since``; None: nowhere."""
+    """Find where the text begins to doubt a statement that it made before ``since``; None: nowhere."""
     found = _DOUBT.search(text, since)
     return found.start() if found else None
 
 
 def retracted(text: str, since: int) -> bool:
-    """Whether the text takes back what it said before ``since`` and does not confirm it afterwards."""
+    """Whether the text takes back a statement made before ``since`` and does not confirm it afterwards."""
     last = max((match.end() for match in _TAKEN_BACK.finditer(text, since)), default=None)
     return last is not None and not _CONFIRMED.search(text, last)

@@ -1,7 +1,7 @@
-"""Sums and means of floats that every Python computes alike, to the last bit.
+"""Sums and means of floats that are the same in every Python version, to the last bit.
 
-The built-in ``sum`` and the weighted ``statistics.fmean`` round otherwise since Python 3.12. The last digit of a price
-can decide between two plans that are equally good.
+The built-in ``sum`` and the weighted ``statistics.fmean`` round differently since Python 3.12. The last digit of a
+price can decide between two plans that are equally good.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What a request says beside its question: the messages before it, and how to sample."""
+"""The parts of a request beside its question: the messages before it, and the sampling parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Share, checked, requir
 
 ROLES = ("system", "developer", "user", "assistant")
 ENGINE_FIELDS = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop")
-"""Sampling beside temperature, seed and limit, under the names that vLLM and OpenAI's interface have for it."""
+"""Sampling parameters beside temperature, seed and limit, under the names of vLLM and of OpenAI's interface."""
 CHARACTERS_PER_TOKEN = 4
-"""Where no tokenizer is at hand; of the order of what the pool's tokenizers reach on English text."""
+"""Used without a tokenizer; close to what the pool's tokenizers reach on English text."""
 
 
 class Message(NamedTuple):
-    """A message of a chat."""
+    """One message of a chat."""
 
     role: str
     content: str
@@ -22,18 +22,18 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A prompt of several messages, which the chat template of the checkpoint wraps."""
+    """A prompt of several messages, to which the checkpoint's chat template is applied."""
 
     messages: tuple[Message, ...]
 
     @property
     def as_dicts(self) -> list[dict[str, str]]:
-        """The messages as templates and servers take them."""
+        """Return the messages as templates and servers take them."""
         return [message._asdict() for message in self.messages]
 
 
 def in_context(context: Sequence[Message], text: str) -> str | Chat:
-    """Put a text behind the messages that came before it; without any it is the prompt.
+    """Append a text to the messages before it; without messages, the text is the prompt.
 
     Examples
     --------
@@ -46,12 +46,12 @@ def in_context(context: Sequence[Message], text: str) -> str | Chat:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("")
 class Sampling:
-    """What a request asks for all its calls; None: as the expert samples."""
+    """Sampling parameters of a request, for all its calls; None: the expert's own."""
 
     temperature: Annotated[float, Limit(at_least=0, at_most=2)] | None = None
     max_output_tokens: AtLeast1 | None = None
     seed: AtLeast0 | None = None
-    """The responses follow from it and the calls' keys: two calls of one question are two draws."""
+    """The responses depend on it and on the calls' keys: two calls of one question are two draws."""
     top_p: Annotated[float, Limit(above=0, at_most=1)] | None = None
     top_k: Annotated[int, Limit(at_least=-1)] | None = None
     min_p: Share | None = None
@@ -66,7 +66,7 @@ class Sampling:
 
     @property
     def engine_values(self) -> dict[str, float | int | list[str]]:
-        """What engines get beside temperature, seed and limit."""
+        """Return the parameters for engines, except temperature, seed and limit."""
         values = {name: getattr(self, name) for name in ENGINE_FIELDS}
         return {name: [*value] if name == "stop" else value for name, value in values.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Limits of the value types, declared at their fields, and rules between fields: each names field, rule and value."""
+"""Limits of the value types' fields, and checks between fields: each error names field, rule and value."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args,
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Limits of a number; text must not be empty. Stands in ``Annotated`` beside a field's type."""
+    """Limits of a number; a text must not be empty. Used in ``Annotated`` with a field's type."""
 
     at_least: float | None = None
     above: float | None = None
@@ -28,25 +28,25 @@ Share: TypeAlias = Annotated[float, Limit(at_least=0, at_most=1)]
 
 Kind = TypeVar("Kind")
 _Check: TypeAlias = Callable[[Any, str], Any]
-"""Refuses a value, named by the text, or returns it as its type has it."""
+"""Refuses a value under the given name, or returns it converted to its type."""
 _ITEMS: Mapping[Any, str] = {str: " of strings", int: " of whole numbers", float: " of numbers"}
-"""What lists hold, for messages."""
+"""Items of lists, for messages."""
 
 
 def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Check the fields of a frozen dataclass by their types, and turn them into what the types say.
+    """Check the fields of a frozen dataclass by their types, and convert them to these types.
 
-    Numbers and text are checked where they have a ``Limit``; true and false, enums, literals and tuples always. A name
-    becomes a member of its enum, a list becomes a tuple, and a mapping's entries are checked one by one.
+    Numbers and text are checked if they have a ``Limit``; bools, enums, literals and tuples always. A name becomes a
+    member of its enum. A list becomes a tuple. The entries of a mapping are checked one by one.
 
     Parameters
     ----------
     value
         A dataclass; ``checked`` does this for its class.
     owner
-        What stands before a field's name in messages, such as ``"engine."``.
+        Prefix of a field's name in messages, such as ``"engine."``.
     names
-        What messages call fields that have another name where the value comes from.
+        Names of fields in messages, where the source of the value has another name.
     """
     kind: Any = type(value)
     for name, check in _checks_of(kind):
@@ -57,14 +57,14 @@ def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingPr
 
 
 def checked(owner: str) -> Callable[[type[Kind]], type[Kind]]:
-    """Check a dataclass when it is made: its fields, and then by its own ``__post_init__`` what holds between them.
+    """Check a dataclass when it is created: first its fields, then the rules of its own ``__post_init__``.
 
-    Stands below ``@dataclass``.
+    Used below ``@dataclass``.
 
     Parameters
     ----------
     owner
-        What stands before a field's name in messages; ``{0.name}`` in it is the value's name.
+            Prefix of a field's name in messages; ``{0.name}`` in it is the value's name.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def _check_entries(check: _Check, value: Any, name: str) -> Any:
 
 
 def _check_bool(value: Any, name: str) -> Any:
-    if not isinstance(value, bool):  # a "false" in quotes would be taken for consent
+    if not isinstance(value, bool):  # a "false" in quotes would count as true
         raise TypeError(f"{name} must be true or false, got {value!r}")
     return value
 
@@ -200,7 +200,7 @@ def require_number(
 
 
 def require_count(value: object, field: str, *, at_least: float | None = 0, at_most: float | None = None) -> None:
-    """Check a whole number (not a bool) that is not below the limit, and not above another."""
+    """Check a whole number (not a bool) against a lower limit and, where given, an upper one."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} must be a whole number, got {value!r}")
     if at_least is not None:

@@ -1,4 +1,4 @@
-"""The machines: workers and the kind of GPU each drives."""
+"""The machines: their workers, and the kind of GPU of each worker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from mosaic.core.checks import AtLeast1, Limit, Name, checked, require, require_
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("gpu {0.name}: ")
 class Gpu:
-    """A kind of accelerator: what a scheduler may know of it."""
+    """A kind of accelerator: what a scheduler may know about it."""
 
     name: Name
     memory_bytes: AtLeast1
     memory_utilization_frac: Annotated[float, Limit(above=0, at_most=1)] = 0.9
-    """Share of the memory the engine may take (vLLM's gpu_memory_utilization)."""
+    """Share of the memory that the engine may use (vLLM's gpu_memory_utilization)."""
 
     @property
     def usable_bytes(self) -> int:
@@ -30,15 +30,15 @@ class Worker:
     id: int
     gpu: Gpu
     host: int = 0
-    """Number of the machine that it is in; no session spans two."""
+    """Number of the worker's machine; a session stays within one machine."""
 
     @property
     def place(self) -> str:
-        """For messages."""
-        return f"{self.gpu.name} in host {self.host}"
+        """Name of the worker and its machine, for messages."""
+        return f"{self.gpu.name} in machine {self.host}"
 
 
-GANG_RULE = "of one kind and in one host"
+GANG_RULE = "of one kind and in one machine"
 
 
 def may_be_gang(workers: Sequence[Worker]) -> bool:
@@ -64,7 +64,7 @@ class Cluster:
         return len(self.workers)
 
     def select(self, ids: tuple[int, ...]) -> tuple[Worker, ...]:
-        """Workers by id.
+        """Return workers by id.
 
         Raises
         ------
@@ -84,6 +84,6 @@ def uniform_cluster(*, name: str, num_workers: int, gpu: Gpu) -> Cluster:
 
 
 def cluster_of_hosts(*, name: str, host_sizes: Sequence[int], gpu: Gpu) -> Cluster:
-    """Build a cluster of equal workers in several machines, so many in each; they are numbered machine by machine."""
+    """Build a cluster of equal workers, with the given number in each machine; they are numbered machine by machine."""
     hosts = [host for host, size in enumerate(host_sizes) for _ in range(size)]
     return Cluster(name=name, workers=tuple(Worker(worker, gpu, host) for worker, host in enumerate(hosts)))

@@ -1,4 +1,4 @@
-"""Commands of controllers to a backend: plain values, so that the log of commands can be written down and replayed."""
+"""Commands of controllers to a backend: plain values, so that the log of commands can be saved and replayed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ from mosaic.core.workload import Call, CallKey, ExpertName
 class Open:
     """Load an expert on its workers and serve calls until the session is closed.
 
-    It waits for the sessions before it on its workers, and for those that it follows.
+    It waits for the earlier sessions on its workers, and for the sessions in ``after``.
     """
 
     session: Session
@@ -21,26 +21,26 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Serve a call; all that it comes after has ended."""
+    """Serve a call; all calls in its ``after`` have ended."""
 
     call: Call
     to: int | ExpertName
-    """A session, which must have been opened and not closed, or an expert: then whichever of its sessions has room.
+    """A session that is open, or an expert: then any of its sessions that has room.
 
-    In an expert's queue the one that was submitted first goes first.
+    An expert's queue is first in, first out.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop a call wherever it waits or runs; one that has ended stays as it is."""
+    """Stop a call that waits or runs; a call that has ended is not changed."""
 
     key: CallKey
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Let a call write at most so many tokens in all; one that would write more is cut there, without an answer."""
+    """Limit the tokens that a call writes in all; a call that reaches the limit is cut there, without an answer."""
 
     key: CallKey
     tokens: int
@@ -48,7 +48,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Go on with a call in another session of its expert, with what it has written where the engine knows it."""
+    """Continue a call in another session of its expert, with the tokens written so far where the engine knows them."""
 
     key: CallKey
     session: int
@@ -56,36 +56,36 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """End a session when its calls have ended; it gets no more."""
+    """End a session when its calls have ended; it takes no more calls."""
 
     session: int
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute the beginning of a call's prompt ahead of the call, so that it starts where that ends.
+    """Compute the beginning of a call's prompt ahead of the call, so that the call starts at its end.
 
-    It takes the place of an earlier one of the same call, and the call itself takes its place. Without effect where
-    the session is not up, or gets no more calls.
+    It replaces an earlier one of the same call, and the call itself replaces it. It has no effect if the session is not
+    up, or takes no more calls.
     """
 
     call: Call
-    """With the tokens of the beginning, and after all calls that it is going to read, in the order of its prompt."""
+    """With the tokens of the beginning; its ``after`` holds all calls that it will read, in the order of its prompt."""
     session: int
     num_read: int
-    """So many of them, the first ones, have ended and stand in the beginning."""
+    """The number of these calls, the first ones, that have ended and are part of the beginning."""
 
 
 Command: TypeAlias = Open | Submit | Cancel | Cut | Move | Close | Prefill
 
 
 class Action(NamedTuple):
-    """A command of a run, with its cause: enough to replay the run."""
+    """A command of a run with its cause: enough to replay the run."""
 
     ts: float
-    """When it was given."""
+    """When the command was sent."""
     cause: str
-    """The event that it answers, as ``cause_of`` names it."""
+    """The event that it replies to, named as by ``cause_of``."""
     command: Command
 
 
@@ -94,11 +94,11 @@ _KINDS = {cls.__name__.lower(): cls for cls in _COMMANDS}
 
 
 def encode_action(action: Action) -> bytes:
-    """Write an action as a JSON text of one line: its instant, its cause, the kind of command and its fields."""
+    """Write an action as one line of JSON: its instant, its cause, the kind of command and its fields."""
     command = action.command
     fields = msgspec.to_builtins(command)
     if isinstance(command, (Submit, Prefill)) and command.call.prefix is None:
-        del fields["call"]["prefix"]  # nearly all calls: a journal has a line for each
+        del fields["call"]["prefix"]  # nearly all calls have none, and a journal has a line for each call
     return msgspec.json.encode(
         {"ts": action.ts, "cause": action.cause, "kind": type(command).__name__.lower(), **fields}
     )
@@ -110,7 +110,7 @@ def decode_action(text: bytes | str) -> Action:
     Raises
     ------
     msgspec.ValidationError
-        If it is none.
+            If the text is no such line.
     """
     fields = msgspec.json.decode(text, type=dict[str, object])
     ts, cause, kind = (fields.pop(name, None) for name in ("ts", "cause", "kind"))

@@ -1,4 +1,4 @@
-"""How engines run: the options a vLLM user gives on its command line, for the simulated engine and the real one."""
+"""Options of the simulated and the real engine, as on vLLM's command line."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,13 +11,15 @@ MIXED_BATCHED_TOKENS = 2048
 
 
 class Order(StrEnum):
-    """What an iteration may hold."""
+    """What one iteration may contain."""
 
     PREFILL_FIRST = "prefill_first"
     """vLLM 0.7.1 (V0): whole prompts whenever one can be admitted, else one decode step for all."""
     CHUNKED = "chunked"
-    """vLLM 0.7.1 (V0) with chunked prefill, its default beyond 32k of context: decodes first, then chunks of prompts,
-    under one token budget; without prefix caching, and with a watermark."""
+    """vLLM 0.7.1 (V0) with chunked prefill, its default beyond 32k of context.
+
+    Decodes come first, then chunks of prompts, under one token budget; without prefix caching, and with a watermark.
+    """
     MIXED = "mixed"
     """vLLM's V1: as ``CHUNKED``, with prefix caching and without a watermark."""
 
@@ -28,7 +30,7 @@ class Order(StrEnum):
 
 
 class Device(StrEnum):
-    """What a worker is."""
+    """The kind of device of a worker."""
 
     CPU = "cpu"
     """A group of cores; a session over several workers is one engine with a thread on each of their cores."""
@@ -39,16 +41,16 @@ class Device(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("engine.")
 class ModelLoading:
-    """How a real engine loads a checkpoint, of which the simulated one knows nothing."""
+    """How a real engine loads a checkpoint; the simulated engine does not use it."""
 
     device: Device = Device.GPU
     dtype: Name = "auto"
-    """Of weights and KV cache; auto: the checkpoint's own (not on CPU, where only float32 repeats itself)."""
+    """Of weights and KV cache; auto: the checkpoint's own. CPU needs a type: only float32 gives repeatable results."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy: random weights of the checkpoint's shapes; config.json is enough, for timing in replay mode."""
+    """dummy: random weights of the checkpoint's shapes; needs only config.json, for timing in replay mode."""
     enforce_eager: bool = True
     trust_remote_code: bool = False
-    """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
+    """Run the Python files of a checkpoint, for models that need them; they run with your rights."""
 
     def __post_init__(self) -> None:
         if self.device is Device.CPU:
@@ -62,9 +64,9 @@ class ModelLoading:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("engine.")
 class EngineOptions:
-    """Limits of one engine; the same for every expert, since real responses follow from them.
+    """Limits of one engine; the same for every expert, since real responses depend on them.
 
-    The share of a GPU's memory that an engine takes is its kind's, ``Gpu.memory_utilization_frac``.
+    The share of a GPU's memory for an engine is a property of the GPU, ``Gpu.memory_utilization_frac``.
     """
 
     max_num_seqs: AtLeast1 = 256
@@ -73,19 +75,19 @@ class EngineOptions:
     block_size: AtLeast1 = 16
     """Tokens of a KV block; on CPU a multiple of 32."""
     kv_cache_tokens: AtLeast1 | None = None
-    """KV capacity of every session; None: what the memory holds."""
+    """KV capacity of every session; None: what fits into the memory."""
     kv_cache_memory_bytes: AtLeast1 | None = None
-    """The same in bytes on each worker; None: what the model leaves free. At most one of the two is given."""
+    """The same in bytes on each worker; None: the memory that the model leaves free. Give at most one of the two."""
     enable_prefix_caching: bool | None = None
-    """Whether blocks keep what they hold until they are used again; None: yes, but for whole prompts (V0)."""
+    """Whether blocks keep their content until they are used again; None: yes, except with whole prompts (V0)."""
     order: Order = Order.PREFILL_FIRST
-    """What an iteration holds. A real vLLM does as its version has it; the simulated one follows this."""
+    """What an iteration contains, in simulation. A real vLLM uses the order of its version."""
     watermark_frac: Annotated[float, Limit(at_least=0, below=1)] | None = None
-    """Share of the blocks that an admission must leave free (simulated); None: the order's own."""
+    """Share of the blocks that an admission must leave free (simulated); None: the default of the order."""
     scheduler_reserve_full_isl: bool = True
-    """Whether an admission needs free blocks for the whole sequence and not for its first chunk only (simulated).
+    """Whether an admission needs free blocks for the whole sequence, not only for its first chunk (simulated).
 
-    Where prompts stay whole the two are the same.
+    Without chunks the two are the same.
     """
     loading: ModelLoading = field(default_factory=ModelLoading)
 
@@ -95,7 +97,7 @@ class EngineOptions:
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
         require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
         if self.order.chunks_prompts:
-            # As in vLLM: with fewer tokens than sequences some decodes would have to sit out an iteration.
+            # As in vLLM: with fewer tokens than sequences, some decodes would have to skip an iteration.
             require(
                 self.batched_tokens(1) >= self.max_num_seqs,
                 "engine.max_num_batched_tokens",
@@ -108,14 +110,14 @@ class EngineOptions:
 
     @property
     def caches_prefixes(self) -> bool:
-        """Whether prompts start at what blocks still hold of them: V1's default."""
+        """Whether prompts start after the tokens that blocks still hold of them: V1's default."""
         if self.enable_prefix_caching is None:
             return self.order is Order.MIXED
         return self.enable_prefix_caching
 
     @property
     def watermark(self) -> float:
-        """Share of the blocks that an admission leaves free: V0's block manager keeps 1%, V1's keeps none."""
+        """Share of the blocks that an admission leaves free: 1% in V0's block manager, none in V1's."""
         if self.watermark_frac is not None:
             return self.watermark_frac
         return 0.0 if self.order is Order.MIXED else 0.01

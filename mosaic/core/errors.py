@@ -1,4 +1,4 @@
-"""Outcomes a caller acts on; bad input is a plain ``ValueError`` or ``TypeError``."""
+"""Errors that a caller handles; bad input is a plain ``ValueError`` or ``TypeError``."""
 
 
 class MosaicError(Exception):
@@ -18,20 +18,20 @@ class BackendError(MosaicError):
 
 
 class FatalEngineError(BackendError):
-    """An engine met what no other try and no other call will heal, such as a bad key: its worker serves nothing."""
+    """An error of an engine that no retry and no other call can avoid, such as a bad key: its worker is lost."""
 
 
 class OutageError(BackendError):
-    """A server does not serve now and may serve later; others can serve its calls meanwhile."""
+    """A server is down and may come back; other servers can serve its calls in the meantime."""
 
     def __init__(self, cause: str, wait_s: float = 0.0) -> None:
         super().__init__(cause)
         self.wait_s = wait_s
-        """The server asks for so much time."""
+        """Seconds to wait, as the server demands."""
 
 
 class DisturbedSweepError(BackendError):
-    """Too many sessions of a sweep were interrupted to price an expert by the others: it must be measured anew."""
+    """Too many sessions of a sweep were interrupted to price an expert by the rest: it must be measured again."""
 
 
 class ProfileError(MosaicError):
@@ -39,8 +39,8 @@ class ProfileError(MosaicError):
 
 
 class InUseError(MosaicError):
-    """Another command works in the folder; it is not disturbed."""
+    """Another command uses the folder; this one stops and leaves it unchanged."""
 
 
 class RunFolderError(MosaicError):
-    """A run folder cannot be written or read, or holds the results of another configuration."""
+    """A run folder cannot be written or read, or holds results of another configuration."""

@@ -1,4 +1,4 @@
-"""Events of a backend to controllers, which reply with commands."""
+"""Events that a backend sends to controllers, which reply with commands."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -12,49 +12,49 @@ class Started(NamedTuple):
 
     ts: float
     resumes_ts: float = 0.0
-    """When the run goes on that was interrupted: events up to then are sent again."""
+    """When the interrupted run continues: events up to then are sent again."""
 
 
 class Ready(NamedTuple):
-    """A session has loaded its expert and serves."""
+    """A session has loaded its expert and serves calls."""
 
     ts: float
     session: int
 
 
 class Redone(NamedTuple):
-    """The run goes on after an interruption, and does again some of what it had done."""
+    """The run continues after an interruption, and repeats some of its work."""
 
     ts: float
     num_damaged: int
-    """Lines that cannot be read of what was kept."""
+    """Lines of the journal that cannot be read."""
     num_changed: Mapping[ExpertName, int]
-    """Calls that had ended, of experts that are not what they were."""
+    """Ended calls of experts that have changed since, by expert."""
     num_outdated: Mapping[ExpertName, int]
-    """Calls that had ended and read something else now."""
+    """Ended calls whose inputs have changed since, by expert."""
 
 
 class Finished(NamedTuple):
-    """A call has ended, one way or another."""
+    """A call has ended, with any status."""
 
     ts: float
     record: CallRecord
 
 
 class Prefilled(NamedTuple):
-    """The beginning of a prompt was prefilled ahead of its call, or was to be and is not any more."""
+    """The beginning of a prompt was prefilled ahead of its call, or its prefill was dropped."""
 
     ts: float
     record: PrefillRecord
 
 
 class Progress(NamedTuple):
-    """How far the running calls of a session are."""
+    """The progress of a session's running calls."""
 
     ts: float
     session: int
     tokens: Mapping[CallKey, int]
-    """Written so far; empty where the engine does not know."""
+    """Tokens written so far; empty if the engine does not know."""
 
 
 class Closed(NamedTuple):
@@ -65,7 +65,7 @@ class Closed(NamedTuple):
 
 
 class Unused(NamedTuple):
-    """A session has ended whose expert was never loaded: nothing was left for it to serve."""
+    """A session has ended without loading its expert: it had no calls left to serve."""
 
     ts: float
     session: int
@@ -79,27 +79,27 @@ class Idle(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A worker is gone, for good unless it joins again.
+    """A worker is lost, unless it joins again.
 
-    What its sessions had not ended is nowhere until it is submitted again.
+    Unended calls of its sessions must be submitted again.
     """
 
     ts: float
     worker: int
     cause: str
     num_more: int = 0
-    """Workers that are lost at the same instant and reported next: what all of them leave is planned anew at once."""
+    """Workers that are lost at the same instant and reported next: all their calls are planned anew together."""
 
 
 class Joined(NamedTuple):
-    """A worker is there, again or for the first time."""
+    """A worker is available, again or for the first time."""
 
     ts: float
     worker: int
 
 
 class Tick(NamedTuple):
-    """Time has passed: for controllers that ask for it."""
+    """Time has passed: for controllers that request it."""
 
     ts: float
 
@@ -110,7 +110,7 @@ Event: TypeAlias = (
 
 
 def cause_of(event: Event) -> str:
-    """Name an event so that the same event of another run of the same plan has the same name.
+    """Name an event; the same event has the same name in other runs of the same plan.
 
     Examples
     --------

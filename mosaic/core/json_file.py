@@ -1,4 +1,4 @@
-"""JSON files of our own values: read into the dataclasses that they were written from, and checked on the way."""
+"""Reads JSON files of mosaic's own values into the dataclasses that they were written from, and checks them."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -9,12 +9,12 @@ Value = TypeVar("Value")
 
 
 def read_json(path: str | Path, kind: type[Value], label: str, error: type[Exception]) -> Value:
-    """Read a file as a value of a type; a key that the type does not have is refused.
+    """Read a file as a value of a type; an unknown key is refused.
 
     Parameters
     ----------
     path, kind
-        What to read, and the type that it holds: a dataclass, or containers of some.
+            The file, and the type of its content: a dataclass, or containers of dataclasses.
     label
         What the file is, for messages.
     error
@@ -23,7 +23,7 @@ def read_json(path: str | Path, kind: type[Value], label: str, error: type[Excep
     Raises
     ------
     Exception
-        The given one, in a line that names the file, the place in it and the rule.
+            The given one, with a message that names the file, the position in it and the rule.
     """
     try:
         raw = msgspec.json.decode(Path(path).read_bytes())
@@ -42,7 +42,7 @@ def read_json(path: str | Path, kind: type[Value], label: str, error: type[Excep
 
 
 def _refuse_unknown(raw: object, known: object, where: str) -> None:
-    """Compare what a file holds with what was made of it; msgspec itself skips keys that a dataclass does not have."""
+    """Compare a file's content with the value made of it: msgspec skips keys that a dataclass does not have."""
     if isinstance(raw, dict) and isinstance(known, dict):
         for key, value in raw.items():
             if key not in known:

@@ -1,4 +1,4 @@
-"""How much KV cache fits beside a model's weights: one arithmetic for plans, for simulated and for real engines."""
+"""Computes how much KV cache fits beside a model's weights: for plans, for simulated and for real engines."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, SparseKv
 
 LOGIT_BYTES = 20
-"""Of one logit when sampling is profiled: in full precision, sorted, the order, and as a probability."""
+"""Of one logit when sampling is profiled: in full precision, sorted, its index, and as a probability."""
 CONTEXT_BYTES = 320 * 2**20
-"""Context of the driver, libraries and captured graphs: what one recorded run on 24 GB leaves (41,408 KV tokens)."""
+"""Context of the driver, libraries and captured graphs: from one recorded run on 24 GB (41,408 KV tokens)."""
 
 
 def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1) -> int:
-    """Estimate what an engine keeps free on each GPU beside weights and KV cache.
+    """Estimate the memory that an engine keeps free on each GPU beside weights and KV cache.
 
-    vLLM measures it by an iteration that is as full as its limits allow, so it follows from them: the widest layer
-    (gate, up and their product, and the hidden state before and after) for every token, and the sampler for every
-    sequence. Of a mixture of experts those that a token passes through count.
+    vLLM measures it by an iteration that is as full as its limits allow. So it depends on these limits: the widest
+    layer for every token, and the sampler for every sequence. The widest layer holds gate, up and their product, and
+    the hidden state before and after. In a mixture of experts, the experts that a token passes through count.
 
     Parameters
     ----------
     expert, tp_degree
-        The model, and how many GPUs share its layers; each samples from the whole vocabulary.
+            The model, and the number of GPUs that share its layers; each samples from the whole vocabulary.
     options
         They limit an iteration.
     """
@@ -37,18 +37,18 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
 def free_kv_bytes(
     gpu: Gpu, expert: Expert, options: EngineOptions, tp_degree: int, weight_bytes: int | None = None
 ) -> int:
-    """Count the bytes that weights, split over so many GPUs, leave for the KV cache on each; negative: none.
+    """Compute the bytes on each GPU that the weights, split over the GPUs, leave for the KV cache; negative: none.
 
-    ``weight_bytes`` are those of a checkpoint that was read; None: as the expert's shape says.
+    ``weight_bytes`` is the size of a checkpoint that was read; None: computed from the expert's shape.
     """
     held_bytes = expert.weight_bytes_on_worker(tp_degree) if weight_bytes is None else weight_bytes // tp_degree
     return gpu.usable_bytes - held_bytes - activation_bytes(expert, options, tp_degree)
 
 
 def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> int:
-    """Count the KV tokens that a session holds, or each of its ranks; at most 0 when the weights do not fit.
+    """Compute the KV tokens of a session, or of each of its ranks; at most 0 if the weights do not fit.
 
-    The options may name the capacity, or else it is what the weights leave free.
+    The options may give the capacity; otherwise it is the memory that the weights leave free.
     """
     if options.kv_cache_tokens is not None:
         return options.kv_cache_tokens
@@ -60,14 +60,14 @@ def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: Engin
 
 
 def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> bool:
-    """Return whether an expert can serve its longest call on these workers; a capacity that is given is believed."""
+    """Return whether an expert can serve its longest call on these workers; a given capacity is not checked."""
     if options.kv_cache_tokens is not None or options.kv_cache_memory_bytes is not None:
         return True
     return kv_capacity_tokens(expert, workers, options) >= expert.context_limit
 
 
 def describe_need(expert: Expert) -> str:
-    """Say what each GPU of an expert must hold beside activations, for messages."""
+    """Describe the memory that an expert needs on each GPU beside activations, for messages."""
     gib, degree = 2.0**30, expert.tp_degree
     weights = expert.weight_bytes_on_worker(degree) / gib
     cache = expert.known_shape.kv_bytes_per_token(expert.attention_degree(degree)) * expert.context_limit / gib
@@ -83,8 +83,8 @@ def check_sparse_kv(owner: str, kv: SparseKv | None, options: EngineOptions) -> 
     Raises
     ------
     ValueError
-        With prefix caching: blocks that requests share would be on the GPU for one and on the host for another; the
-        authors' artifact refuses it too.
+            With prefix caching: shared blocks would be on the GPU for one request and in CPU memory for another. The
+            authors' artifact refuses it too.
     """
     if kv is not None:
         rule = f"false with expert {owner}'s kv={kv.policy} (order=mixed has it on by default)"

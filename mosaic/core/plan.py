@@ -1,4 +1,4 @@
-"""The plan: which expert loads where, in which order, and which calls each session serves."""
+"""The plan: which expert loads on which workers, in which order, and which calls each session serves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One expert, resident on fixed workers, serving calls: it is opened, gets calls, and is closed."""
+    """One expert, resident on fixed workers and serving calls: it is opened, gets calls, and is closed."""
 
     id: int
     expert: ExpertName
     node: NodeName = PROPOSE
-    """Of the calls that it is planned for."""
+    """Node of the calls that the session is planned for."""
     workers: tuple[int, ...]
     """Held together from load to unload; the tensor-parallel degree is their number."""
     shard: tuple[CallKey, ...] = ()
-    """The calls that a plan gives it; one that is opened while a run goes on may have none yet."""
+    """The calls that the plan assigns to it; a session that is opened during a run may have none yet."""
     after: tuple[int, ...] = ()
     """Sessions that must have ended before this one loads."""
 
@@ -36,11 +36,11 @@ UNPRICED = "none"
 """The costs of a plan without prices."""
 
 Placement: TypeAlias = tuple[ExpertName, tuple[int, ...]]
-"""What is loaded where: a session of the same home finds its expert still there."""
+"""An expert and its workers: a session with the placement of the session before finds its expert loaded."""
 
 
 def placement_of(session: Session) -> Placement:
-    """Name what a session leaves on its workers."""
+    """Return the placement that a session leaves behind on its workers."""
     return session.expert, session.workers
 
 
@@ -74,7 +74,7 @@ def prediction_from_sample(lengths: Sequence[int]) -> LengthPrediction:
 @dataclass(frozen=True, slots=True)
 @checked("predicted times: ")
 class PredictedTimes:
-    """What the scheduler expects of a session, in seconds on the run's clock."""
+    """Expected times of a session, in seconds on the run's clock."""
 
     start_s: NotNegative
     load_s: NotNegative
@@ -83,35 +83,35 @@ class PredictedTimes:
 
 @dataclass(slots=True, kw_only=True)
 class Expected:
-    """What is expected of a run, for what shows it; the run adds to it while it lasts."""
+    """What is expected of a run, for displays; the run adds to it as it proceeds."""
 
     num_calls: int = 0
-    """Calls that it has in any case."""
+    """Calls that the run has in any case."""
     unit: str = "worker"
-    """What a session runs on: a worker, or a server, where nothing is loaded."""
+    """What a session runs on: a worker, or a server, where no model is loaded."""
     times: dict[int, PredictedTimes] = field(default_factory=dict)
-    """Times that plans expect of sessions, by their number in the run."""
+    """Times that plans expect for sessions, by the session's number in the run."""
     left_s: Callable[[Any], float | None] = lambda view: None
-    """Predicts from the view of the run the seconds until all calls that were submitted have ended; None: it cannot."""
+    """Predicts from the run's view the seconds until all submitted calls have ended; None: it cannot."""
 
     def add(self, plan: "Plan", first_session: int) -> None:
-        """Add the times of a plan whose session 0 has this number in the run."""
+        """Add the times of a plan whose session 0 has the given number in the run."""
         for session, times in zip(plan.sessions, plan.predicted, strict=True):
             self.times[session.id + first_session] = times
 
 
 class SolveStatus(StrEnum):
-    """How a plan came about."""
+    """How a plan was made."""
 
     OPTIMAL = "optimal"
     TIME_LIMIT = "time_limit"
     HEURISTIC = "heuristic"
-    """A baseline's rule; nothing was solved."""
+    """A rule of a baseline, without a solver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveReport:
-    """The solver's outcome as data."""
+    """The outcome of the solver, as data."""
 
     status: SolveStatus
     objective_s: float | None = None
@@ -119,7 +119,7 @@ class SolveReport:
     bound_s: float | None = None
     gap_frac: float | None = None
     num_vars: int | None = None
-    """Of the program; None where it was not built."""
+    """Of the program; None if it was not built."""
     num_constraints: int | None = None
     wall_s: float | None = field(default=None, compare=False)
     """Seconds of solving, packing included: in meta.json, never in the plan file; None for a rule or a loaded plan."""
@@ -129,7 +129,7 @@ class SolveReport:
 class Plan:
     """Sessions in one total order; each worker's queue is derived from it, so gangs cannot deadlock.
 
-    The decisions (who, where, in which order) bind. The predictions serve only to report the gap.
+    The decisions (which expert, where, in which order) are binding. The predictions serve only to report the gap.
     """
 
     scheduler: str
@@ -145,7 +145,7 @@ class Plan:
     """No plan under the same caps (and K, for the ILP) is cheaper under the problem's costs."""
     solve: SolveReport
     notes: tuple[str, ...] = ()
-    """Why the plan looks so, and what was extrapolated."""
+    """Reasons for the plan, and what was extrapolated."""
 
     def __post_init__(self) -> None:
         require_unique((session.id for session in self.sessions), "plan: session id")
@@ -155,7 +155,7 @@ class Plan:
 
     @property
     def is_priced(self) -> bool:
-        """Whether its times are predictions, and not zeros."""
+        """Whether its times are predictions; without prices they are zeros."""
         return self.costs != UNPRICED
 
     @property
@@ -165,7 +165,7 @@ class Plan:
 
 
 def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
-    """Wrap sessions without prices into a plan that a backend can run: servers', or those that measure."""
+    """Make a plan without prices from sessions: for servers, and for sessions that measure."""
     return Plan(
         scheduler="none",
         costs=UNPRICED,

@@ -1,4 +1,4 @@
-"""What would really happen to a call. Imported by backends and sim only: schedulers see predictions."""
+"""The true outcome of a call. Only backends and sim import it: schedulers work with predictions."""
 
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -9,13 +9,15 @@ from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey
 
 Outcomes: TypeAlias = Callable[[Call, Inputs], "Outcome"]
-"""Maps a call, and what the calls said that it comes after, to its outcome; pure, so that every policy meets the same
-world. Called when the call is submitted."""
+"""Maps a call, and the records of the calls in its ``after``, to its outcome.
+
+It is pure, so that every policy meets the same world. It is called when the call is submitted.
+"""
 
 
 _TWO, _EIGHT = Struct("<2Q"), Struct("<8Q")
 _STEP = 2.0**-52
-"""Between two numbers that can be drawn."""
+"""Distance between two numbers that can be drawn."""
 
 
 class Outcome(NamedTuple):
@@ -24,24 +26,24 @@ class Outcome(NamedTuple):
     output_tokens: int
     answer: str | None = None
     visible_tokens: int | None = None
-    """Of the response without its thinking; None: the whole response."""
+    """Tokens of the response without its thinking; None: the whole response."""
     confidence: float | None = None
-    """Probability with which the expert gives this answer; None: not wanted."""
+    """Probability with which the expert gives this answer; None: not requested."""
     sparse_answers: Mapping[int, str] | None = None
-    """By KV budget in tokens, what it answers where that makes a difference."""
+    """Answers by KV budget in tokens, where the budget changes the answer."""
 
     def with_kv_budget(self, budget_tokens: int | None) -> "Outcome":
-        """Give the outcome where attention reads no more than a budget of tokens; None: all of them."""
+        """Return the outcome when attention reads at most a budget of tokens; None: all of them."""
         if budget_tokens is None or not self.sparse_answers or budget_tokens not in self.sparse_answers:
             return self
         return self._replace(answer=self.sparse_answers[budget_tokens])
 
 
 def uniform(root_seed: int, stream: str, key: CallKey) -> float:
-    """Draw a number in (0, 1) that depends on nothing but the seed, the stream's name and the call's key.
+    """Draw a number in (0, 1) that depends only on the seed, the stream's name and the call's key.
 
-    Hashed and not taken from a generator, so that a policy which cancels, adds or re-routes calls
-    leaves the draws of all others as they are.
+    It is a hash and not the next number of a generator. So a policy that cancels, adds or re-routes calls does not
+    change the draws of other calls.
 
     Examples
     --------
@@ -56,7 +58,7 @@ def uniform(root_seed: int, stream: str, key: CallKey) -> float:
 
 
 def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, float]:
-    """Draw two independent numbers for a call, the first of them that of ``uniform``."""
+    """Draw two independent numbers for a call; the first one equals that of ``uniform``."""
     question, node, slot = key
     digest = blake2b(f"{root_seed}|{stream}|{question}|{node}|{slot}".encode(), digest_size=32).digest()
     first, second = _TWO.unpack_from(digest)

@@ -1,4 +1,4 @@
-"""What happened: one record per call and per session, the same from every backend."""
+"""Records of a run: one per call and per session, the same for every backend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,24 +18,24 @@ class CallStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     CUT = "cut"
-    """It had written as much as it may before it came to its answer: it has none, and no call reads it."""
+    """The call reached its token limit before its answer: it has no answer, and no call reads it."""
 
 
 SERVED = frozenset({CallStatus.FINISHED, CallStatus.CUT})
-"""Of calls whose tokens an engine wrote for a run that wanted them."""
+"""Calls whose tokens were generated and used."""
 STOPPED = frozenset({CallStatus.CANCELLED, CallStatus.CUT})
-"""Of calls that a run stopped before they came to their answer."""
+"""Calls that the run stopped before their answer."""
 
 
 class TextFile(Protocol):
-    """A file that holds texts of responses."""
+    """A file with texts of responses."""
 
     def text_at(self, start: int, num_bytes: int) -> str:
-        """Read the text of a record: its first byte, and how many there are."""
+        """Read the text of a record from its first byte and its number of bytes."""
 
 
 class StoredText(msgspec.Struct, frozen=True, gc=False):
-    """Where a text is on the disk: the memory of a driver does not hold those of a large batch."""
+    """Position of a text on disk: the texts of a large batch would not fit into the driver's memory."""
 
     file: TextFile
     start: int
@@ -43,33 +43,33 @@ class StoredText(msgspec.Struct, frozen=True, gc=False):
 
 
 class Response(NamedTuple):
-    """What a real engine said, beside the counts; a simulated call has none."""
+    """The response of a real engine, beside the counts; a simulated call has none."""
 
     content: str | StoredText | None = None
-    """Its text; the records of a run's result have where it is. None: without a tokenizer there is no text."""
+    """The text, or its position on disk in the records of a run's result. None: no tokenizer, so no text."""
     token_ids: tuple[int, ...] = ()
-    """In a journal; the records of a run's result have none."""
+    """In a journal only; the records of a run's result have none."""
     finish_reason: str | None = None
-    """As the engine says: stop, or length where the limit cut the response off."""
+    """As the engine reports it: stop, or length if the limit cut the response off."""
     thinking_opened: bool = False
     """The prompt's template opened the think tag."""
     error: str | None = None
-    """Why it failed."""
+    """Why the call failed."""
     fingerprint: str = ""
-    """Of all that decides the response: who finds a finished record with it need not run the call."""
+    """Hash of all inputs that the response depends on: a finished record with the same one replaces the call."""
 
     @property
     def text(self) -> str | None:
-        """The text, read from the disk if it is there."""
+        """The text, read from disk if it is stored there."""
         content = self.content
         return content.file.text_at(content.start, content.num_bytes) if isinstance(content, StoredText) else content
 
 
 class CallRecord(NamedTuple):
-    """A call that ended, with the attempt that counts. Instants are seconds on the run's clock, zero at its start.
+    """A call that ended, with its last attempt. Instants are seconds on the run's clock, zero at its start.
 
-    A named tuple and not a frozen dataclass: a run makes one per call, and a frozen dataclass
-    of this width costs four times as long to build.
+    A named tuple and not a frozen dataclass: a run makes one per call. A frozen dataclass of this width takes four
+    times as long to build.
     """
 
     key: CallKey
@@ -87,20 +87,22 @@ class CallRecord(NamedTuple):
     cached_tokens: int = 0
     """Prompt tokens whose KV entries were reused."""
     wasted_tokens: int = 0
-    """Tokens computed again after a preemption or a move, or thrown away by a cancellation."""
+    """Tokens computed again after a preemption or a move, or discarded by a cancellation."""
     status: CallStatus = CallStatus.FINISHED
     answer: str | None = None
-    """Extracted from the response; None: nothing could be extracted."""
+    """Extracted from the response; None: no answer could be extracted."""
     visible_tokens: int | None = None
-    """Tokens of the response without its thinking, which is what an aggregator reads; None: not known."""
+    """Tokens of the response without its thinking, as an aggregator reads it; None: not known."""
     response: Response | None = None
     confidence: float | None = None
-    """Geometric mean of the probabilities of the response's tokens, 0 to 1; simulated, the probability with which its
-    expert gives this answer. None: not wanted, or not known to the engine."""
+    """Geometric mean of the probabilities of the response's tokens, 0 to 1; None: not requested, or not known.
+
+    Simulated: the probability with which its expert gives this answer.
+    """
 
 
 class PrefillRecord(NamedTuple):
-    """The beginning of a prompt that was prefilled ahead of its call, or was dropped before it was whole."""
+    """The beginning of a prompt that was prefilled ahead of its call, or was dropped before it was complete."""
 
     key: CallKey
     expert: ExpertName
@@ -108,19 +110,19 @@ class PrefillRecord(NamedTuple):
     prompt_tokens: int
     """Of the beginning."""
     cached_tokens: int
-    """Of these, found in the KV cache."""
+    """Of these, the tokens found in the KV cache."""
     computed_tokens: int
-    """Of these, computed: what it cost the engine."""
+    """Of these, the tokens computed: the cost for the engine."""
     queued_ts: float
     finished_ts: float
 
 
 Inputs: TypeAlias = Mapping[CallKey, CallRecord]
-"""Records of the calls that a call comes after."""
+"""Records of the calls in a call's ``after``."""
 
 
 def inputs_of(call: Call, *known: Inputs) -> dict[CallKey, CallRecord]:
-    """Give the records of the calls that a call comes after, where known; of two records the last counts."""
+    """Return the known records of the calls in a call's ``after``; of two records the last one counts."""
     if not call.after:
         return {}
     return {key: records[key] for key in call.after for records in known if key in records}
@@ -128,47 +130,47 @@ def inputs_of(call: Call, *known: Inputs) -> dict[CallKey, CallRecord]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """One expert's stay on its workers."""
+    """The session of one expert on its workers, from load to unload."""
 
     session: int
     expert: ExpertName
     node: NodeName
-    """Of the calls that it was planned for."""
+    """Node of the calls that it was planned for."""
     workers: tuple[int, ...]
     load_start_ts: float
     load_s: float
-    """0 where the expert was still resident from the session before."""
+    """0 if the expert was still loaded from the session before."""
     start_ts: float
-    """Load finished, generation starts."""
+    """End of the load and start of generation."""
     end_ts: float
     num_calls: int
     output_tokens: int
     cpu_s: float | None = None
-    """Processor time from the load's start to the end: far below the wall time, others were using the core.
+    """Processor time from the load's start to the end; None: not known, or simulated.
 
-    None: not known, or simulated.
+    If it is far below the wall time, other processes used the core.
     """
     num_interruptions: int = 0
-    """Times that it was begun again."""
+    """Number of times that it was restarted."""
 
 
 SESSION_COLUMNS = tuple(
     name for name in SessionRecord.__dataclass_fields__ if name not in ("cpu_s", "num_interruptions")
 )
-"""What tables of sessions hold: the same of a simulation and of real engines."""
+"""Columns of tables of sessions, the same for simulated and real engines."""
 
 
 class Resumption(NamedTuple):
-    """A run that had stopped went on. Loads, and calls that were under way, were done again on the run's clock."""
+    """A stopped run was resumed. Loads and calls that were in progress were repeated on the run's clock."""
 
     ts: float
-    """On the run's clock, which stood still since."""
+    """On the run's clock, which did not advance during the pause."""
     pause_s: float | None
-    """Wall seconds since the last thing that was kept. None: not known."""
+    """Wall seconds since the last saved event. None: not known."""
 
 
 class LostWorker(NamedTuple):
-    """A worker that was gone for good before the run was over."""
+    """A worker that was lost before the end of the run, and did not join again."""
 
     ts: float
     worker: int
@@ -177,29 +179,29 @@ class LostWorker(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """Everything a run left behind; partial after a failure."""
+    """All results of a run; partial after a failure."""
 
     calls: tuple[CallRecord, ...]
-    """By session, and within a session in the order in which they ended."""
+    """By session, and within a session in the order of their ends."""
     sessions: tuple[SessionRecord, ...]
     num_workers: int
     lower_bound_s: float | None = None
-    """No schedule can serve the first layer's calls at their true lengths in less (None: not known)."""
+    """No schedule can serve the first layer's calls with their true lengths in less time (None: not known)."""
     actions: tuple[Action, ...] = ()
-    """The log of commands; empty of a simulation in which nothing reacts, as it follows from the plans."""
+    """The log of commands; empty for a simulation without reacting controllers, which follows from its plans."""
     resumptions: tuple[Resumption, ...] = ()
-    """None: it ran from its start to its end in one go."""
+    """Empty: it ran from its start to its end without a stop."""
     lost_workers: tuple[LostWorker, ...] = ()
-    """Since the run last went on."""
+    """Workers lost since the run was last resumed."""
     prefills: tuple[PrefillRecord, ...] = ()
-    """Work ahead of calls; none of it is an answer."""
+    """Prefills ahead of calls; they are no answers."""
     num_pilot_sessions: int = 0
-    """The first sessions, which ran before the plan, to price it."""
+    """Number of the first sessions that ran before the plan, to price it."""
     first_nodes: tuple[NodeName, ...] = (PROPOSE,)
-    """Nodes of the first layer: their calls need no other's answer."""
+    """Nodes of the first layer: their calls read no other calls."""
 
     def after_pilot(self) -> "RunResult":
-        """Give what the run did after its plan."""
+        """Return the part of the run after its plan."""
         if not self.num_pilot_sessions:
             return self
         is_later = lambda record: not 0 <= record.session < self.num_pilot_sessions  # noqa: E731

@@ -1,4 +1,4 @@
-"""Text of servers, models and users made safe: on screens and in logs, and as the names of files."""
+"""Makes text of servers, models and users safe for screens, logs and file names."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ _NOT_IN_NAMES = re.compile(r"[%/\x00-\x1f\x7f]|^\.{1,2}$")
 
 
 def printable(text: str) -> str:
-    r"""Write out the characters that control a terminal, and those that hide or reorder text; lines stay lines.
+    r"""Escape the characters that control a terminal, and those that hide or reorder text; line ends stay.
 
     Examples
     --------
@@ -27,16 +27,16 @@ def printable(text: str) -> str:
 
 
 class PrintableStream:
-    """Passes printable text on to a stream.
+    """Writes text to a stream, with all its characters printable.
 
     Parameters
     ----------
     stream
-        Where the text goes; `terminal` gives it to what draws there itself.
+            The stream to write to; `terminal` returns it for callers that draw there themselves.
     """
 
     def __init__(self, stream: "TextIO | PrintableStream") -> None:
-        # NOTE: commands nest, and a stream inside a stream would write out what draws on a terminal.
+        # NOTE: commands nest, and a stream inside a stream would escape the drawings on a terminal.
         self.terminal: TextIO = stream.terminal if isinstance(stream, PrintableStream) else stream
 
     def write(self, text: str) -> int:
@@ -53,14 +53,14 @@ class PrintableStream:
 
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Let all that this process prints be printable."""
+    """Make all output of this process printable."""
     out, err = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         yield
 
 
 def file_name(text: str) -> str:
-    """Encode a text as the name of one file: no path leads out of a folder, and different texts stay different.
+    """Encode a text as a file name: it contains no path separator, and different texts give different names.
 
     Examples
     --------
@@ -71,5 +71,5 @@ def file_name(text: str) -> str:
 
 
 def from_file_name(name: str) -> str:
-    """Decode what `file_name` has encoded."""
+    """Decode a name from `file_name`."""
     return unquote(name)

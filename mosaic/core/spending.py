@@ -1,4 +1,4 @@
-"""What calls on servers cost: prices of tokens, what was spent, and the most that may be."""
+"""Computes the costs of calls on servers: prices of tokens, amounts spent, and caps."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from mosaic.core.workload import ExpertName
 
 MILLION = 1_000_000
 ROUNDING_FRAC = 1e-9
-"""A sum of prices may be so much above a cap that it equals."""
+"""An amount this much above a cap still counts as equal to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("price.")
 class TokenPrice:
-    """What a server asks for a million tokens; cached ones cost what the others do."""
+    """Price of a server for a million tokens; cached tokens cost the same as others."""
 
     input_dollars_per_mtok: NotNegative
     output_dollars_per_mtok: NotNegative
 
     def dollars(self, prompt_tokens: int, output_tokens: int) -> float:
-        """Price tokens read and written.
+        """Price the tokens that were read and written.
 
         Examples
         --------
@@ -34,42 +34,42 @@ class TokenPrice:
 
 
 class Payee(NamedTuple):
-    """Who is paid: a server, for an expert."""
+    """A server that is paid, and the expert that it serves."""
 
     expert: ExpertName
     server: int
 
 
 class Spent(NamedTuple):
-    """What calls have come to."""
+    """Requests and tokens of calls."""
 
     num_requests: int = 0
-    """Sent, retries included."""
+    """Requests sent, retries included."""
     num_retries: int = 0
     num_answered: int = 0
     prompt_tokens: int = 0
-    """As replies say. Of a call that was under way when a run stopped, or was cancelled, the most that it may read."""
+    """As replies report it. For a call that was in progress at a stop, or cancelled: the most that it may read."""
     output_tokens: int = 0
-    """Likewise: the most that it may write."""
+    """As above: the most that it may write."""
 
     def plus(self, other: "Spent") -> "Spent":
-        """Add what other calls have come to."""
+        """Add the amounts of other calls."""
         return Spent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 Prices: TypeAlias = Mapping[int, TokenPrice]
-"""By server; one that is missing is not known."""
+"""By server; a missing price is not known."""
 
 
 class Cost(NamedTuple):
-    """What an expert, or all of them, came to."""
+    """The cost of an expert, or of all."""
 
     spent: Spent
     dollars: float | None
     """None: a price is not known."""
 
     def as_dict(self) -> dict[str, int | float | None]:
-        """Give it for summary.json."""
+        """Return it as a dictionary, for summary.json."""
         return {**self.spent._asdict(), "dollars": self.dollars}
 
 
@@ -96,7 +96,7 @@ def cost_by_expert(spent: Mapping[Payee, Spent], prices: Prices) -> dict[ExpertN
 
 
 def total_of(spent: Iterable[Spent]) -> Spent:
-    """Add up."""
+    """Sum amounts."""
     total = Spent()
     for each in spent:
         total = total.plus(each)
@@ -106,18 +106,18 @@ def total_of(spent: Iterable[Spent]) -> Spent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("backend.")
 class Cap:
-    """The most that a batch may spend, on what has ended and on what is under way."""
+    """The most that a batch may spend, calls in progress included."""
 
     max_requests: AtLeast1 | None = None
     max_dollars: Positive | None = None
 
     def refusal(self, num_requests: int, dollars: float | None, more: float) -> str | None:
-        """Say why a request may not be sent; None: it may.
+        """Explain why a request may not be sent; None: it may.
 
         Parameters
         ----------
         num_requests, dollars
-            So far, what calls under way may come to included.
+                So far, with the most that calls in progress may cost.
         more
             Dollars that the request may cost.
         """
@@ -130,7 +130,7 @@ class Cap:
 
 
 def dollars_text(dollars: float) -> str:
-    """Write an amount, a small one with more decimals.
+    """Format an amount, a small one with more decimals.
 
     Examples
     --------

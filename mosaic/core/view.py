@@ -1,4 +1,4 @@
-"""What is known of a run so far: the loop writes it, controllers and what shows a run read it."""
+"""The state of a run so far: the loop writes it; controllers and displays read it."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -14,32 +14,32 @@ from mosaic.core.workload import Call, CallKey
 
 @dataclass(slots=True)
 class View:
-    """What is known of a run so far. Controllers read it; the run loop alone writes it."""
+    """The state of a run so far. Controllers read it; only the run loop writes it."""
 
     num_workers: int
     ts: float = 0.0
     calls: dict[CallKey, Call] = field(default_factory=dict)
-    """All that were submitted."""
+    """All submitted calls."""
     running: dict[CallKey, Call] = field(default_factory=dict)
-    """Those of them that have not ended."""
+    """The submitted calls that have not ended."""
     place: dict[CallKey, int | str] = field(default_factory=dict)
-    """The session, or the expert's queue, that each was last submitted or moved to."""
+    """The session, or the expert's queue, of each call's last submission or move."""
     held: defaultdict[int | str, dict[CallKey, Call]] = field(default_factory=lambda: defaultdict(dict))
-    """The running calls by that place."""
+    """The running calls, by this session or queue."""
     records: dict[CallKey, CallRecord] = field(default_factory=dict)
-    """Those that have."""
+    """Records of the calls that have ended."""
     opened: dict[int, Session] = field(default_factory=dict)
-    """All sessions, in the order in which they were opened."""
+    """All sessions, in the order of opening."""
     closing: set[int] = field(default_factory=set)
-    """Those that get no more calls."""
+    """Sessions that take no more calls."""
     ended: dict[int, SessionRecord | None] = field(default_factory=dict)
-    """Those that are over; None: lost with a worker, or never loaded."""
+    """Sessions that have ended; None: lost with a worker, or never loaded."""
     lost: dict[int, str] = field(default_factory=dict)
-    """Workers that are gone, with the cause."""
+    """Lost workers, with the cause."""
     up: set[int] = field(default_factory=set)
-    """Sessions that serve, or have served on workers that have not begun anew since."""
+    """Sessions that serve, or have served, on workers that have not restarted since."""
     first_session: int = 0
-    """Numbers below are of sessions that ran before on workers which are not there."""
+    """Sessions with lower numbers ran earlier, on workers that are not part of the run now."""
 
     def observe(self, event: Event) -> None:
         """Record an event."""
@@ -49,7 +49,7 @@ class View:
             record, key = event.record, event.record.key
             self.running.pop(key, None)
             if not self.running:
-                self.running.clear()  # what was taken out still had its memory
+                self.running.clear()  # a dictionary keeps the memory of removed items
             place = self.place.get(key)
             if place is not None:
                 held = self.held[place]
@@ -89,18 +89,18 @@ class View:
             self.place[command.key] = command.session
 
     def is_open(self, number: int) -> bool:
-        """Tell whether a session takes calls."""
+        """Return whether a session takes calls."""
         return number in self.opened and number not in self.closing and number not in self.ended
 
     def behind(self, number: int) -> list[int]:
-        """List the sessions that wait for workers of this one, and have not ended."""
+        """List the unended sessions that wait for workers of this one."""
         mine = set(self.opened[number].workers)
         later = (other for other in self.opened if other not in self.ended)
         found = list(dropwhile(lambda other: other != number, later))[1:]
         return [other for other in found if not mine.isdisjoint(self.opened[other].workers)]
 
     def free_workers(self) -> list[int]:
-        """List the workers that hold no session with calls, and that none waits for."""
+        """List the workers without a session that has calls, and without a session that waits for them."""
         busy = {
             worker
             for number, session in self.opened.items()
@@ -110,20 +110,20 @@ class View:
         return [worker for worker in range(self.num_workers) if worker not in busy and worker not in self.lost]
 
     def next_session(self) -> int:
-        """Give a number that no session has."""
+        """Return an unused session number."""
         return 1 + max(self.opened, default=self.first_session - 1)
 
     def calls_by_session(self) -> list[CallRecord]:
-        """List what has ended, by session and then in the order in which it came."""
+        """List the calls that have ended, by session and then in the order of their ends."""
         turn = {number: index for index, number in enumerate(self.opened)}
         return sorted(self.records.values(), key=lambda record: turn.get(record.session, -1))
 
     def closed_sessions(self) -> tuple[SessionRecord, ...]:
-        """List the records of the sessions that are over, in the order in which they were opened."""
+        """List the records of ended sessions, in the order of opening."""
         ended = (self.ended.get(number) for number in self.opened)
         return tuple(record for record in ended if record is not None)
 
     def left_by(self, workers: Collection[int]) -> tuple[Call, ...]:
-        """List the calls that have not ended of the sessions of some workers."""
+        """List the unended calls of the sessions on some workers."""
         sessions = {number for number, session in self.opened.items() if not set(workers).isdisjoint(session.workers)}
         return tuple(call for key, call in self.running.items() if self.place[key] in sessions)

@@ -1,4 +1,4 @@
-"""The batch: questions, the experts that may answer them, and the calls to make."""
+"""The batch: its questions, the experts that may answer them, and the calls to make."""
 
 import sys
 from collections import Counter
@@ -24,7 +24,7 @@ from mosaic.core.checks import (
 
 ExpertName: TypeAlias = str
 NodeName: TypeAlias = str
-"""Of a node of a call graph."""
+"""Name of a node of a call graph."""
 PROPOSE: NodeName = "propose"
 AGGREGATE: NodeName = "aggregate"
 """The two nodes of the paper's pipeline."""
@@ -32,9 +32,9 @@ AGGREGATE: NodeName = "aggregate"
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of a multiple-choice question's options, in order."""
 PAGE_TOKENS = 16
-"""Tokens of a page, FlexiCache's; a page also has a summary, the least and the largest of its keys."""
+"""Tokens of a page in FlexiCache; a page also has a summary, the smallest and the largest of its keys."""
 PROMOTED_FRAC = 0.29
-"""The middle of what is published, 0.23 to 0.35."""
+"""The middle of the published range, 0.23 to 0.35."""
 
 
 class Family(StrEnum):
@@ -45,14 +45,14 @@ class Family(StrEnum):
 
 
 class AnswerKind(StrEnum):
-    """How two answers to a question compare."""
+    """How two answers to a question are compared."""
 
     CHOICE = "choice"
     """A letter of a multiple-choice question."""
     MATH = "math"
-    """A number or an expression, equal where mathematics says so."""
+    """A number or an expression; mathematically equal answers are equal."""
     TEXT = "text"
-    """Free text, which only a comparison plugged in by the user can compare."""
+    """Free text, which needs a comparison provided by the user."""
 
 
 class CallKey(NamedTuple):
@@ -69,10 +69,10 @@ class CallKey(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("shape.")
 class ModelShape:
-    """Dimensions of a decoder-only transformer on which time and memory depend.
+    """Dimensions of a decoder-only transformer that determine time and memory.
 
-    NOTE: a layer's feed-forward part may be a mixture of experts (networks of which each token passes through a few;
-    the models of a pool are other experts). Then all layers are taken to have one.
+    NOTE: a layer's feed-forward part may be a mixture of experts, in which each token passes through a few networks.
+    (The models of a pool are other experts.) Then all layers are assumed to have one.
     """
 
     num_parameters: AtLeast1
@@ -84,15 +84,15 @@ class ModelShape:
     head_dim: AtLeast1
     vocab_size: AtLeast1
     bytes_per_value: AtLeast1 = 2
-    """Weights and KV cache alike (2: bf16)."""
+    """Of weights and KV cache (2: bf16)."""
     tied_embeddings: bool = False
-    """True where the input embedding and the LM head are one matrix."""
+    """True if the input embedding and the LM head are one matrix."""
     num_experts: AtLeast0 = 0
     """Routed experts of a layer; 0: a dense model."""
     num_active_experts: AtLeast0 = 0
-    """Of these, those that a token passes through."""
+    """The number of them that a token passes through."""
     num_shared_experts: AtLeast0 = 0
-    """Experts beside these that every token passes through."""
+    """Further experts, through which every token passes."""
     expert_ffn_size: AtLeast0 = 0
     """Intermediate size of one expert."""
 
@@ -110,7 +110,7 @@ class ModelShape:
 
     @property
     def num_block_parameters(self) -> int:
-        """Parameters outside the embedding and the LM head: those every token passes through in the layers."""
+        """Parameters outside the embedding and the LM head: those of the layers, routed experts excluded."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return self.num_parameters - embeddings - self.num_routed_parameters
 
@@ -126,13 +126,13 @@ class ModelShape:
 
     @property
     def active_ffn_size(self) -> int:
-        """Intermediate values of a token in a layer, over all experts that it passes through."""
+        """Intermediate values of a token in a layer, over all experts that the token passes through."""
         if not self.num_experts:
             return self.ffn_size
         return (self.num_active_experts + self.num_shared_experts) * self.expert_ffn_size
 
     def num_kv_heads_on_worker(self, tp_degree: int = 1) -> int:
-        """KV heads of all layers on *each* worker; they are replicated when a layer has fewer than the degree."""
+        """KV heads of all layers on *each* worker; they are replicated if a layer has fewer than the degree."""
         return self.num_layers * max(1, -(-self.num_kv_heads // tp_degree))
 
     def kv_bytes_per_token(self, tp_degree: int = 1) -> int:
@@ -154,18 +154,18 @@ class KvPolicy(StrEnum):
     """How the KV cache is kept."""
 
     FLEXICACHE = "flexicache"
-    """Every head reads its best pages only; heads whose best pages seldom change keep the others on the host."""
+    """Every head reads only its best pages; heads whose best pages seldom change keep the other pages in CPU memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("expert.kv: ")
 class SparseKv:
-    """FlexiCache: heads are ranked pages, and stable heads leave most of them on the host.
+    """FlexiCache: heads rank pages, and stable heads keep most of their pages in CPU memory.
 
     NOTE: a step scores pages by their summaries and reads the best ``budget_pages`` of every head. Unstable heads keep
-    all pages on the GPU and rank them at every step. Stable heads rank them every ``rerank_every`` steps and keep
-    those, and what is written until the next ranking. Pages that come back into their set are promoted over the link
-    to the host, and the request pauses for them.
+    all pages on the GPU and rank them at every step. Stable heads rank them every ``rerank_every`` steps. They keep the
+    best pages, and all tokens written until the next ranking. Pages that return to the best ones are promoted over the
+    link to CPU memory, and the request waits for them.
 
     References
     ----------
@@ -178,11 +178,11 @@ class SparseKv:
     rerank_every: AtLeast1 = 16
     """Steps from one ranking of a stable head to the next."""
     unstable_frac: Share = 0.25
-    """Share of the KV heads, of all layers, that are unstable."""
+    """Share of unstable heads among the KV heads of all layers."""
     promoted_frac: Share | None = None
-    """Share of its best pages that a stable head has to fetch at a ranking, in simulation; null: PROMOTED_FRAC."""
+    """Share of its best pages that a stable head fetches at a ranking, in simulation; null: PROMOTED_FRAC."""
     heads: Name | None = None
-    """File of the unstable heads, for real engines; null: at equal distances over the model."""
+    """File of the unstable heads, for real engines; null: heads at equal distances over the model."""
 
     @property
     def promoted(self) -> float:
@@ -191,12 +191,12 @@ class SparseKv:
 
     @property
     def budget_tokens(self) -> int:
-        """Tokens that a head reads of a long sequence."""
+        """Tokens of a long sequence that a head reads."""
         return self.budget_pages * PAGE_TOKENS
 
     @property
     def dense_tokens(self) -> int:
-        """Up to so many tokens a sequence is kept and read in full: the budget and what is written between rankings."""
+        """Longest sequence that is kept and read in full: the budget plus the tokens between two rankings."""
         return PAGE_TOKENS * (self.budget_pages - (-self.rerank_every // PAGE_TOKENS))
 
     @property
@@ -205,11 +205,11 @@ class SparseKv:
         return self.unstable_frac + (1 - self.unstable_frac) / self.rerank_every
 
     def num_unstable(self, num_heads: int) -> int:
-        """Count the unstable ones of so many heads."""
+        """Return the number of unstable heads among the given number."""
         return round(self.unstable_frac * num_heads)
 
     def long_read_tokens(self) -> float:
-        """Tokens that attention reads of a long sequence, the mean over steps and heads; scores come on top."""
+        """Tokens of a long sequence that attention reads, as a mean over steps and heads; scoring is extra."""
         return self.budget_tokens + (1 - self.unstable_frac) * self.rerank_every / 2
 
     def scored_tokens_per_token(self) -> float:
@@ -225,23 +225,26 @@ class Expert:
     name: Name
     checkpoint: Name
     shape: ModelShape | None
-    """None: only servers serve it, and what it takes there is not known."""
+    """None: only servers serve it, and its work there is not known."""
     family: Family
     temperature: NotNegative = 0.7
     max_output_tokens: AtLeast1 = 4096
     context_tokens: Annotated[int, Limit(at_least=2)] | None = 32768
-    """None, without a shape: only its servers know."""
+    """None, without a shape: only its servers know it."""
     tp_degree: AtLeast1 = 1
-    """Workers that one session spans."""
+    """Workers of one session."""
     max_replicas: AtLeast1 | None = None
     """Replica cap; null: equation 8 of the paper."""
     kv: SparseKv | None = None
-    """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
+    """A sparse KV cache, or its settings by name; null: the full cache is kept and read."""
     tp_degrees: tuple[AtLeast1, ...] = ()
     """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
     dp_attention: bool = False
-    """Whether the workers of a session are data-parallel ranks (simulated): each serves calls of its own but for the
-    routed experts inside the model, which they share; else they share all of it by tensor parallelism."""
+    """Whether the workers of a session are data-parallel ranks (simulated).
+
+    Each rank serves its own calls; only the routed experts inside the model are shared. Otherwise the workers share the
+    whole model by tensor parallelism.
+    """
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, ModelShape | None):
@@ -261,7 +264,7 @@ class Expert:
 
     @property
     def known_shape(self) -> ModelShape:
-        """Its shape, for what loads, simulates or plans it.
+        """Its shape, for code that loads, simulates or plans it.
 
         Raises
         ------
@@ -275,7 +278,7 @@ class Expert:
 
     @property
     def context_limit(self) -> int:
-        """Tokens of its context; where only its servers know it, more than any prompt has."""
+        """Tokens of its context; more than any prompt has if only its servers know it."""
         return sys.maxsize if self.context_tokens is None else self.context_tokens
 
     @property
@@ -285,7 +288,7 @@ class Expert:
 
     @property
     def kv_budget_tokens(self) -> int | None:
-        """Tokens that a head reads of a long sequence; None: all of them."""
+        """Tokens of a long sequence that a head reads; None: all of them."""
         return None if self.kv is None else self.kv.budget_tokens
 
     @property
@@ -294,7 +297,7 @@ class Expert:
         return self.tp_degree if self.dp_attention else 1
 
     def attention_degree(self, num_workers: int) -> int:
-        """Tensor-parallel degree of all but the routed experts, in a session over so many workers."""
+        """Tensor-parallel degree of all parts but the routed experts, in a session over so many workers."""
         return 1 if self.dp_attention else num_workers
 
     def weight_bytes_on_worker(self, num_workers: int) -> int:
@@ -305,7 +308,7 @@ class Expert:
         return self.known_shape.weight_bytes - routed_bytes + routed_bytes // num_workers
 
     def output_limit(self, prompt_tokens: int) -> int:
-        """Most tokens a call may write: min(its maximum, context - prompt)."""
+        """Most tokens that a call may write: min(its maximum, context - prompt)."""
         return min(self.max_output_tokens, self.context_limit - prompt_tokens)
 
 
@@ -324,17 +327,17 @@ class Question:
 
     id: Name
     prompt_tokens: AtLeast1
-    """Tokens of the question itself, without any prompt template."""
+    """Tokens of the question alone, without a prompt template."""
     text: str | None = None
     answer: str | None = None
-    """Gold, where it is known: the option's letter, an expression, or a text."""
+    """Gold answer, where known: the option's letter, an expression, or a text."""
     category: str | None = None
     skills: tuple[str, ...] = ()
     answer_kind: AnswerKind = AnswerKind.TEXT
     num_options: int | None = None
-    """Of a multiple-choice question: its options are A, B, C and so on; None for any other kind."""
+    """Of a multiple-choice question, with options A, B, C and so on; None for any other kind."""
     context: tuple[Message, ...] = ()
-    """What was said before it, the system's message included."""
+    """Messages before the question, the system's message included."""
     sampling: Sampling | None = None
     """Of all its calls; None: as the experts sample."""
     source: SourceLine | None = field(default=None, compare=False)
@@ -345,7 +348,7 @@ class Question:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of what was said before it."""
+        """Tokens of the messages before the question."""
         return sum(count_text_tokens(message.content) for message in self.context)
 
     def _check_options(self) -> None:
@@ -361,10 +364,10 @@ class Question:
 
 
 class Prefix(NamedTuple):
-    """What a prompt begins with, as names of its blocks of tokens, first to last.
+    """The beginning of a prompt, as names of its blocks of tokens, first to last.
 
-    A name stands for all tokens up to the end of its block, as the hashes of a prefix cache do: prompts that share a
-    name begin alike up to there.
+    A name identifies all tokens up to the end of its block, like the hashes of a prefix cache. Prompts that share a
+    name have the same tokens up to there.
     """
 
     blocks: tuple[Hashable, ...]
@@ -372,7 +375,7 @@ class Prefix(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of its blocks; the prompt may end inside the last one."""
+        """Tokens of its blocks; the prompt may end inside the last block."""
         return len(self.blocks) * self.block_tokens
 
 
@@ -383,13 +386,13 @@ class Call:
     key: CallKey
     expert: ExpertName
     prompt_tokens: int
-    """Tokens the engine prefills: template and question."""
+    """Tokens that the engine prefills: template and question."""
     ready_s: float = 0.0
     """Arrival on the run's clock; 0 in a batch."""
     after: tuple[CallKey, ...] = ()
-    """Calls this one needs."""
+    """Calls that must have ended before this one starts."""
     prefix: Prefix | None = None
-    """What its prompt shares with others; None: nothing."""
+    """The part of the prompt that it shares with others; None: none."""
 
     def __post_init__(self) -> None:
         if type(self.prompt_tokens) is not int or self.prompt_tokens < 1:
@@ -447,12 +450,12 @@ class Workload:
 
     @property
     def num_calls_by_expert(self) -> dict[ExpertName, int]:
-        """Number of calls per expert, experts in the order in which the query stream first names them."""
+        """Number of calls per expert, experts in the order in which the questions first name them."""
         return dict(Counter(call.expert for call in self.calls))
 
 
 class CalibrationRecord(NamedTuple):
-    """One expert's attempt at one calibration question."""
+    """One attempt of one expert at one calibration question."""
 
     skills: tuple[str, ...]
     expert: ExpertName

@@ -328,7 +328,7 @@ def test_random_weights_ask_for_the_configuration_alone(tmp_path, monkeypatch):
 def test_a_session_over_unlike_workers_or_two_hosts_is_refused(tmp_path, host, cluster):
     expert = tiny_expert("T", make_checkpoint(tmp_path, "T"), tp_degree=2)
     calls = some_calls("T", 2)
-    with pytest.raises(BackendError, match=r"workers must be of one kind and in one host, got \['.* in "):
+    with pytest.raises(BackendError, match=r"workers must be of one kind and in one machine, got \['.* in "):
         Runs(tmp_path, host, experts=[expert], cluster=cluster).execute(
             make_plan(make_session(0, calls, workers=(0, 1))), calls
         )

@@ -70,7 +70,9 @@ def test_a_session_over_two_kinds_of_worker_is_refused() -> None:
     call = make_call(expert="T")
     gang = [session(0, "T", ASK, workers=(0, 1))]
     check_sessions(gang, [call], EXPERTS, make_cluster(2))
-    with pytest.raises(PlanError, match=r"workers must be of one kind and in one host, got \['a in host 0', 'b in"):
+    with pytest.raises(
+        PlanError, match=r"workers must be of one kind and in one machine, got \['a in machine 0', 'b in"
+    ):
         check_sessions(gang, [call], EXPERTS, make_mixed_cluster(make_gpu("a"), make_gpu("b")))
 
 
