@@ -1,6 +1,7 @@
 """The table of a comparison, as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from mosaic.comparison.pairing import ALWAYS, METRICS, NEVER, Comparison, Row
 
@@ -8,70 +9,89 @@ CHANGE_NOTES = {
     NEVER: "change: accuracy in percentage points, less that of gate=never with the same scheduler and seed",
     ALWAYS: "*change: accuracy in percentage points, less that of the same run had it never skipped",
 }
-Cells = Sequence[Sequence[str]]
+SHARED = ("seeds", "skip", "accuracy", "change")
+"""Columns that stand once beside the name of a case where all its policies have the same."""
+Cells: TypeAlias = Mapping[str, str]
+"""The cells of a row by the heads of their columns."""
 
 
 def describe(comparison: Comparison, notes: Sequence[str] = ()) -> str:
-    """Write the tables as text, and below them whatever is not in them."""
-    rows, time = comparison.rows, f"{METRICS[comparison.metric]} (s)"
-    lines = [f"speedup over {comparison.baseline}, {METRICS[comparison.metric]}: geometric mean over seeds"]
-    lines += ["[95% interval], with two seeds (both values); idle: of the expert stage, loads: of all stages"]
-    head = ["policy", "seeds", time, "idle", "loads", "skip", "accuracy", "change", "speedup"]
-    body = [_cells(row) for row in rows]
-    kept = [i for i in range(len(head)) if head[i] not in ("skip", "accuracy", "change") or _any(body, (5, 6, 7))]
-    lines += _blocks([row["case"] for row in rows], [head, *body], kept)
+    """Write the tables as text, the fastest policy first, and below them whatever is not in them."""
+    rows, time = sorted(comparison.rows, key=lambda row: (row["case"], row["time_s"].mean)), METRICS[comparison.metric]
+    lines = [
+        f"speedup over {comparison.baseline}, {time}: fastest first, geometric mean over seeds",
+        "[95% interval], of two seeds (both values); idle: of the expert stage, loads: of all stages",
+    ]
+    lines += _blocks([row["case"] for row in rows], [_cells(row, f"{time} (s)") for row in rows])
     if comparison.scaling:
         lines += ["", "Across numbers of GPUs: each policy over itself on the fewest"]
-        table = [["policy", "GPUs", "seeds", time, "speedup"], *map(_scaling_cells, comparison.scaling)]
-        lines += _blocks([row["world"] for row in comparison.scaling], table, range(5))
+        table = [_scaling_cells(row, f"{time} (s)") for row in comparison.scaling]
+        lines += _blocks([row["world"] for row in comparison.scaling], table)
     references = {row["change_from"] for row in rows}
     ends = [note for reference, note in CHANGE_NOTES.items() if reference in references]
     ends += [*comparison.notes, *notes]
     return "\n".join([*lines, *([""] if ends else []), *ends]) + "\n"
 
 
-def _any(body: Cells, places: Sequence[int]) -> bool:
-    return any(row[place] != "-" for row in body for place in places)
-
-
-def _blocks(cases: Sequence[str], table: Cells, kept: Sequence[int]) -> list[str]:
+def _blocks(cases: Sequence[str], table: Sequence[Cells]) -> list[str]:
     """Lay out a table in blocks of one case, all with equal columns; the first column is set left."""
-    widths = [max(len(row[place]) for row in table) for place in kept]
-    texts = [
-        "  " + "  ".join(
-            row[place].rjust(width) if place else row[place].ljust(width)
-            for place, width in zip(kept, widths, strict=True)
-        ).rstrip()
-        for row in table
-    ]  # fmt: skip
+    by_case = {case: [row for other, row in zip(cases, table, strict=True) if other == case] for case in cases}
+    shared = [
+        name
+        for name in SHARED
+        if name in table[0] and all(len({row[name] for row in own}) == 1 for own in by_case.values())
+    ]
+    unknown = [name for name in SHARED if name in table[0] and all(row[name] == "-" for row in table)]
+    heads = [name for name in table[0] if name not in (*shared, *unknown)]
+    widths = {name: max(len(name), *(len(row[name]) for row in table)) for name in heads}
+
+    def line(row: Cells) -> str:
+        first, *others = heads
+        return "  ".join(["", row[first].ljust(widths[first]), *(row[name].rjust(widths[name]) for name in others)])
+
     lines: list[str] = []
-    for case in dict.fromkeys(cases):
-        own = [text for other, text in zip(cases, texts[1:], strict=True) if other == case]
-        lines += ["", case, texts[0], *own]
+    for case, own in by_case.items():
+        beside = ", ".join(f"{name} {own[0][name]}" for name in shared if name not in unknown)
+        lines += ["", f"{case}: {beside}" if beside else case, line({name: name for name in heads}), *map(line, own)]
     return lines
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, time: str) -> Cells:
     skip = _show(row["skip_frac"], ".1%") + (f" {row['skip_frac_source']}" if row["skip_frac_source"] else "")
-    speedup = _with_spread(row, "speedup", row["ratios"], ".3f")
+    speedup = _with_spread(row, "speedup", row["ratios"], ".2f")
     if row["is_baseline"]:
-        speedup = _with_spread(row, "speedup", [], ".3f")
+        speedup = f"{_with_spread(row, 'speedup', [], '.2f')} baseline"
     elif row["speedup"] is not None and row["num_pairs"] < row["num_seeds"]:
         speedup += f" from {_pairs(row['num_pairs'])}"
     change = _with_spread(row, "change_pp", row["changes_pp"], "+.2f", "*" if row["change_from"] == ALWAYS else "")
     if row["change_pp"] is not None and row["num_changes"] < row["num_known"]:
         change += f" from {_pairs(row['num_changes'])}"
-    accuracy = "-" if row["accuracy_frac"] is None else f"{row['accuracy_frac'].mean:.2%}"
-    return [
-        row["policy"], str(row["num_seeds"]), _with_spread(row, "time_s", row["times_s"], ",.1f"),
-        _show(row["idle_frac"], ".1%"), _show(row["num_loads"], ".1f"), skip, accuracy,
-        change, speedup,
-    ]  # fmt: skip
+    return {
+        "policy": row["policy"],
+        time: _time(row, row["times_s"]),
+        "speedup": speedup,
+        "idle": _show(row["idle_frac"], ".1%"),
+        "loads": _show(row["num_loads"], ".1f"),
+        "seeds": str(row["num_seeds"]),
+        "skip": skip,
+        "accuracy": "-" if row["accuracy_frac"] is None else f"{row['accuracy_frac'].mean:.2%}",
+        "change": change,
+    }
 
 
-def _scaling_cells(row: Row) -> list[str]:
-    time, speedup = (_with_spread(row, name, [], form) for name, form in (("time_s", ",.1f"), ("speedup", ".2f")))
-    return [row["policy"], str(row["num_workers"]), str(row["num_seeds"]), time, speedup]
+def _scaling_cells(row: Row, time: str) -> Cells:
+    return {
+        "policy": row["policy"],
+        "GPUs": str(row["num_workers"]),
+        time: _time(row, []),
+        "speedup": _with_spread(row, "speedup", [], ".2f"),
+        "seeds": str(row["num_seeds"]),
+    }
+
+
+def _time(row: Row, times_s: Sequence[float]) -> str:
+    """Write seconds, with a decimal where they are few."""
+    return _with_spread(row, "time_s", times_s, ",.1f" if row["time_s"].mean < 100 else ",.0f")
 
 
 def _with_spread(row: Row, name: str, values: Sequence[float], form: str, mark: str = "") -> str:

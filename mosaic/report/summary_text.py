@@ -69,7 +69,7 @@ def describe_run(
         "",
         *rows(
             ("folder", f"{folder}"),
-            ("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
+            ("", "timeline.png, trace.json (open it in https://ui.perfetto.dev), calls.parquet, summary.json"),
             ("compare", f"mosaic compare {Path(folder).parent}"),
         ),
     ]

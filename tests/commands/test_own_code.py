@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.config import errors
-from tests.commands.command_line import SMALL, Outcome, run_here, run_point
+from tests.commands.command_line import QUICK, SMALL, Outcome, run_here, run_point
 
 SCHEDULER = '''"""A policy."""
 
@@ -31,7 +31,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_with(module: Path, source: str, folder: Path) -> Outcome:
     module.write_text(source)
     target = f"scheduler._target_={module.stem}.Mine"
-    return run_point("scheduler=round_robin", target, *SMALL, f"hydra.run.dir={folder / 'run'}")
+    return run_point("scheduler=round_robin", target, *SMALL, *QUICK, f"hydra.run.dir={folder / 'run'}")
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_module_that_cannot_be_imported_shows_its_line(source: str, says: str,
 def test_a_sweep_shows_it_too(module: Path, tmp_path: Path) -> None:
     module.write_text(SCHEDULER.replace("BODY", "return problem.cost"))
     outcome = run_here(
-        "-m", "scheduler=round_robin", f"scheduler._target_={module.stem}.Mine", *SMALL, f"hydra.sweep.dir={tmp_path}",
-        f"profile.store={tmp_path}", "hydra.sweep.subdir=${hydra:job.num}",
+        "-m", "scheduler=round_robin", f"scheduler._target_={module.stem}.Mine", *SMALL, *QUICK,
+        f"hydra.sweep.dir={tmp_path}", f"profile.store={tmp_path}", "hydra.sweep.subdir=${hydra:job.num}",
     )  # fmt: skip
     assert outcome.status == 2
     assert f'File "{module}", line 11, in plan' in outcome.err

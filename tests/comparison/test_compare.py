@@ -179,6 +179,16 @@ def test_runs_over_other_calls_are_not_paired(tmp_path):
     assert "no pair: ilp on w, seed 5 served other calls than the run of round_robin" in compare(tmp_path).notes
 
 
+def test_the_table_has_the_fastest_first_and_says_once_what_all_policies_share(tmp_path, capsys):
+    make_sweep(tmp_path)
+    assert mosaic_status("compare", tmp_path) == 0
+    case, head, *policies = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert case == "w: seeds 2"
+    assert "seeds" not in head
+    assert [line.split()[0] for line in policies] == ["ilp", "round_robin"]
+    assert policies[1].split()[-4:-2] == ["1.00", "baseline"]
+
+
 def test_repeated_configuration_counts_once_and_is_named(tmp_path):
     make_sweep(tmp_path)
     make_run(tmp_path / "ilp0-again", "ilp", 1.0, seed=0)
@@ -191,7 +201,7 @@ def test_command_writes_table_csv_and_figure(tmp_path, capsys):
     make_sweep(tmp_path)
     assert mosaic_status("compare", tmp_path) == 0
     printed = capsys.readouterr().out
-    assert "4.000 (2.000, 8.000)" in printed, "of two seeds both values: their interval says nothing"
+    assert "4.00 (2.00, 8.00)" in printed, "of two seeds both values: their interval says nothing"
     assert printed.startswith((tmp_path / "compare.txt").read_text())
     rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
     assert list(rows[0]) == list(COLUMNS)

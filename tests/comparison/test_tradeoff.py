@@ -123,7 +123,7 @@ def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_pat
     printed = capsys.readouterr().out
     assert printed.startswith("speedup over round_robin gate=never, end to end: ")
     line = next(line for line in printed.splitlines() if "gate=majority" in line)
-    for word in ("80.0% fitted", "60.50%", "-0.50 (-2.00, +1.00)", "1.600"):
+    for word in ("80.0% fitted", "60.50%", "-0.50 (-2.00, +1.00)", "1.60"):
         assert word in line
     assert "change: accuracy in percentage points, less that of gate=never" in printed
     assert "tradeoff.png, tradeoff.csv" in printed
@@ -152,7 +152,7 @@ def test_the_expert_stage_can_still_be_named(tmp_path, capsys):
     make_pairs(tmp_path)
     assert mosaic_status("compare", str(tmp_path), "--metric", "expert_makespan_s") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "gate=majority" in line)
-    assert "1.000" in line, "a gate changes nothing of it"
+    assert "1.00" in line, "a gate changes nothing of it"
 
 
 def test_change_against_always_aggregating_is_marked(tmp_path, capsys):
