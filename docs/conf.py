@@ -9,15 +9,15 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 project = "mosaic"
-author = "the authors of mosaic"
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "results/**.md", "notebooks/*.ipynb"]
 exclude_patterns = [".*", "build", "checkpoints", "results/runs", "results/multirun", "results/measured", "results/gpu"]
 suppress_warnings = ["myst.header"]  # measured pages begin below the first level
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
 
 html_theme = "furo"
 html_title = "mosaic"
+html_show_copyright = False
 html_extra_path = ["index.html"]  # leads from the site's root to its front page
 
 myst_enable_extensions = ["colon_fence"]

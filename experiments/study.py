@@ -5,7 +5,7 @@
     python experiments/study.py gates --out results/gates    makes the committed files anew
     python experiments/study.py ablate_k ablate_load         several
     python experiments/study.py gates --draw                 page and figures from the tables that are there
-    python experiments/study.py my_study.py                  a file of your own (README.md, "A study of one's own")
+    python experiments/study.py my_study.py                  a file of your own (docs/how-to/study.md)
 
 A study that was stopped goes on with the rows that are missing.
 """

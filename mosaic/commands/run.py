@@ -3,7 +3,7 @@
     mosaic run scheduler=ilp backend=sim
     mosaic run -m hydra/launcher=joblib scheduler=ilp,round_robin seed=0,1,2
 
-Prints one screen and leaves a run folder (experiments/README.md: "The run folder"). A point that is already complete
+Prints one screen and leaves a run folder (docs/how-to/run-folder.md). A point that is already complete
 with the same configuration is not run again.
 """
 

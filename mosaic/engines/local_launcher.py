@@ -38,7 +38,7 @@ INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
 """Packages that come with vLLM: builds of them that are not of torch's kind cannot be imported."""
 UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
-"""Also in the READMEs, where the installation is."""
+"""Also in README.md and docs/how-to/vllm.md, where the installation is."""
 
 
 @dataclass(slots=True)

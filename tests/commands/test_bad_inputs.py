@@ -301,7 +301,7 @@ def test_what_mends_a_torchvision_of_another_build_is_said_and_documented(questi
         said = refused_by_this_engine(questions, *write_models(tmp_path))
     assert "operator torchvision::nms does not exist" in said
     assert UNINSTALL in said
-    assert UNINSTALL in (ROOT / "mosaic" / "README.md").read_text()
+    assert UNINSTALL in (ROOT / "docs" / "how-to" / "vllm.md").read_text()
     assert " ".join(NOT_NEEDED) in (ROOT / "README.md").read_text()
 
 

@@ -1,7 +1,7 @@
-"""The screens that mosaic/README.md shows of a quote, a batch and its audit, and a wheel that prints them.
+"""The screens that docs/how-to/batch.md shows of a quote, a batch and its audit, and a wheel that prints them.
 
 ``pytest -m slow -s --benchmark-enable tests/commands/test_wheel_batch.py`` asks 600 questions, as for the
-README, and prints the screens.
+page, and prints the screens.
 """
 
 import os
@@ -48,11 +48,11 @@ def masked(lines: Sequence[str]) -> list[str]:
 
 
 NUM_QUESTIONS, NUM_FEW = 600, 60
-SCREENS = screens_of(ROOT / "mosaic" / "README.md")
+SCREENS = screens_of(ROOT / "docs" / "how-to" / "batch.md")
 POOL = "pool=tiny"
 
 
-def test_the_readme_shows_a_quote_a_batch_and_its_audit() -> None:
+def test_the_page_shows_a_quote_a_batch_and_its_audit() -> None:
     begun = [" ".join(screen.command.split()[:3]) for screen in SCREENS]
     files = ("quote questions.jsonl", "batch questions.jsonl", "audit questions.out.jsonl")
     assert begun == [f"mosaic {words}" for words in files]
@@ -60,9 +60,7 @@ def test_the_readme_shows_a_quote_a_batch_and_its_audit() -> None:
 
 
 @pytest.mark.slow
-def test_engines_without_a_model_print_the_screens_of_the_readme(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_without_a_model_print_the_screens_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = write_models(tmp_path)
     write_batch(tmp_path, [batch_line(number) for number in range(NUM_FEW)])

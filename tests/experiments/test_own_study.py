@@ -1,4 +1,4 @@
-"""A study of one's own, by the README: run, killed and gone on with."""
+"""A study of one's own, by its page: run, killed and gone on with."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_study_of_ones_own_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    (block,) = (block for block in blocks_of(ROOT / "experiments" / "README.md") if "# my_gpus.py" in block.text)
+    (block,) = (block for block in blocks_of(ROOT / "docs" / "how-to" / "study.md") if "# my_gpus.py" in block.text)
     (tmp_path / "my_gpus.py").write_text(block.text)
     command = [sys.executable, str(ROOT / "experiments" / "study.py"), "my_gpus.py", "--out", "out"]
     table = tmp_path / "out" / "runs.csv"

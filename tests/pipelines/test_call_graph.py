@@ -394,8 +394,8 @@ def graph_of(*nodes: Node) -> CallGraph:
     return CallGraph(nodes=nodes, compare=comparisons())
 
 
-def test_the_readmes_class_and_yaml_file_are_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, config = (block.text for block in blocks_of(ROOT / "mosaic" / "pipelines" / "rules" / "README.md"))
+def test_the_documented_class_and_yaml_file_are_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, config = (block.text for block in blocks_of(ROOT / "docs" / "how-to" / "rule.md"))
     settings = yaml.safe_load(config)
     module = ModuleType(settings["_target_"].rpartition(".")[0])
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -88,7 +88,7 @@ def test_a_plan_for_an_expert_that_writes_three_times_as_much_is_replaced() -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1 / 3])
 def test_what_new_plans_earn_over_twenty_seeds(scale: float) -> None:
-    """Printed in mosaic/README.md."""
+    """Printed in docs/how-to/reactions.md."""
     pairs = [ends(seed, scale) for seed in range(20)]
     gains = [before_s / after_s for before_s, after_s, _ in pairs]
     half = NormalDist().inv_cdf(0.975) * stdev(gains) / len(gains) ** 0.5

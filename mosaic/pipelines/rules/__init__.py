@@ -1,1 +1,1 @@
-"""Rules say when the answers of a question so far are enough; see README.md for a rule of your own."""
+"""Rules say when the answers of a question so far are enough; docs/how-to/rule.md makes one."""
