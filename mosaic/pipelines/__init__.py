@@ -1,4 +1,4 @@
-"""Which calls a question needs, what they read, and the final answer; `rules` decide what may be skipped."""
+"""Decides which calls a question needs, what they read, and the final answer; `rules` decide what may be skipped."""
 
 from mosaic.pipelines.rules.calibrated import Calibrated
 from mosaic.pipelines.rules.faster_moa import FasterMoa

@@ -1,23 +1,25 @@
-r"""Lays out what the aggregator reads, what that costs, and what is cut where it does not fit.
+r"""Lays out the aggregator's prompt, counts its tokens, and cuts responses that do not fit.
 
 The context rule. A prompt takes at most ``prompt_limit`` tokens, so that the aggregator keeps room to write:
 
-1. Both copies of the question go in if every response then still gets its header and ``MIN_RESPONSE_TOKENS``.
-2. Else the second copy, which stands after the responses, is dropped.
-3. If that is not enough either, ``fits_context`` says so, and there is no prompt: the caller keeps the majority.
-4. What instructions, question and headers leave is shared equally; what a short response does not use goes to the
-   longer ones (``shares``).
-5. A response longer than its share loses its beginning behind ``CUT_MARKER`` and keeps its end, where its final answer
-   stands.
+1. The prompt has both copies of the question if every response then still gets its header and ``MIN_RESPONSE_TOKENS``.
+2. Otherwise the second copy, after the responses, is dropped.
+3. If that is not enough, ``fits_context`` is false and there is no prompt: the caller keeps the majority.
+4. The room that instructions, question and headers leave is shared equally. The part that a short response does not
+   use goes to the longer ones (``shares``).
+5. A response longer than its share is cut at its beginning, marked by ``CUT_MARKER``. It keeps its end, which has its
+   final answer.
 
-Where prompts are prefilled ahead of time (``PrefillOrder`` in `mosaic.pipelines.call_graph`) a beginning must not
-depend on what comes behind it: each response that may come has a place, ``num_places`` in all, and in 4 a share of its
-own, an equal part of the room for all of them. What one does not use is left over, and one that is longer is cut by 5.
+Prompts may be prefilled ahead of time (``PrefillOrder`` in `mosaic.pipelines.call_graph`). Then a beginning must not
+depend on what follows it. So each possible response has a position, ``num_places`` in all. In rule 4 each has a fixed
+share: an equal part of the room for all of them. The unused part of a share stays unused, and a response longer than
+its share is cut by rule 5.
 
-Responses of failed calls, and those with nothing left beside their thinking, are left out, and the others are numbered
-without a gap; where none is left the aggregator answers alone. Tokens of texts are estimated from their characters
-(``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted. Where that is too little,
-``as_counted`` takes what engines counted for the question: the prompt is then cut further, the longest response first.
+Responses of failed calls, and those with no text beside their thinking, are left out. The others are numbered without a
+gap. If none is left, the aggregator answers the question alone. Tokens of texts are estimated from their characters
+(``count_text_tokens``) unless a record has a count; the engine's chat markers are not counted. If the estimate is too
+low, ``as_counted`` uses the engines' counts for the question: the prompt is then cut further, the longest response
+first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,9 +34,9 @@ from mosaic.core.workload import AnswerKind, Expert, ExpertName, Question
 
 CUT_MARKER = "[... beginning cut ...]\n"
 MIN_RESPONSE_TOKENS = 64
-"""A response is cut to no less: a marker and a sentence with the final answer."""
+"""A response keeps at least so many tokens: a marker and a sentence with the final answer."""
 MIN_OUTPUT_TOKENS = 4096
-"""Room that a prompt leaves for what the aggregator writes, by default."""
+"""Room that a prompt leaves for the aggregator's output, by default."""
 
 _COMPARE = """\
 Several models were asked the question below, and their responses follow it. Each may be wrong, and so may all of them \
@@ -48,22 +50,22 @@ FORM = {
     AnswerKind.MATH: r"Finish with your final answer, and nothing but it, inside \boxed{...}.",
     AnswerKind.TEXT: "Finish with your final answer, complete in itself: its reader does not see the responses.",
 }
-"""How a response is to state its answer, so that it can be extracted."""
+"""How a response must state its answer, so that it can be extracted."""
 
 
 class Response(NamedTuple):
-    """What one expert answered, without its thinking."""
+    """The response of one expert, without its thinking."""
 
     expert: ExpertName
-    """For the caller's use: the prompt does not name it, since a known name would bias the reader."""
+    """For the caller: the prompt does not name the expert, since a known name would bias the reader."""
     visible_tokens: int
     text: str | None = None
-    """None in a simulation, where only lengths exist."""
+    """None in a simulation, which has only lengths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a prompt holds: the responses that are read, and how much of each."""
+    """The content of a prompt: the responses, and how much of each."""
 
     question: Question
     responses: tuple[Response, ...]
@@ -78,27 +80,27 @@ class Layout:
     def prompt_tokens(self) -> int:
         """Tokens of the whole prompt.
 
-        Where all texts are counted by their characters they are never fewer than those of the text, and by rounding at
-        most one more per response and copy of the question.
+        If all texts are counted by their characters, this is never below the count of the whole text. Rounding adds at
+        most one token per response and copy of the question.
         """
         return self.fixed_tokens + sum(self.given_tokens)
 
     @property
     def begin_tokens(self) -> int:
-        """Tokens of the part of the prompt that is known from the responses."""
+        """Tokens of the part of the prompt that the responses so far determine."""
         scaffold = count_text_tokens(_begin("", [""] * len(self.responses)))
         return scaffold + self.question.context_tokens + self.question.prompt_tokens + sum(self.given_tokens)
 
     @property
     def cut_experts(self) -> tuple[ExpertName, ...]:
-        """Experts whose responses lose their beginning."""
+        """Experts whose responses are cut at their beginning."""
         given = zip(self.responses, self.given_tokens, strict=True)
         return tuple(response.expert for response, share in given if share < response.visible_tokens)
 
     def text(self, *, is_whole: bool = True) -> str:
         """Write instructions, the question, the responses, the question again.
 
-        One that is not whole ends behind its last response: with places every longer one begins with it.
+        If not ``is_whole``, the text ends after its last response: with positions, every longer prompt begins with it.
 
         Raises
         ------
@@ -126,16 +128,16 @@ def lay_out(
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
     num_places: int | None = None,
 ) -> Layout:
-    """Lay out what an expert reads: a question, and the responses with something beside their thinking.
+    """Lay out the prompt of an expert: a question, and the responses with text beside their thinking.
 
     Parameters
     ----------
     question, responses, expert
-        Who reads what.
+            The content, and the expert that reads it.
     min_output_tokens
-        Room to leave for what it writes (``prompt_limit``).
+            Room to leave for its output (``prompt_limit``).
     num_places
-        Responses that have a share of their own; None: those that are there share the room.
+            Number of responses with a fixed share; None: the given responses share the room.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def lay_out(
         given = shares(tokens, left)
     else:
         given = tuple(min(length, left // max(1, num_places)) for length in tokens)
-    num_copies = num_copies if read else 1  # nothing stands between two copies without a response
+    num_copies = num_copies if read else 1  # without a response, two copies would be adjacent
     return Layout(question, read, given, num_copies, _fixed_tokens(question, len(read), num_copies))
 
 
@@ -162,11 +164,11 @@ def as_counted(
     text_rate: float,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
 ) -> Question:
-    """Return a question with as many tokens as engines counted for it, where its estimate is lower.
+    """Return a question with the engines' token count, if its estimate is lower.
 
-    ``read`` are calls that read the question and nothing else, but for a template; ``text_rate`` is how many tokens a
-    text takes for each that is estimated, which the instructions are taken to do too. What fits by estimates still
-    fits: responses keep ``MIN_RESPONSE_TOKENS`` each.
+    The calls in ``read`` read only the question, in a template. ``text_rate`` is the number of real tokens per
+    estimated token of a text; it is applied to the instructions too. A prompt that fits by estimates still fits:
+    responses keep ``MIN_RESPONSE_TOKENS`` each.
     """
     num_responses = len(finished(read))
     counted = max((record.prompt_tokens for record in finished(read)), default=0) - question.context_tokens
@@ -178,19 +180,19 @@ def as_counted(
 
 
 def visible_tokens(record: CallRecord) -> int:
-    """Count what an aggregator can read of a response: all of it, where its thinking is not known."""
+    """Count the tokens of a response that an aggregator can read: all of them, if its thinking is not known."""
     return record.output_tokens if record.visible_tokens is None else record.visible_tokens
 
 
 def finished(records: Iterable[CallRecord]) -> list[CallRecord]:
-    """Give those that can be read."""
+    """Return the records that can be read."""
     return [record for record in records if record.status is CallStatus.FINISHED]
 
 
 def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKENS) -> int:
     """Most tokens of a prompt: context - min(min_output_tokens, max_output_tokens, context / 2).
 
-    Half the context bounds the reserve, so that a model with a short context reads at all.
+    The reserve is at most half the context, so that a model with a short context can read at all.
     """
     reserve = min(min_output_tokens, aggregator.max_output_tokens, aggregator.context_limit // 2)
     return aggregator.context_limit - reserve
@@ -199,7 +201,7 @@ def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKE
 def fits_context(
     question: Question, aggregator: Expert, num_responses: int, *, min_output_tokens: int = MIN_OUTPUT_TOKENS
 ) -> bool:
-    """Tell whether the aggregator can read a question once, with a useful part of so many responses.
+    """Return whether the aggregator can read a question once, with a useful part of the given number of responses.
 
     A question that fits with some number of responses fits with fewer.
     """
@@ -208,7 +210,7 @@ def fits_context(
 
 
 def _room(question: Question, num_responses: int, limit: int) -> tuple[int, int]:
-    """Tell how many copies of the question fit, and what they leave for the responses."""
+    """Return how many copies of the question fit, and the tokens left for the responses."""
     least = num_responses * MIN_RESPONSE_TOKENS
     fixed = 0
     for num_copies in (2, 1) if num_responses else (1,):
@@ -229,12 +231,12 @@ def _fixed_tokens(question: Question, num_responses: int, num_copies: int) -> in
 
 @cache
 def _scaffold_tokens(kind: AnswerKind, num_responses: int, num_copies: int) -> int:
-    """Count what a prompt holds beside question and responses."""
+    """Count the tokens of a prompt beside question and responses."""
     return count_text_tokens(_write(kind, "", [""] * num_responses, num_copies))
 
 
 def shares(tokens: Sequence[int], budget: int) -> tuple[int, ...]:
-    """Divide a budget equally; what a short response leaves goes to the longer ones.
+    """Divide a budget equally; the part that a short response does not use goes to the longer ones.
 
     Each gets the smaller of its tokens and a common level: the highest whole level that the budget
     allows. So the order does not matter, and fewer tokens than there are responses stay unused.
@@ -256,7 +258,7 @@ def shares(tokens: Sequence[int], budget: int) -> tuple[int, ...]:
 
 
 def _cut(text: str, tokens: int, share: int) -> str:
-    """Keep the end of a response, by the characters that its own tokens have on average."""
+    """Keep the end of a response, measured by the average number of characters of its tokens."""
     if tokens <= share:
         return text
     num_characters = (share - count_text_tokens(CUT_MARKER)) * len(text) // tokens

@@ -1,4 +1,4 @@
-"""How often calibration questions are settled early: what a plan may expect of an early quorum."""
+"""Measures how often calibration questions are settled early: the expected effect of an early quorum."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,23 +11,23 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.walk import walk
 
 _Seen: TypeAlias = tuple[tuple[ExpertName, ...] | int, int]
-"""Who has voted, in the order of their names, or how many; and how many votes are missing."""
+"""Who has voted, in the order of their names, or the number of votes; and the number of missing votes."""
 
 MAX_SUBSETS = 50
-"""Of the votes of a question, of each size: more would say little more."""
+"""Subsets of a question's votes, of each size: more would add little information."""
 PRIOR_QUESTIONS = 10.0
-"""Assumed: what is seen of all experts counts as much as so many votes of the experts in question."""
+"""Assumed: observations of all experts have the weight of so many votes of the given experts."""
 
 
 class Agreement:
-    """Counts how often the votes of some experts settle a question while others are missing.
+    """Counts how often the votes of some experts settle a question while other votes are missing.
 
     Parameters
     ----------
     graph
-        Whose gates are to be settled.
+            Its gates are to be settled.
     questions, records
-        Of calibration, questions by id; nothing of the batch's answers.
+            Of calibration only, questions by id; no answers of the batch.
     """
 
     def __init__(self, graph: CallGraph, questions: Mapping[str, Question], records: Iterable[CallRecord]) -> None:
@@ -42,11 +42,11 @@ class Agreement:
 
     @property
     def is_ever_settled(self) -> bool:
-        """Whether any question was."""
+        """Whether any question was settled."""
         return any(self._num_settled.values())
 
     def settled_frac(self, experts: Sequence[ExpertName], num_missing: int) -> float:
-        """Estimate how often a question is settled by the votes of these experts, with so many votes missing."""
+        """Estimate how often these experts' votes settle a question while the given number of votes is missing."""
         of_size: _Seen = len(experts), num_missing
         of_experts: _Seen = tuple(sorted(experts)), num_missing
         if not self._num_seen[of_size]:

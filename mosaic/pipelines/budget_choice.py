@@ -1,14 +1,14 @@
-"""Chooses budgets, and a gate's threshold with them, whose joint loss is promised.
+"""Chooses token budgets, and a gate's threshold with them, with a promised limit on their joint loss.
 
-NOTE: the idea. Part of the calibration questions, those that certify nothing, lay out a path. Budgets are tightened
-level by level, for each threshold and each share of an aggregation, as long as these questions lose less than is
-accepted. Of what they leave, the settings that no other beats in both safety and speed make the path, the safest first.
-The other questions walk it, testing each setting at the full risk, up to the first that fails (fixed-sequence testing,
-see `risk_control`). The path does not depend on them, so with probability of at least 1 - risk no setting that passed
-loses more than is accepted.
+NOTE: the idea. Some calibration questions certify nothing and are used to build a path of settings. For each threshold
+and each share of an aggregation, budgets are tightened level by level, as long as these questions lose less than
+accepted. Among these settings, those that no other setting beats in both safety and speed form the path, the safest
+first. The other questions test the path: each setting at the full risk, up to the first that fails (fixed-sequence
+testing, see `risk_control`). The path does not depend on these questions. So with probability of at least 1 - risk, no
+setting that passed loses more than accepted.
 
-A hedge is tried only where it makes the same budgets faster: it cannot make them safer, and of many that change no time
-one would look safe by chance.
+A hedge is tried only if it makes the same budgets faster, since it cannot make them safer. Among many hedges that
+change no time, one would look safe by chance.
 
 References
 ----------
@@ -35,64 +35,64 @@ from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.rule import Promised
 
 LEVELS = tuple(round(2 ** (exponent / 4)) for exponent in range(60, 13, -1))
-"""Of tokens, from 32,768 down to 11; fixed before any question is seen."""
+"""Budgets in tokens, from 32,768 down to 11; fixed before any question is seen."""
 AGGREGATE_SHARES = (1, 2, 4)
-"""An aggregation may write so many times less than a proposal: a chain of the two is bounded."""
+"""Divisors: an aggregation may write this many times fewer tokens than a proposal, which bounds a chain of the two."""
 HEDGE_SHARES = (2, 4, 8)
-"""And so may a call that is hedged, each of them."""
+"""Divisors of the same kind, for each hedged call."""
 FULL_STEP = 3.0
-"""Assumed: a decode step of a full batch takes so many times that of the few sequences that are left at the end."""
+"""Assumed: a decode step of a full batch takes so many times the step of the few sequences left at the end."""
 LEAST_GAIN_FRAC = 0.02
-"""Of the steps: a path with steps smaller than this only offers more chances to fail."""
+"""Smallest gain between neighbours on the path, as a share of the steps: smaller ones only add chances to fail."""
 
 
 class Questions(Protocol):
-    """Calibration questions, as ``LossTable`` has them."""
+    """Calibration questions, in the form of ``LossTable``."""
 
     def __len__(self) -> int:
-        """Count them."""
+        """Count the questions."""
 
     def losses(self, setting: BudgetSetting) -> NDArray[np.int8]:
-        """Compute what each loses at most."""
+        """Compute the most that each question loses."""
 
     def written_tokens(self, setting: BudgetSetting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Estimate what each writes in all, and one call after the other."""
+        """Estimate each question's output tokens: in all, and along its longest chain of calls."""
 
 
 class Kinds(NamedTuple):
-    """What is budgeted."""
+    """The kinds of calls that get a budget."""
 
     cuts: bool
     hedges: bool
 
 
 class Batch(NamedTuple):
-    """What decides whether long chains or many tokens take the time."""
+    """Determines whether long chains or the number of tokens limits the time."""
 
     num_questions: int
     num_running: int
-    """Calls that run at once at most."""
+    """Most calls that run at once."""
 
 
 class Calibration(NamedTuple):
-    """Budgets that were chosen, and on what."""
+    """The chosen budgets, and the test that they passed."""
 
     setting: BudgetSetting | None
-    """The last of the path that passed; None: nothing can be promised."""
+    """The last setting of the path that passed; None: nothing can be promised."""
     tests: tuple[SettingTest[BudgetSetting], ...]
     num_certify: int
     promise_frac: float | None
-    """Smallest loss that the questions could have promised for it, or else for the first; None: the path is empty."""
+    """Smallest loss that the questions can promise for it, or else for the first; None: the path is empty."""
     promised: Promised
     is_any_safe: bool = True
-    """Some setting, fast or not, loses less than is accepted on the questions that lay out the path."""
+    """Some setting, fast or not, loses less than accepted on the questions that built the path."""
 
     def promise(self) -> Promised:
-        """Give the loss that is promised, if it is."""
+        """Return the promised loss; it is marked if it is not given."""
         return self.promised._replace(is_given=self.setting is not None)
 
     def notes(self) -> tuple[str, ...]:
-        """Say what is promised, or why nothing is."""
+        """Report what is promised, or why nothing is."""
         accepted = f"a loss of at most {100 * self.promised.accepted_loss_frac:.4g} pp against always aggregating"
         promise = f"{accepted} at {100 * (1 - self.promised.risk_frac):.4g}% confidence"
         if self.setting is None:
@@ -126,9 +126,9 @@ class Calibration(NamedTuple):
 def families_of(
     thresholds: Sequence[float | None], kinds: Kinds, *, is_gate_chosen: bool
 ) -> Iterator[tuple[BudgetSetting, ...]]:
-    """List all settings but for hedges of budgets, in families whose members get faster and riskier.
+    """List all settings except hedges of budgets, in families in which speed and risk increase.
 
-    Those without budgets only where the gate's threshold is to be chosen too.
+    Settings without budgets are listed only if the gate's threshold is to be chosen too.
     """
     for threshold in thresholds:
         if is_gate_chosen and threshold is not None:
@@ -148,13 +148,14 @@ def path_of(
     *,
     adds_hedges: bool,
 ) -> tuple[BudgetSetting, ...]:
-    """Order settings from safe to fast, without those that are beaten in both.
+    """Order settings from safe to fast, without those that another one beats in both.
 
-    ``adds_hedges`` tries hedges beside the budgets of each setting.
+    ``adds_hedges`` also tries hedges with the budgets of each setting.
 
-    Safety is by how many standard errors the mean loss is below the accepted one, one more lost question counted. What
-    is not below it is left out, with all that is riskier in its family: it could only fail. Where the questions are so
-    few that one more lost is too many, what loses none of them stays, and the slower is the safer.
+    Safety is the number of standard errors by which the mean loss is below the accepted one, with one more lost
+    question counted. A setting that is not below it is left out, and so are the riskier ones of its family: they could
+    only fail. If there are so few questions that one more lost is too many, settings that lose none of them stay. Then
+    slower settings count as safer.
     """
 
     def safety_of(setting: BudgetSetting, number: float) -> float | None:
@@ -185,14 +186,14 @@ def path_of(
 
 
 def _margin(fit: Questions, setting: BudgetSetting, accepted_loss_frac: float) -> float:
-    """Count the standard errors up to the accepted loss, one more lost question counted; 0 where it is not below."""
+    """Count the standard errors up to the accepted loss, with one more lost question; 0 if it is not below it."""
     lost, num = fit.losses(setting), len(fit) + 1
     mean, square = (float(lost.sum()) + 1) / num, (float(np.abs(lost).sum()) + 1) / num
     return (accepted_loss_frac - mean) / sqrt(square - mean**2) if mean < accepted_loss_frac else 0.0
 
 
 def is_any_safe(fit: Questions, families: Iterable[Sequence[BudgetSetting]], accepted_loss_frac: float) -> bool:
-    """Tell whether some setting loses less than is accepted: the first of its family is the safest."""
+    """Return whether some setting loses less than accepted; the first of each family is the safest."""
     return any(float(fit.losses(family[0]).mean()) < accepted_loss_frac for family in families)
 
 
@@ -205,7 +206,7 @@ def _hedged(setting: BudgetSetting) -> Iterator[BudgetSetting]:
 def choose_budgets(
     fit: Questions, certify: Questions, path: Sequence[BudgetSetting], promised: Promised
 ) -> Calibration:
-    """Take the fastest setting of a path that can be promised, and say what the questions could have promised."""
+    """Take the fastest setting of a path that can be promised, and compute what the questions could have promised."""
     chosen, tests = certify_path(fit, certify, path, promised)
     named, promise_frac = chosen or (tests[0].setting if tests else None), None
     if named is not None:
@@ -219,7 +220,7 @@ def choose_budgets(
 def certify_path(
     fit: Questions, certify: Questions, path: Sequence[BudgetSetting], promised: Promised
 ) -> tuple[BudgetSetting | None, tuple[SettingTest[BudgetSetting], ...]]:
-    """Test a path on other questions than those that laid it out, and chose the stakes."""
+    """Test a path on other questions than those that built it and chose the stakes."""
     risk_frac = promised.risk_frac
 
     def bets(setting: BudgetSetting) -> Bets:
@@ -229,7 +230,7 @@ def certify_path(
 
 
 def steps(table: Questions, setting: BudgetSetting, batch: Batch) -> float:
-    """Estimate the decode steps of a batch: those of engines that are full, and those of its longest chain."""
+    """Estimate the decode steps of a batch: those of full engines, and those of its longest chain."""
     written, chain = table.written_tokens(setting)
     longest = float(np.quantile(chain, 1 - 1 / batch.num_questions))
     return FULL_STEP * batch.num_questions * float(written.mean()) / batch.num_running + longest
@@ -243,13 +244,13 @@ def budgeted(
     Parameters
     ----------
     graph
-        Of the paper's pipeline.
+            The paper's pipeline.
     promised
-        What they may cost.
+            The accepted loss and its calibration.
     kinds
-        Which of them are wanted.
+            The kinds of budgets to choose.
     experts, workload
-        Of the run.
+            Of the run.
     num_running
         Calls that run at once.
 
@@ -279,7 +280,7 @@ def budgeted(
 
 
 def budgets_at(setting: BudgetSetting, experts: Sequence[Expert], aggregators: Sequence[Expert]) -> Budgets:
-    """Give the experts the budgets of a setting."""
+    """Return the budgets of a setting, by expert."""
     _, propose, aggregate, hedge = setting
     cuts = {
         node: limits

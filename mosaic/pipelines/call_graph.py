@@ -1,7 +1,7 @@
-"""Which calls a question needs: a graph of nodes, each a few experts that read what came before.
+"""Defines which calls a question needs: a graph of nodes, each with experts that read the responses of earlier nodes.
 
-The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggregator where the gate does not skip. A
-tree of agents, or several layers, are other graphs.
+The paper's Mixture-of-Agents has two nodes: the recruited experts, and an aggregator unless the gate skips it. A tree
+of agents, or several layers, are other graphs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,17 +24,16 @@ from mosaic.pipelines.rules.rule import Never, Rule
 class PrefillOrder:
     """The order in which a node reads its inputs, where prompts are prefilled while later inputs still run.
 
-    A prompt's beginning may be prefilled early only if it does not depend on inputs that are yet to come. So the order
-    is fixed before any input runs: the shortest by prediction first, each in its own position
-    (``mosaic.pipelines.aggregation``). It depends on predictions alone and not on which call ends first, so prompts
-    and answers are the same for every plan.
+    A prompt's beginning may be prefilled early only if it does not depend on later inputs. So the order is fixed before
+    any input runs: the shortest by prediction first, each in its own position (``mosaic.pipelines.aggregation``). It
+    depends only on predictions, not on which call ends first. So prompts and answers are the same for every plan.
     """
 
     mean_output_tokens: Mapping[NodeName, Mapping[ExpertName, float]] = field(default_factory=dict)
-    """Predicted, by node and expert; what is not predicted comes first."""
+    """Predicted, by node and expert; inputs without a prediction come first."""
 
     def ordered(self, agents: Iterable[Agent]) -> list[CallKey]:
-        """Put what a node reads in order; equal predictions leave it in the order of the slots."""
+        """Order the inputs of a node; equal predictions keep the order of the slots."""
         expert_of = {agent.key: agent.expert for agent in agents}
         known = self.mean_output_tokens
         return sorted(expert_of, key=lambda key: known.get(key.node, {}).get(expert_of[key], 0.0))
@@ -45,16 +44,16 @@ class CallGraph:
     """The calls of every question of a workload, as their inputs finish."""
 
     nodes: tuple[Node, ...]
-    """In an order in which each comes behind those that it reads."""
+    """In an order in which each node follows the nodes that it reads."""
     rule: Rule = field(default_factory=Never)
-    """When the answers so far are enough: a gate, or an early exit."""
+    """Decides when the answers so far are enough: a gate, or an early exit."""
     compare: Comparisons
-    """How answers compare."""
+    """Comparisons of answers, by kind."""
     budgets: Budgets = field(default_factory=Budgets)
     prefill_order: PrefillOrder | None = None
-    """How prompts are laid out to be prefilled ahead of time; None: they are not."""
+    """How prompts are laid out to be prefilled ahead of time; None: without prefills ahead."""
     last_nodes: frozenset[NodeName] = field(init=False, repr=False, compare=False)
-    """Nodes that no other reads."""
+    """Nodes that no other node reads."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -76,17 +75,17 @@ class CallGraph:
 
     @property
     def first_nodes(self) -> tuple[NodeName, ...]:
-        """Nodes that read no other's response."""
+        """Nodes that read no other node."""
         return tuple(node.name for node in self.nodes if not node.after)
 
     @property
     def upper_nodes(self) -> tuple[Node, ...]:
-        """Nodes that read others."""
+        """Nodes that read other nodes."""
         return tuple(node for node in self.nodes if node.after)
 
     @property
     def layers(self) -> tuple[tuple[Node, ...], ...]:
-        """Nodes by the number of nodes that are to end before them."""
+        """Nodes by the number of nodes that must end before them."""
         depth: dict[NodeName, int] = {}
         for node in self.nodes:
             depth[node.name] = 1 + max((depth[needed] for needed in node.after), default=-1)
@@ -96,20 +95,20 @@ class CallGraph:
 
     @property
     def experts(self) -> tuple[Expert, ...]:
-        """All that nodes name."""
+        """All experts of the nodes."""
         return tuple({expert.name: expert for node in self.nodes for expert in node.experts}.values())
 
     def without_rule(self) -> "CallGraph":
-        """Return the graph in which every question goes all the way, and every call."""
+        """Return the graph without a rule: every question uses all nodes and calls."""
         return replace(self, rule=Never(), budgets=Budgets())
 
     def with_exit(self, rule: Rule) -> "CallGraph":
-        """Return the graph with an early exit in the place of a gate that decides nothing.
+        """Return the graph with an early exit in place of a gate that never skips.
 
         Raises
         ------
         ValueError
-            If a gate decides too which calls run.
+                If the gate also decides which calls run.
         """
         asks = any(node.when is When.UNSETTLED for node in self.nodes) and not self.rule.skips_nothing
         rule_of_gate = "never: an early exit decides which calls run"
@@ -118,15 +117,15 @@ class CallGraph:
 
     @property
     def skips_nothing(self) -> bool:
-        """Whether nothing leaves a call out, or cuts one."""
+        """Whether no call is ever left out or cut."""
         return self.rule.skips_nothing and not self.budgets
 
     def deciding(self) -> "CallGraph":
-        """Return the graph without the calls that decide nothing."""
+        """Return the graph without the calls that do not affect answers."""
         return replace(self, nodes=tuple(replace(node, leaves_one_out=False) for node in self.nodes))
 
     def first_calls(self, workload: Workload) -> tuple[Call, ...]:
-        """List the calls of the first layer: those recruited, and those of nodes that name their experts."""
+        """List the calls of the first layer: the recruited ones, and those of nodes that name their experts."""
         calls = list(workload.calls) if not self.nodes[0].experts else []
         for node in self.layers[0]:
             calls += [
@@ -137,16 +136,16 @@ class CallGraph:
         return tuple(calls)
 
     def prompt(self, question: Question, call: Call, inputs: Inputs, *, is_whole: bool = True) -> str | Chat:
-        """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit.
+        """Write the prompt of a call, after the question's context; ``ValueError``: a text is missing or does not fit.
 
-        One that is not whole is a beginning: the part that the calls so far decide.
+        If not ``is_whole``, it is a beginning: the part that the calls so far determine.
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
         return in_context(question.context, self.layout(question, call, inputs).text(is_whole=is_whole))
 
     def layout(self, question: Question, call: Call, inputs: Inputs) -> Layout:
-        """Lay out what a call behind the first layer reads, as `node_calls` has sized it."""
+        """Lay out the prompt of a call after the first layer, with the sizes of `node_calls`."""
         node = self.node(call.key.node)
         expert = next(expert for expert in node.experts if expert.name == call.expert)
         num_places = None if self.prefill_order is None else len(call.after)
@@ -159,16 +158,16 @@ class CallGraph:
     def expected_calls(
         self, workload: Workload, needed_frac: Mapping[NodeName, float], prompt_tokens: Mapping[NodeName, int]
     ) -> tuple[tuple[Call, ...], ...]:
-        """List, by layer behind the first, as many calls as the batch is expected to need.
+        """List the expected number of calls of the batch, by layer after the first.
 
-        One is picked whenever the shares of questions that need it add up to the next whole number.
+        A call is picked whenever the sum of the shares of questions that need it reaches the next whole number.
 
         Parameters
         ----------
         workload
             The batch.
         needed_frac, prompt_tokens
-            By upper node: the share of questions that reach it, and what it reads, as calibration questions show.
+                By upper node: the share of questions that reach it, and its prompt tokens, from calibration questions.
         """
         layers = []
         for layer in self.layers[1:]:
@@ -192,7 +191,7 @@ def mixture_of_agents(
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
     leaves_one_out: bool = False,
 ) -> CallGraph:
-    """Build the paper's pipeline: recruited experts, and where the gate does not skip an aggregator (None: never)."""
+    """Build the paper's pipeline: recruited experts, and an aggregator (None: never) unless the gate skips it."""
     nodes = [Node(name=PROPOSE)]
     if aggregator is not None:
         nodes.append(

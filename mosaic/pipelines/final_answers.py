@@ -1,4 +1,4 @@
-"""What a run answers in the end: one final answer a question, with where it came from."""
+"""Defines the final answers of a run: one per question, with its source."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -9,17 +9,17 @@ from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.rules.ballot import Ballot, Decision
 
 Comparisons = Mapping[AnswerKind, Comparison | None]
-"""How answers of each kind compare; None: they cannot."""
+"""Comparison for each kind of answer; None: such answers cannot be compared."""
 
 
 class AnswerSource(StrEnum):
-    """Who gave a final answer."""
+    """The source of a final answer."""
 
     MAJORITY = "majority"
     """The gate's choice among the experts' answers."""
     AGGREGATOR = "aggregator"
     NOT_AGGREGATED = "not_aggregated"
-    """As ``MAJORITY``, but the question was to be aggregated and could not be: no answer that anybody stands for."""
+    """As ``MAJORITY``, but the question needed an aggregation and could not be aggregated: not a reliable answer."""
 
 
 class FinalAnswer(NamedTuple):
@@ -32,26 +32,26 @@ class FinalAnswer(NamedTuple):
     votes: tuple[str | None, ...]
     gold: str | None
     correct: bool | None
-    """None: there is no gold answer, or nothing to compare with it."""
+    """None: there is no gold answer, or no comparison with it."""
 
 
 class End(NamedTuple):
-    """How a question ended."""
+    """The end of a question."""
 
     answer: FinalAnswer
     ballot: Ballot
-    """What a rule saw last; without a rule, the votes of the first layer."""
+    """The last votes that a rule decided on; without a rule, the votes of the first layer."""
     decision: Decision
     is_too_long: bool
-    """A node was left out because its experts cannot read so much."""
+    """A node was left out because its experts cannot read so many tokens."""
 
 
 def accuracy_frac(finals: Iterable[FinalAnswer]) -> float | None:
-    """Share of right answers among those that can be judged; None where none can."""
+    """Share of right answers among those with a known gold answer; None if there are none."""
     known = [final.correct for final in finals if final.correct is not None]
     return sum(known) / len(known) if known else None
 
 
 def comparisons(free_text: Comparison | None = None) -> Comparisons:
-    """Say how answers of each kind compare; free text only by a comparison of the user's own."""
+    """Return the comparison for each kind of answer; for free text, the user's own."""
     return {**{kind: comparison(kind) for kind in AnswerKind}, AnswerKind.TEXT: free_text}

@@ -1,4 +1,4 @@
-"""What a gate with budgets may lose on calibration questions, whatever the schedule, as arrays."""
+"""Tabulates the most that a gate with budgets loses on calibration questions, under any schedule, as arrays."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -15,60 +15,60 @@ NO_LIMIT = np.iinfo(np.int64).max
 
 
 class BudgetSetting(NamedTuple):
-    """A threshold of a gate, and budgets of tokens that are the same for all experts; None: no budget."""
+    """The threshold of a gate, and token budgets that are the same for all experts; None: no budget."""
 
     threshold: float | None
-    """From which confidence on the gate's answer is accepted; None: every question is aggregated."""
+    """Lowest confidence at which the gate's answer is accepted; None: every question is aggregated."""
     propose_tokens: int | None = None
     aggregate_tokens: int | None = None
     hedge_tokens: int | None = None
 
 
 class _Ends(NamedTuple):
-    """How questions end, shape (num_questions,) each."""
+    """Ends of questions, shape (num_questions,) each."""
 
     column: NDArray[np.int64]
-    """Whose response is left out: 0 none, 1 that of slot 0 and so on."""
+    """The response that is left out: 0 none, 1 that of slot 0 and so on."""
     is_read: NDArray[np.bool_]
     """The aggregator reads the responses."""
     is_late: NDArray[np.bool_]
-    """The response that is left out is a late call's."""
+    """The response that is left out is a straggler's."""
     is_right: NDArray[np.bool_]
-    """Whichever way it comes out."""
+    """Right in each possible outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossTable:
-    """Calibration questions, and what leaving out each response makes of them; column 0 leaves out none."""
+    """Calibration questions, and the effect of leaving out each response; column 0 leaves out none."""
 
     tokens: NDArray[np.int64]
-    """Of the proposals, shape (num_questions, num_slots); 0 where a question has no such slot."""
+    """Of the proposals, shape (num_questions, num_slots); 0 if a question has no such slot."""
     num_slots: NDArray[np.int64]
     """Of each question, shape (num_questions,)."""
     confidence: NDArray[np.float64]
     """Of the gate's answer without one vote, shape (num_questions, 1 + num_slots); -1: there is no answer."""
     vote_right: NDArray[np.bool_]
-    """Whether it is right, of the same shape."""
+    """Whether this answer is right, of the same shape."""
     slot_right: NDArray[np.bool_]
     """Whether the answer of a slot is right, shape (num_questions, num_slots)."""
     read_right: NDArray[np.bool_]
-    """Whether the aggregator is right without one response, as ``confidence``."""
+    """Whether the aggregator is right without one response, shaped as ``confidence``."""
     read_tokens: NDArray[np.int64]
-    """What it writes then, of the same shape."""
+    """Tokens that the aggregator writes then, of the same shape."""
 
     def __len__(self) -> int:
         return len(self.num_slots)
 
     def take(self, places: NDArray[Any]) -> "LossTable":
-        """Take some questions, or the same one more than once."""
+        """Select questions; the same one may be selected more than once."""
         return LossTable(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
     def losses(self, setting: BudgetSetting) -> NDArray[np.int8]:
-        """Compute what each question loses at most against always aggregating whole responses: -1, 0 or 1."""
+        """Compute the most that each question loses against always aggregating whole responses: -1, 0 or 1."""
         return self.read_right[:, 0].astype(np.int8) - self._ends(setting).is_right.astype(np.int8)
 
     def written_tokens(self, setting: BudgetSetting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Estimate what each question writes in all, and one call after the other, with an early quorum."""
+        """Estimate each question's output tokens in all, and along its longest chain, with an early quorum."""
         _, propose, aggregate, hedge = setting
         ends = self._ends(setting)
         rows = np.arange(len(self))
@@ -97,8 +97,8 @@ class LossTable:
         column = np.where(num_cut == 1, 1 + cut.argmax(axis=1), 0)
         is_read = ~accepts[rows, column]
         is_right = np.where(is_read, after_read[rows, column], self.vote_right[rows, column])
-        # One response alone stands. What the aggregator makes of others, where more than one is cut, is not known: it
-        # counts as wrong.
+        # A single remaining response becomes the answer. If more than one is cut, the aggregator's answer from the
+        # others is not known: it counts as wrong.
         is_one_left = (num_cut > 0) & (num_cut == self.num_slots - 1)
         is_read = (is_read | (num_cut > 1)) & ~is_one_left
         is_right &= num_cut <= 1
@@ -118,14 +118,14 @@ class LossTable:
 
 
 def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballot], Winner]) -> LossTable:
-    """Tabulate questions of which lengths, and answers without each response, were observed.
+    """Tabulate questions with observed lengths and observed answers without each response.
 
     Parameters
     ----------
     questions
-        In the order of the table.
+            In the order of the table's rows.
     winner
-        The answer that the gate would return to a ballot, and its confidence.
+            Finds the answer that the gate would return for a ballot, and its confidence.
     """
     most = max(len(question.ballot.votes) for question in questions)
     shape = len(questions), 1 + most

@@ -1,4 +1,4 @@
-"""A node of a call graph: who answers, after whom, and when."""
+"""Defines a node of a call graph: its experts, the nodes that it reads, and when it runs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from mosaic.pipelines.prompts import visible_text
 
 
 class When(StrEnum):
-    """Whether a node's calls are needed."""
+    """When a node's calls are needed."""
 
     ALWAYS = "always"
     UNSETTLED = "unsettled"
-    """Where the gate does not accept what the node's inputs agree on."""
+    """If the gate does not accept the answer that the node's inputs agree on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +37,22 @@ class Node:
 
     name: Name
     experts: tuple[Expert, ...] = ()
-    """One per slot; none: those that the workload has recruited for the question (the first node only)."""
+    """One per slot; empty: the experts that the workload recruited for the question (only for the first node)."""
     after: tuple[NodeName, ...] = ()
-    """Nodes whose responses it reads; none: it reads the question alone."""
+    """Nodes whose responses it reads; empty: it reads the question alone."""
     when: When = When.ALWAYS
     role: str | None = None
     """A label for reports; None: the node's name."""
     min_output_tokens: AtLeast1 = MIN_OUTPUT_TOKENS
-    """Room that a prompt leaves for what is written."""
+    """Room that a prompt leaves for the output."""
     counts_tokens: bool = False
-    """Prompts are laid out by the tokens that engines counted in the calls that it reads, which are then of the first
-    layer, instead of by estimates alone. Not where prompts are prefilled ahead: a beginning is laid out before."""
+    """Lay prompts out by the engines' token counts of the calls that the node reads, not only by estimates.
+
+    These calls must be of the first layer. Without effect if prompts are prefilled ahead: a beginning is laid out
+    before.
+    """
     leaves_one_out: bool = False
-    """Its experts also answer without each of the responses in turn: calls that teach, and decide nothing."""
+    """Its experts also answer without each response in turn: these calls are used for calibration only."""
 
     def __post_init__(self) -> None:
         label = f"node {self.name}"
@@ -59,26 +62,26 @@ class Node:
 
 
 class ToCome(NamedTuple):
-    """A call of which no more is known yet than who makes it."""
+    """A future call of which only the expert and the key are known."""
 
     expert: ExpertName
     key: CallKey
 
 
 Agent: TypeAlias = Call | ToCome
-"""One of those that a node reads: its call, or one whose response stands for it."""
+"""An input of a node: its call, or a call whose response replaces it."""
 
 
 def node_calls(
     node: Node, question: Question, read: Sequence[CallRecord], *, has_places: bool = False
 ) -> Iterator[Call]:
-    """Make the calls of a node that reads others, without those of experts that cannot read so much.
+    """Make the calls of a node that reads others, without those of experts that cannot read so many tokens.
 
-    With places each response has a share of its own, see ``mosaic.pipelines.aggregation``. A call comes after all that
-    it may read, and reads those that finished.
+    With positions, each response has a fixed share, see ``mosaic.pipelines.aggregation``. A call depends on all calls
+    that it may read, and reads those that finished.
 
-    Where it leaves one out, the calls without the first response have the slots behind those of the node's experts,
-    and so on.
+    If the node leaves one response out, the calls without the first response have the slots after those of the node's
+    experts, and so on.
     """
     rounds = [list(read)]
     if node.leaves_one_out:
@@ -94,7 +97,7 @@ def node_calls(
 def node_layout(
     node: Node, question: Question, read: Iterable[CallRecord], expert: Expert, num_places: int | None
 ) -> Layout:
-    """Lay out what an expert of a node reads of some calls: those that finished."""
+    """Lay out the prompt of a node's expert from some calls: those that finished."""
     records = finished(read)
     texts = [visible_text(record) for record in records]
     least = node.min_output_tokens
@@ -108,7 +111,7 @@ def node_layout(
 
 
 def _text_rate(counted: Sequence[int | None], texts: Sequence[str | None]) -> float:
-    """Compare the tokens that engines counted in responses with the estimate from their characters; none: 1."""
+    """Return the ratio of the engines' token counts of responses to the estimates from characters; 1 without counts."""
     pairs = zip(counted, texts, strict=True)
     known = [(tokens, count_text_tokens(text or "")) for tokens, text in pairs if tokens is not None]
     estimated = sum(tokens for _, tokens in known)

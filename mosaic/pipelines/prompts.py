@@ -1,4 +1,4 @@
-"""What models read in a live run: the question with the form of its answer, and for an aggregator the responses."""
+"""Writes the prompts of a live run: the question with the form of its answer, and for an aggregator the responses."""
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.results import CallRecord
@@ -7,7 +7,7 @@ from mosaic.pipelines.aggregation import FORM
 
 
 def expert_prompt(question: Question) -> str:
-    """Write what every expert reads: the question, and how to state an answer that is to be extracted.
+    """Write the prompt of every expert: the question, and how to state an answer that is extracted later.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def check_texts(workload: Workload) -> None:
 
 
 def visible_text(record: CallRecord) -> str | None:
-    """Give what a reader sees of a response, without its thinking; None: it has no text."""
+    """Return the visible text of a response, without its thinking; None: it has no text."""
     response = record.response
     if response is None or (text := response.text) is None:
         return None

@@ -1,4 +1,4 @@
-"""The questions of a batch on their way through a call graph: what has ended of each, and how it stands."""
+"""Tracks the questions of a batch on their way through a call graph: ended calls, and the state of each question."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,30 +26,30 @@ class Questions:
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
         self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
         self._num_ended_when_decided: dict[str, int] = {}
-        """How many calls had ended of each question when `cancellable` first found that it needs no other."""
+        """Number of ended calls of each question when `cancellable` first found it decided."""
         self._ends: dict[str, End] = {}
-        """Of questions of which `needed` found that they need nothing more; no call of them has ended since."""
+        """Ends of questions that `needed` found complete; no call of them has ended since."""
         self._state: QuestionState | None = None
-        """Of the last question in use, unless a call of it has ended since: controllers use it in turn."""
+        """State of the last question in use, unless a call of it has ended since: several controllers read it."""
 
     def __iter__(self) -> Iterator[Question]:
-        """Go over the questions that have calls, in the order of the workload."""
+        """Iterate over the questions that have calls, in the order of the workload."""
         return (question for question in self._questions.values() if question.id in self._first)
 
     def record(self, record: CallRecord) -> None:
         """Record a call that has ended."""
         question = record.key.question
         if self._done[question].get(record.key) is record:
-            return  # another controller has noted it
+            return  # another controller has recorded it
         self._done[question][record.key] = record
         self._ends.pop(question, None)
         if self._state is not None and self._state.question.id == question:
             self._state = None
 
     def may_change(self, record: CallRecord) -> bool:
-        """Tell whether a call that has ended may change what its question needs.
+        """Return whether an ended call may change what its question needs.
 
-        It does not where no node reads it, or where the question was decided before.
+        It does not if no node reads it, or if the question was decided before.
         """
         if record.key.node in self._unread_nodes:
             return False
@@ -57,7 +57,7 @@ class Questions:
         return num_ended is None or num_ended == len(self._done[record.key.question])
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
-        """Give a question, its calls of the first layer and what has ended of its calls."""
+        """Return a question, its calls of the first layer and the records of its ended calls."""
         return self._questions[question], self._first[question], self._done[question]
 
     def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
@@ -69,10 +69,10 @@ class Questions:
         return tuple(call for calls in needed for call in calls if call.key.node == node)
 
     def needed(self, question: str) -> tuple[Call, ...]:
-        """List the calls behind the first layer that a question needs now and that have not ended."""
+        """List the unended calls after the first layer that a question needs now."""
         waits = len(self._done[question]) < len(self._first[question])
         if waits and self._has_one_root and not self.graph.rule.is_exit:
-            return ()  # every call behind them comes after all of them
+            return ()  # every later call depends on all of them
         state = self.state_of(question)
         submit = state.submit
         if not (submit or waits or any(node.waits for node in state.nodes.values())):
@@ -80,34 +80,34 @@ class Questions:
         return submit
 
     def ends(self) -> list[End]:
-        """Give how every question has ended."""
+        """Return the end of every question."""
         return [self._ends.get(question.id) or self.state_of(question.id).end() for question in self]
 
     def openings(self, question: str) -> Iterator[Opening]:
-        """Give the beginnings of a question's prompts that ended calls decide."""
+        """Return the beginnings of a question's prompts that ended calls determine."""
         return self.state_of(question).openings()
 
     def late_call(self, question: str) -> CallKey | None:
-        """Find the call of a question that is not waited for past its hedge."""
+        """Find the call of a question that is not waited for beyond its hedge."""
         if not self.graph.budgets.hedge_tokens or len(self._done[question]) < len(self._first[question]) - 1:
-            return None  # most often, and this runs whenever a call has ended
+            return None  # the usual case; this runs for every ended call
         return self.state_of(question).late
 
     def cancellable(self, question: str) -> tuple[CallKey, ...]:
-        """List the calls of a question that have not ended and no longer matter."""
+        """List the unended calls of a question that can no longer change its answer."""
         state = self.state_of(question)
         if state.is_decided:
             self._num_ended_when_decided.setdefault(question, len(self._done[question]))
         return state.cancel
 
     def forget(self, question: str) -> None:
-        """Drop what is known of a question that is over."""
+        """Delete the data of a question that has ended."""
         self._done.pop(question, None)
         self._ends.pop(question, None)
         self._state = None
 
     def state_of(self, question: str) -> QuestionState:
-        """Tell how a question stands."""
+        """Return the state of a question."""
         if self._state is None or self._state.question.id != question:
             self._state = walk(self.graph, *self.of(question))
         return self._state

@@ -1,12 +1,12 @@
-"""Certifies settings whose loss is promised: Learn-then-Test with a betting bound.
+"""Certifies settings with a promised loss: Learn-then-Test with a betting bound.
 
-NOTE: the idea. Skipping the aggregator on a question loses L = aggregator right - gate's answer right, which is
--1, 0 or 1, and 0 wherever the gate does not skip. "The mean loss is above what the user accepts" is the null
-hypothesis of a setting. Bet against it: stake a share of a wealth of 1, question by question, so that each
-factor 1 - lam (L - accepted) has a mean below 1 if the hypothesis is true. Then the wealth ever reaches 1 / risk
-with probability at most risk (Ville), and when it does the setting is promised. Most losses are 0, each of which
-pays a little, so the bet profits from the small variance that a bound on the range of L would ignore.
-Settings are tested from the most conservative one on, each at the full risk, up to the first that fails.
+NOTE: the idea. Skipping the aggregator on a question loses L = aggregator right - gate's answer right. L is -1, 0 or 1,
+and 0 if the gate does not skip. "The mean loss is above what the user accepts" is the null hypothesis of a setting. Bet
+against it with a wealth of 1: stake a share of the wealth, question by question. The share is such that each factor 1 -
+lam (L - accepted) has a mean below 1 if the hypothesis is true. Then the wealth ever reaches 1 / risk with probability
+at most risk (Ville); when it does, the setting is promised. Most losses are 0, and each of these pays a little. So the
+bet profits from the small variance, which a bound on the range of L would ignore. Settings are tested from the most
+conservative one on, each at the full risk, up to the first that fails.
 
 References
 ----------
@@ -26,22 +26,23 @@ from mosaic.core.checks import require, require_number
 Floats: TypeAlias = NDArray[np.float64]
 
 Bets: TypeAlias = tuple[tuple[float, float], ...]
-"""Constant stakes, as shares of the largest one that cannot go bankrupt, 1 / (1 - accepted); each with its wealth."""
+"""Constant stakes, as shares of the largest that cannot go bankrupt, 1 / (1 - accepted); each with its wealth."""
 
 BETS: Bets = ((0.03, 0.05), (0.1, 0.19), (0.25, 0.19), (0.5, 0.19), (0.75, 0.19), (0.95, 0.19))
-"""Stakes of those who know nothing of the losses in advance.
+"""Stakes without prior knowledge of the losses.
 
-A mixture of constant bets is itself a bet that looks at the past only: it moves towards the stakes that paid. For
-means of -0.003 to 0.005, variances of 0.005 to 0.05 and accepted losses of 0.005 to 0.05, half of the calibrations
-are promised with 1.4 times the questions of the best stake known in advance (at worst 2.0 times), 80% of them also
-with 1.4 times (at worst 2.2): those worst cases need few questions. A stake gains only where it is below twice the
-margin, accepted loss minus mean, over the variance. The smallest one is for margins that only tens of thousands of
-questions can tell; they would never be promised without it, and it costs the others 2% more questions. Shares that do
-not depend on what is accepted keep the p value monotone in it, which its inversion needs.
+A mixture of constant bets is itself a bet that uses only past losses: it moves towards the stakes that paid. The stakes
+were compared with the best stake known in advance. This was done for means of -0.003 to 0.005, variances of 0.005 to
+0.05 and accepted losses of 0.005 to 0.05. Half of the calibrations are promised with 1.4 times its questions (at worst
+2.0 times). 80% of them are promised with 1.4 times too (at worst 2.2 times); those worst cases need few questions. A
+stake gains only if it is below twice the margin, accepted loss minus mean, over the variance. The smallest stake is for
+margins that only tens of thousands of questions can show. They would never be promised without it, and it costs the
+other stakes 2% more questions. The shares do not depend on the accepted loss. So the p value is monotone in the
+accepted loss, as its inversion needs.
 """
 
 LARGEST_SHARE = 0.95
-"""Of stakes: at 1 a single loss takes all."""
+"""Largest stake: at 1, a single loss takes all."""
 
 _VALUES_PER_CHUNK = 4_000_000
 """Losses handled at a time: bounds memory to some tens of megabytes."""
@@ -51,12 +52,12 @@ _PROMISE_STEPS = 24
 
 
 Setting = TypeVar("Setting")
-"""What is tested: a threshold, or budgets with one."""
+"""What is tested: a threshold, or budgets with a threshold."""
 Losses: TypeAlias = NDArray[np.int8]
 
 
 class SettingTest(NamedTuple, Generic[Setting]):
-    """A setting that was tested; the mean is over all questions that certify."""
+    """The test of a setting; the mean is over all questions that certify."""
 
     setting: Setting
     mean_loss_frac: float
@@ -64,19 +65,19 @@ class SettingTest(NamedTuple, Generic[Setting]):
 
 
 def learned_bet(losses: NDArray[Any], num_certify: int, risk_frac: float) -> Bets:
-    """Choose one stake from losses of other questions, the best one for a setting that only just can be promised.
+    """Choose one stake from losses of other questions, the best one for a setting that can barely be promised.
 
-    A stake s earns about s x margin - s^2 x square / 2 a question, square being the mean square of the losses. All
-    that certify must earn log(1 / risk), and at the smallest margin that allows it s = sqrt(2 log(1 / risk) /
-    (num_certify x square)). So the stake follows from how much losses vary, which few questions tell, and not from
-    their mean, which takes many.
+    A stake s earns about s x margin - s^2 x square / 2 per question, where square is the mean square of the losses. All
+    questions that certify must together earn log(1 / risk). At the smallest margin that allows it, s = sqrt(2 log(1 /
+    risk) / (num_certify x square)). So the stake depends on the variation of the losses, which few questions show. It
+    does not depend on their mean, which needs many questions.
 
     Parameters
     ----------
     losses
-        Of questions that certify nothing, -1, 0 or 1, shape (num_questions,).
+            Of questions that are not used to certify, -1, 0 or 1, shape (num_questions,).
     num_certify
-        Questions that certify.
+            Number of questions that certify.
     risk_frac
         Strictly between 0 and 1.
 
@@ -97,29 +98,29 @@ def fixed_sequence(
     risk_frac: float,
     bets: Callable[[Setting], Bets] = lambda setting: BETS,
 ) -> tuple[Setting | None, tuple[SettingTest[Setting], ...]]:
-    """Test settings one after the other up to the first that fails; gives the last that passed, and all tests.
+    """Test settings one after the other up to the first that fails; returns the last that passed, and all tests.
 
-    If the questions are independent draws from the population that the promise is about, in an order that does not
-    depend on their answers, then with probability of at least 1 - risk the setting's mean loss there is at most the
+    The questions must be independent draws from the population of the promise, in an order that does not depend on
+    their answers. Then with probability of at least 1 - risk, the setting's mean loss in this population is at most the
     accepted one. Gates, budgets and early exits are all certified here.
 
     Parameters
     ----------
     settings
-        From the safest to the fastest, fixed before looking at the questions that certify.
+            From the safest to the fastest, fixed before the questions that certify are used.
     losses
-        Gives what each of these questions loses under a setting, -1, 0 or 1, shape (num_questions,).
+            Returns the loss of each of these questions under a setting, -1, 0 or 1, shape (num_questions,).
     accepted_loss_frac
         The mean loss to be promised, 0 to 1 (excluded).
     risk_frac
-        Probability that the promise is broken, at most; strictly between 0 and 1.
+            Largest probability that the promise is broken; strictly between 0 and 1.
     bets
-        Gives the stakes of a setting, as fixed as the settings are.
+            Returns the stakes of a setting, fixed as early as the settings.
 
     Raises
     ------
     ValueError
-        If a share is not one, or a loss is not -1, 0 or 1.
+            If a share is outside its limits, or a loss is not -1, 0 or 1.
     """
     require_number(risk_frac, "risk_frac", above=0, below=1)
     tests: list[SettingTest[Setting]] = []
@@ -144,7 +145,7 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float, bets: Bets
     accepted_loss_frac
         0 to 1 (excluded).
     bets
-        Chosen without these losses.
+            Chosen without these losses.
 
     Returns
     -------
@@ -176,8 +177,8 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float, bets: Bets
 def _log_wealth_peaks(rows: NDArray[Any], accepted: float, bets: Bets) -> Floats:
     """Find the largest log wealth over time of each calibration, shape (num_rows, num_questions) -> (num_rows,).
 
-    Losses of 0 and -1 raise the wealth and losses of 1 lower it, so it peaks just before a 1 or at the end. And the
-    wealth of a constant stake depends only on how many losses of each value came before.
+    Losses of 0 and -1 raise the wealth and losses of 1 lower it. So it peaks just before a 1 or at the end. The wealth
+    of a constant stake depends only on the number of earlier losses of each value.
     """
     ups, downs = rows == 1, rows == -1
     if not np.all(ups | downs | (rows == 0)):
@@ -193,7 +194,7 @@ def _log_wealth_peaks(rows: NDArray[Any], accepted: float, bets: Bets) -> Floats
 
 
 def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], accepted: float, bets: Bets) -> Floats:
-    """Compute the log of a mixture's wealth after so many losses of 1, -1 and 0, shape (n,)."""
+    """Compute the log of a mixture's wealth after the given numbers of losses of 1, -1 and 0, shape (n,)."""
     shares, wealths = np.array(bets).T[:, :, None]
     of_stakes = (
         ups * np.log1p(-shares)
@@ -205,9 +206,9 @@ def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], acc
 
 
 def smallest_promise_frac(losses: NDArray[Any], risk_frac: float, bets: Bets = BETS) -> float:
-    """Find the least accepted loss at which a threshold with these losses alone would have been promised.
+    """Find the smallest accepted loss at which a threshold with these losses alone would have been promised.
 
-    An upper confidence bound of the mean loss at level 1 - risk, by inverting the test; never below 0.
+    It is an upper confidence bound of the mean loss at level 1 - risk, by inverting the test; never below 0.
 
     Parameters
     ----------

@@ -1,11 +1,12 @@
-"""A promise without gold labels: how many of the skipped questions would have another answer, had they been aggregated.
+"""Bounds, without gold labels, how many skipped questions would have another answer if they had been aggregated.
 
-NOTE: the idea. Of N skipped questions an unknown number D would change. They are aggregated one after the other in an
-order that was fixed before any answer, which is sampling without replacement. For every number D a bettor who believes
-in fewer changes bets against it: his wealth is how much likelier his prior mixture of the numbers below D makes what
-was seen than D does. If D is the truth, the wealth is a martingale from 1, and ever reaches 1 / risk with probability
-at most risk (Ville). So the largest D against which no bettor has become so rich bounds the truth, at every moment at
-once: one may look after each answer, stop when the bound is good enough, or go on later.
+NOTE: the idea. Of N skipped questions an unknown number D would change. They are aggregated one after the other, in an
+order that was fixed before any answer: this is sampling without replacement. For every number D, a bettor who believes
+in fewer changes bets against it. His prior is a mixture of the numbers below D. His wealth is the likelihood of the
+observations under this prior, divided by their likelihood under D. If D is the truth, the wealth is a martingale from
+1, and ever reaches 1 / risk with probability at most risk (Ville). So the largest D whose bettor has not reached this
+wealth bounds the truth. The bound holds at every moment at once: one may check it after each answer, stop when it is
+good enough, or continue later.
 
 References
 ----------
@@ -31,22 +32,22 @@ PRIOR_OFFSET, PRIOR_POWER = 10.0, 1.5
 @dataclass(slots=True, kw_only=True)
 @checked("")
 class SkipAudit:
-    """What an audit has seen, and what it may say."""
+    """The observations of an audit, and its bound."""
 
     num_skipped: AtLeast1
     """N: all questions that were skipped."""
     risk: Annotated[float, Limit(above=0, below=1)] = 0.05
-    """The bound is wrong at any moment with no more than this probability."""
+    """The bound is wrong at any moment with at most this probability."""
     num_audited: int = field(default=0, init=False)
     num_changed: int = field(default=0, init=False)
     bound: int = field(default=0, init=False)
-    """Most of the skipped questions that would change; it never rises."""
+    """Largest number of the skipped questions that would change; it never rises."""
 
     def __post_init__(self) -> None:
         self.bound = self.num_skipped
 
     def see(self, changes: Iterable[bool]) -> int:
-        """Take the next questions in; gives the bound.
+        """Add the next questions; returns the bound.
 
         Raises
         ------
@@ -68,7 +69,7 @@ class SkipAudit:
 
 
 def upper_bound(num_skipped: int, num_audited: int, num_changed: int, risk: float) -> int:
-    """Bound the changes among the skipped questions by what one look shows.
+    """Bound the changes among the skipped questions from the observations of one moment.
 
     Examples
     --------
@@ -88,9 +89,9 @@ def upper_bound(num_skipped: int, num_audited: int, num_changed: int, risk: floa
 
 
 def log_likelihood(num_skipped: int, num_audited: int, num_changed: int) -> Floats:
-    """Log of the probability of what was seen, by the number of changes among all, shape (num_skipped + 1,).
+    """Log likelihood of the observations, by the number of changes among all questions, shape (num_skipped + 1,).
 
-    Without what does not depend on that number: the order in which the changes came, which decides nothing.
+    Terms that do not depend on that number are left out: the order of the changes does not matter.
     """
     changes = np.arange(num_skipped + 1)
     return _log_choose(num_skipped - num_audited, changes - num_changed) - _log_choose(num_skipped, changes)
@@ -104,9 +105,9 @@ def _log_choose(total: int, chosen: NDArray[np.int64]) -> Floats:
 
 
 def num_to_reach(audit: SkipAudit, bound_frac: float) -> int | None:
-    """Predict how many audited questions a bound takes if changes go on as so far; None: all would not do.
+    """Predict how many audited questions a bound takes if the rate of changes continues; None: all are not enough.
 
-    Not even one change seen so far counts as a third of one, as often as not.
+    If no change was observed so far, it counts as a third of one: a larger number is as likely as a smaller one.
     """
     rate = max(audit.num_changed, 1 / 3) / max(audit.num_audited, 1)
 
@@ -125,7 +126,7 @@ def num_to_reach(audit: SkipAudit, bound_frac: float) -> int | None:
 
 
 def audit_order(questions: Sequence[str], seed: str) -> list[str]:
-    """Put questions in a random order that follows from the seed and their ids alone: no answer can bend it.
+    """Put questions in a random order that depends only on the seed and their ids: answers cannot influence it.
 
     Examples
     --------

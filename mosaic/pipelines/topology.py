@@ -1,4 +1,4 @@
-"""Layers of agents as nodes of a call graph: a tree, where each reads some of the layer below, or all read all.
+"""Builds layers of agents as nodes of a call graph: a tree, or layers in which each agent reads all of the layer below.
 
 References
 ----------
@@ -14,7 +14,7 @@ from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, fits_context
 from mosaic.pipelines.node import Node
 
 Aggregator: TypeAlias = Callable[[], Expert | None]
-"""Finds the workload's aggregator, or else the pool's; None: neither names one."""
+"""Finds the workload's aggregator, or else the pool's; None: neither has one."""
 
 
 def topology_nodes(
@@ -30,13 +30,13 @@ def topology_nodes(
     Parameters
     ----------
     layers, fan_in, min_output_tokens
-        As conf/topology has them.
+            As in conf/topology.
     experts
         The pool.
     workload
-        Whose experts take the seats that a number leaves open.
+            Its experts fill the slots of a layer that is given as a number.
     aggregator
-        Finds who takes a last seat for which no expert is named.
+            Finds the expert for a last layer that names none.
 
     Raises
     ------
@@ -72,17 +72,17 @@ def layered_nodes(
 ) -> tuple[Node, ...]:
     """Build the nodes of layers of agents.
 
-    Agents who read the same and are read by the same make one node; its role is its layer. So an agent of an upper
-    layer can start when those that it reads have ended, whatever the others of the layer below do.
+    Agents with the same inputs and the same readers form one node; its role is its layer. So an agent of an upper layer
+    can start when the agents that it reads have ended, without waiting for others of the layer below.
 
     Parameters
     ----------
     layers
-        Who sits where, from those that read the question alone to those whose answer is final.
+            The agents of each layer, from those that read the question alone to those whose answer is final.
     fan_in
-        By upper layer: how many neighbours of the layer below each agent reads, its own; None: all.
+            By upper layer: how many neighbours of the layer below each agent reads, each its own; None: all.
     min_output_tokens
-        Room that prompts of upper layers leave for what is written.
+            Room that prompts of upper layers leave for the output.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def layered_nodes(
     for depth, width in enumerate(fan_in, start=1):
         if width is not None:
             _require_division(depth, width, len(layers[depth - 1]), len(layers[depth]))
-    if fan_in and len(layers[-1]) > 1:  # one node is the last, and its agents vote
+    if fan_in and len(layers[-1]) > 1:  # the last layer must be one node, whose agents vote
         require(fan_in[-1] is None, "topology.fan_in", "null for a last layer of several agents", fan_in[-1])
     nodes: list[Node] = []
     below: list[NodeName] = []
@@ -132,7 +132,7 @@ def layered_nodes(
 
 
 def in_turn(experts: Sequence[Expert], num_agents: int) -> tuple[Expert, ...]:
-    """Seat experts one after the other, and from the first again.
+    """Assign experts in turn, starting over after the last.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def _require_division(depth: int, width: int, num_below: int, num_agents: int) -
 
 
 def _able(experts: Sequence[Expert], workload: Workload, num_read: int, room: int) -> Sequence[Expert]:
-    """List the workload's experts that can read so many responses."""
+    """List the workload's experts that can read the given number of responses."""
     called, questions = workload.num_calls_by_expert, workload.questions if num_read else ()
 
     def can_read(expert: Expert) -> bool:

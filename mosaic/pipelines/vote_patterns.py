@@ -1,16 +1,16 @@
-"""Compares the votes of a batch with those of calibration questions: a promise holds where both are drawn alike.
+"""Compares the votes of a batch with those of calibration questions: a promise needs the same distribution.
 
 NOTE: the idea. If questions are drawn alike, chance alone decides which are in the calibration set and which in the
-batch. So all of them are dealt anew to the two, many times. The p-value is the share of deals whose vote patterns
-differ at least as much as the observed ones. Below 1% the questions count as different.
+batch. So all of them are divided anew between the two, many times. The p-value is the share of divisions whose vote
+patterns differ at least as much as the observed ones. Below 1% the questions count as different.
 
-Only what is known on both sides is compared. A call that budgets cut, or might cut, has no reliable vote: it counts as
-missing on both sides. Where calls are cancelled whose votes no longer matter (a quorum, an exit), some questions form
-one class on both sides: those that the gate could decide without one of their votes, and those with such a call. Who
-belongs to that class depends on the responses, and not on when calls ended.
+Only votes that are known on both sides are compared. A call that budgets cut, or might cut, has no reliable vote: it
+counts as missing on both sides. A quorum or an exit cancels calls whose votes no longer matter. Then one class on both
+sides holds two groups of questions. The gate could decide the first group without one of their votes; the second group
+has a cancelled call. Membership in that class depends on the responses, and not on when calls ended.
 
-A test of votes sees no shift that leaves them as they are: experts that agree as often and are wrong more often, or
-another aggregator. Only a simulation, or an audit, shows what is lost then.
+A test of votes cannot detect a shift that leaves the votes unchanged. Examples are experts that agree as often and are
+wrong more often, or another aggregator. Only a simulation, or an audit, shows the loss then.
 """
 
 from collections import Counter
@@ -24,16 +24,16 @@ from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.rules.rule import Rule
 
 LEVEL = 0.01
-"""Questions that are drawn alike are taken for different ones with this probability."""
+"""Probability that questions that are drawn alike count as different."""
 NUM_DEALS = 9_999
 SEED = 0
-"""The same counts have the same p-value."""
+"""Fixed, so that the same counts have the same p-value."""
 EARLY = "decided early or cut short"
 """The class of questions whose votes need not all be known."""
 
 
 class PatternTest(NamedTuple):
-    """How many questions have each pattern of votes, and how probable it is that they differ as much by chance."""
+    """The number of questions per vote pattern, and the probability of such a difference by chance."""
 
     calibration: Mapping[str, int]
     batch: Mapping[str, int]
@@ -41,7 +41,7 @@ class PatternTest(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the questions count as different ones."""
+        """Whether the questions count as different."""
         return self.p_value < LEVEL
 
     def largest_differences(self, number: int) -> str:
@@ -52,7 +52,7 @@ class PatternTest(NamedTuple):
 
 
 def vote_pattern(ballot: Ballot) -> str:
-    """Describe how a ballot's votes split, whoever gave which answer.
+    """Describe how a ballot's votes split, without the answers themselves.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def vote_pattern(ballot: Ballot) -> str:
 
 
 def may_be_early(rule: Rule, ballot: Ballot) -> bool:
-    """Tell whether a rule can decide without one of the votes, whichever comes last."""
+    """Return whether a rule can decide without one of the votes, whichever comes last."""
     places = range(len(ballot.votes))
     return any(rule.decided_early(replace(ballot.without(place), pending=(place,))) is not None for place in places)
 

@@ -1,9 +1,9 @@
-"""One walk over a question's call graph: what each node reads, needs and decides, from what has ended of its calls.
+"""Walks over a question's call graph: finds from the ended calls what each node reads, needs and decides.
 
-NOTE: the idea. A first pass goes over the nodes from the first to the last. Each waits for its inputs, is left out, or
-has calls; from that follows what it gives to its readers. A second pass goes from the last to the first. A node is
-wanted if no node reads it, or if a wanted reader still waits for it. These states say which calls a question needs now
-and which it no longer needs, which prompts can be begun, and what the final answer is.
+NOTE: the idea. A first pass visits the nodes from the first to the last. Each waits for its inputs, is left out, or has
+calls; this determines what it gives to its readers. A second pass visits them from the last to the first. A node is
+needed if no node reads it, or if a needed reader still waits for it. These states determine which calls a question
+needs now and which it no longer needs. They also determine which prompts can be started, and the final answer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, v
 from mosaic.pipelines.rules.rule import Never, Order, Rule, Scope
 
 PLURALITY = Never()
-"""What those that are read agree on, where no rule decides."""
+"""Decides by plurality where no rule applies."""
 
 
 class Opening(NamedTuple):
-    """The beginning of a prompt, as long as the calls that have ended tell it."""
+    """The beginning of a prompt, as far as ended calls determine it."""
 
     call: Call
     """As in ``Prefill``."""
@@ -35,29 +35,29 @@ class Opening(NamedTuple):
 
 @dataclass(slots=True)
 class NodeState:
-    """How a node of a question stands."""
+    """The state of a node of a question."""
 
     gives: tuple[Agent, ...]
-    """What its readers read, by slot."""
+    """The inputs that it gives to its readers, by slot."""
     reads: tuple[Agent, ...] = ()
     calls: tuple[Call, ...] = ()
-    """Its own behind the first layer, once they are known, whether they have ended or not."""
+    """Its own calls after the first layer, once they are known, ended or not."""
     waits: bool = False
-    """For what it reads."""
+    """Whether it waits for its inputs."""
     ballot: Ballot | None = None
     decision: Decision | None = None
-    """Of what it reads, where a rule has decided."""
+    """The rule's decision on its inputs, if there is one."""
     late: CallKey | None = None
-    """The call that it does not wait for past its hedge."""
+    """The straggler that it does not wait for beyond its hedge."""
     left: CallKey | None = None
-    """The only response that budgets have left: it stands for the node's own."""
+    """The only response that budgets have left: it replaces the node's own."""
     is_too_long: bool = False
-    """Its experts cannot read so much."""
+    """Its experts cannot read so many tokens."""
 
 
 @dataclass(slots=True)
 class QuestionState:
-    """How a question stands: all that follows from what has ended of its calls."""
+    """The state of a question, computed from its ended calls."""
 
     graph: CallGraph
     question: Question
@@ -67,23 +67,23 @@ class QuestionState:
     exit: tuple[Ballot, Decision] | None = None
     """Accepted for the question as a whole."""
     wanted: set[NodeName] = field(default_factory=set)
-    """Nodes whose calls somebody will read, or whose answers are final."""
+    """Nodes whose calls will be read, or whose answers are final."""
 
     @property
     def same(self) -> Callable[[str, str], bool] | None:
-        """How its answers compare; None: they cannot."""
+        """The comparison of its answers; None: they cannot be compared."""
         return self.graph.compare[self.question.answer_kind]
 
     @property
     def merges(self) -> tuple[Call, ...]:
-        """List the calls behind the first layer, whether they have ended or not."""
+        """List the calls after the first layer, ended or not."""
         return tuple([call for state in self.nodes.values() for call in state.calls])
 
     @property
     def submit(self) -> tuple[Call, ...]:
-        """List the calls behind the first layer that are needed and have not ended.
+        """List the needed calls after the first layer that have not ended.
 
-        Behind a gate that is all of them: who does not cancel calls waits for them.
+        After a gate these are all of them: a controller that does not cancel calls waits for them.
         """
         is_gate = not self.graph.rule.is_exit
         calls = [call for call in self.merges if call.key not in self.done]
@@ -91,7 +91,7 @@ class QuestionState:
 
     @property
     def cancel(self) -> tuple[CallKey, ...]:
-        """List the calls that have not ended and that no node will read: whatever they say, the answer is the same."""
+        """List the unended calls that no node will read: the answer does not depend on them."""
         wanted, done = self.wanted, self.done
         if len(wanted) == len(self.nodes):
             return ()
@@ -101,28 +101,28 @@ class QuestionState:
 
     @property
     def is_decided(self) -> bool:
-        """Whether no call that has not ended is needed: nothing that ends later changes how the question stands."""
+        """Whether no unended call is needed: later ends do not change the state."""
         if any(self.nodes[name].waits for name in self.wanted) or self.submit:
             return False
         return all(call.key in self.done or call.key.node not in self.wanted for call in self.first)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is to come that could change the answer."""
+        """Whether the answer can no longer change."""
         return all(call.key in self.done for call in self.first) and self.is_decided
 
     @property
     def late(self) -> CallKey | None:
-        """Find the call that is not waited for past its hedge."""
+        """Find the call that is not waited for beyond its hedge."""
         return next((state.late for state in self.nodes.values() if state.late is not None), None)
 
     @property
     def answer(self) -> FinalAnswer | None:
-        """Give the final answer; None: calls are still to come."""
+        """Return the final answer; None: needed calls have not ended."""
         return self.end().answer if self.is_over else None
 
     def vote(self) -> tuple[Ballot, Decision]:
-        """Give the votes that a rule saw last and its decision, or else those of the first layer."""
+        """Return the last votes with a rule's decision, or else those of the first layer."""
         if self.exit is not None:
             return self.exit
         last = self._last_decided()
@@ -132,7 +132,7 @@ class QuestionState:
         return ballot, PLURALITY.decide(ballot)
 
     def end(self) -> End:
-        """Give the final answer of a question whose calls have all ended."""
+        """Return the final answer of a question whose calls have all ended."""
         ballot, decision = self.vote()
         done = self.done
         last = self._last_calls(decision)
@@ -158,7 +158,7 @@ class QuestionState:
         return End(final, ballot, decision, is_too_long)
 
     def _last_calls(self, decision: Decision) -> tuple[CallKey, ...]:
-        """List the calls of the last node that had any, or could not read so much; none where an exit has accepted."""
+        """List the calls of the last node that had any, or was too long; empty if an exit has accepted."""
         if decision.skip and self.graph.rule.is_exit:
             return ()
         for node in reversed(self.graph.upper_nodes):
@@ -168,16 +168,16 @@ class QuestionState:
         return ()
 
     def _left_answer(self) -> str | None:
-        """Give the answer of the response that budgets have left alone, also where answers cannot be compared."""
+        """Return the answer of a single response left by budgets, even if answers cannot be compared."""
         left = next((state.left for state in reversed(self.nodes.values()) if state.left is not None), None)
         return None if left is None else self.done[left].answer
 
     def _last_decided(self) -> NodeState | None:
-        """Find the last node for which a rule was applied."""
+        """Find the last node at which a rule was applied."""
         return next((state for state in reversed(self.nodes.values()) if state.decision is not None), None)
 
     def openings(self) -> Iterator[Opening]:
-        """Give the beginnings of the prompts that are going to be needed, of which an input has not ended."""
+        """Return the beginnings of needed prompts of which an input has not ended."""
         if self.graph.prefill_order is None:
             return
         for name, state in self.nodes.items():
@@ -187,12 +187,12 @@ class QuestionState:
                 yield from _openings_of(self.graph.node(name), self.question, order, num_read, self.done)
 
     def upper(self, node: Node) -> NodeState:
-        """Tell how a node stands that reads others, which stand already."""
+        """Compute the state of a node that reads others, from their states."""
         graph, done = self.graph, self.done
         before = [self.nodes[name] for name in node.after]
         reads = tuple([agent for state in before for agent in state.gives])
         if not reads:
-            return NodeState(())  # what it would read was not needed
+            return NodeState(())  # its inputs were not needed
         rule = _rule_at(graph.rule, node)
         ballot = decision = None
         if rule is not None and (graph.rule.is_exit or not any(state.waits for state in before)):
@@ -205,7 +205,7 @@ class QuestionState:
         if rule is not None and graph.budgets.hedge_tokens:
             late = graph.budgets.straggler({agent.key: agent.expert for agent in reads}, done)
         if rule is not None and late is not None:
-            # It is late where the others leave open what the rule says: then their votes count.
+            # The call is late only if the rule skips nothing without it: then only the other votes count.
             without = self._whole_ballot(reads, {key: record for key, record in done.items() if key != late})
             without_it = rule.decide(without)
             late, ballot, decision = (None, ballot, decision) if without_it.skip else (late, without, without_it)
@@ -221,10 +221,10 @@ class QuestionState:
         return NodeState(gives, reads, calls, False, ballot, decision, late, is_too_long=not calls)
 
     def ask(self, rule: Rule, agents: Sequence[Agent]) -> tuple[Ballot, Decision | None]:
-        """Collect the votes that count among those a node reads, and apply a rule; None: it waits.
+        """Collect the votes that count among a node's inputs, and apply a rule; None: it waits.
 
-        NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one
-        wrote. A vote behind a pending one may find another group in the end, so it counts as pending too.
+        NOTE: some answers are compared by more than their text. These are grouped from the lowest slot on, under the
+        text of that slot. A vote after a pending one may join another group in the end, so it counts as pending too.
         """
         done = self.done
         order = _counted(rule, agents, done)
@@ -248,12 +248,12 @@ class QuestionState:
         return ballot, rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
 
     def _whole_ballot(self, agents: Sequence[Agent], done: Inputs) -> Ballot:
-        """Collect the votes of all that have ended; who has not has none."""
+        """Collect the votes of all ended calls; unended ones have no vote."""
         votes = [vote_for(agent.expert, vote_of(done.get(agent.key))) for agent in agents]
         return make_ballot(self.question, votes, self.same)
 
     def _to_come(self, node: Node) -> tuple[Agent, ...]:
-        """Name what a node that waits will give to its readers."""
+        """Name what a waiting node will give to its readers."""
         experts = () if node.name in self.graph.last_nodes else node.experts
         return tuple(ToCome(one.name, CallKey(self.question.id, node.name, slot)) for slot, one in enumerate(experts))
 
@@ -264,18 +264,18 @@ class QuestionState:
 
 
 def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inputs) -> QuestionState:
-    """Tell how a question stands.
+    """Compute the state of a question.
 
     Parameters
     ----------
     graph
         The pipeline.
     question
-        It.
+            The question.
     first
         Its calls of the first layer.
     done
-        Records of its calls that have ended, in the order in which they did.
+            Records of its ended calls, in the order of their ends.
     """
     state = QuestionState(graph, question, first, done)
     leaves = sorted(first, key=attrgetter("key"))
@@ -294,22 +294,22 @@ def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inpu
 
 
 def _rule_at(rule: Rule, node: Node) -> Rule | None:
-    """Find the rule that decides on what a node reads; None: no rule does."""
+    """Find the rule that decides on a node's inputs; None: there is none."""
     if rule.scope is Scope.GATE:
         return rule if node.when is When.UNSETTLED else None
     return rule if rule.scope is Scope.NODE else PLURALITY
 
 
 def _standing_in(node: Node, reads: Sequence[Agent], ballot: Ballot, decision: Decision) -> tuple[Agent, ...]:
-    """Let the first response with the accepted answer stand for those of a node that is left out."""
+    """Replace the responses of a node that is left out by the first response with the accepted answer."""
     first = next(place for place in ballot.order if ballot.votes[place].answer == decision.answer)
     return (reads[first],) * len(node.experts)
 
 
 def _one_left(reads: Sequence[Agent], done: Inputs) -> CallKey | None:
-    """Find the response that budgets have left alone: it stands, since there is nothing to merge it with.
+    """Find the single response left by budgets: it becomes the answer, since there is nothing to merge it with.
 
-    NOTE: statuses suffice, as nothing but a budget or a hedge of the graph cuts a call.
+    NOTE: statuses suffice, since only a budget or a hedge of the graph cuts a call.
     """
     records = [done[agent.key] for agent in reads if agent.key in done]
     finished = [record.key for record in records if record.status is CallStatus.FINISHED]
@@ -327,7 +327,7 @@ def _wanted(graph: CallGraph, states: Mapping[NodeName, NodeState]) -> set[NodeN
 
 
 def _counted(rule: Rule, agents: Sequence[Agent], done: Inputs) -> Sequence[int]:
-    """List the places of the agents that count, in their order. To an exit who was cancelled never does."""
+    """List the indices of the agents that count, in their order. For an exit, a cancelled agent never counts."""
     if not rule.is_exit:
         return [place for place, agent in enumerate(agents) if agent.key in done]
     if rule.order is Order.SLOT:
@@ -344,12 +344,12 @@ def _counted(rule: Rule, agents: Sequence[Agent], done: Inputs) -> Sequence[int]
 
 
 def vote_of(record: CallRecord | None) -> str | None:
-    """Give the vote of a call that has ended; one that did not finish has none."""
+    """Return the vote of an ended call; a call that did not finish has none."""
     return record.answer if record is not None and record.status is CallStatus.FINISHED else None
 
 
 def _source(statuses: Sequence[CallStatus], *, is_left_out: bool) -> AnswerSource:
-    """Tell who gives the final answer, from how the last calls ended."""
+    """Return the source of the final answer, from the statuses of the last calls."""
     if CallStatus.FINISHED in statuses:
         return AnswerSource.AGGREGATOR
     if CallStatus.FAILED in statuses or is_left_out:
@@ -360,7 +360,7 @@ def _source(statuses: Sequence[CallStatus], *, is_left_out: bool) -> AnswerSourc
 def _openings_of(
     node: Node, question: Question, order: Sequence[CallKey], num_read: int, done: Inputs
 ) -> Iterator[Opening]:
-    """Give one beginning for each expert of a node: its slots read the same."""
+    """Return one beginning for each expert of a node: its slots read the same."""
     for name, slot in {expert.name: slot for slot, expert in reversed([*enumerate(node.experts)])}.items():
         expert = node.experts[slot]
         if fits_context(question, expert, len(order), min_output_tokens=node.min_output_tokens):

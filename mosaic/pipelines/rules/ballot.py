@@ -1,4 +1,4 @@
-"""The answers of a question so far, and what a rule makes of them."""
+"""Defines the answers of a question so far, and the decision of a rule on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,58 +15,60 @@ class Vote(NamedTuple):
 
     expert: ExpertName
     answer: str | None
-    """None: unparsable, which is its own answer and never agrees with anything."""
+    """None: unparsable; it is a separate answer and never agrees with any other."""
 
 
 @lru_cache(1 << 12)
 def vote_for(expert: ExpertName, answer: str | None) -> Vote:
-    """Make a vote: equal ones are one object, since a large batch has few that differ."""
+    """Make a vote; equal votes are one object, since a large batch has few different ones."""
     return Vote(expert, answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ballot:
-    """A question's answers so far, one vote a slot, and at least one."""
+    """The answers of a question so far, one vote per slot, and at least one."""
 
     question: Question
     votes: tuple[Vote, ...]
-    """Answers that compare equal carry the same string, that of the lowest slot."""
+    """Equal answers are stored as the same string, that of the lowest slot."""
     comparable: bool
-    """False: free text with no comparison; never skipped."""
+    """False: free text without a comparison; never skipped."""
     pending: tuple[int, ...] = ()
-    """Places of votes that may still come out in any way, ascending. Their answers are None until then, which is one
-    of the ways in which they may come out."""
+    """Indices of votes that are still open, ascending; their answers are None until then.
+
+    None is also one of the possible outcomes.
+    """
     order: tuple[int, ...] = field(default=(), compare=False)
-    """Places of the votes that have come, in the order in which they count."""
+    """Indices of the votes that have arrived, in the order in which they count."""
     records: tuple[CallRecord | None, ...] = field(default=(), compare=False)
-    """Of a rule that reads confidences, what each vote was read from; None: a call that did not finish, or has not."""
+    """For a rule that reads confidences, the record of each vote; None: a call that failed, or has not ended."""
 
     def without(self, *places: int) -> "Ballot":
-        """Return the ballot as if nothing were known of some votes."""
+        """Return the ballot without knowledge of some votes."""
         votes = (vote._replace(answer=None) if place in places else vote for place, vote in enumerate(self.votes))
         return replace(self, votes=tuple(votes))
 
 
 class Winner(NamedTuple):
-    """The answer a rule would return instead of asking further, and how confident it is."""
+    """The answer that a rule would return without further calls, and its confidence."""
 
     answer: str | None
-    """None: nothing is parsable, or nothing can be compared."""
+    """None: no answer is parsable, or answers cannot be compared."""
     confidence: float
     """A share or a probability, 0 to 1; 0 without an answer."""
 
 
 class Decision(NamedTuple):
-    """What a rule says of the answers so far."""
+    """The decision of a rule on the answers so far."""
 
     skip: bool
-    """The answer stands: no node needs to read the votes."""
+    """The answer is final: no node needs to read the votes."""
     answer: str | None
-    """The rule's answer, also where it does not skip; None if nothing is parsable or not comparable."""
+    """The rule's answer, even if it does not skip; None: no answer is parsable or comparable."""
     confidence: float | None
-    """0 to 1; None where answers cannot be compared."""
+    """0 to 1; None if answers cannot be compared."""
     read: tuple[int, ...] = ()
-    """Where it does not skip: places of the votes that are enough to read; empty: all of them."""
+    """If it does not skip: indices of the votes that are enough to read; empty: all of them."""
 
 
 def make_ballot(
@@ -80,7 +82,7 @@ def make_ballot(
 ) -> Ballot:
     """Group equal answers under the first of them.
 
-    ``same`` compares two answers; None where nothing can (free text), so that the question is never skipped.
+    ``same`` compares two answers; None if no comparison exists (free text), so that the question is never skipped.
 
     Examples
     --------
@@ -90,7 +92,7 @@ def make_ballot(
     >>> [vote.answer for vote in ballot.votes]
     ['0.5', '0.5', None]
     """
-    if same is not None and same is not eq:  # equal texts are the same text: nothing to put in its place
+    if same is not None and same is not eq:  # equal texts need no grouping
         votes = _grouped(votes, same)
     return Ballot(
         question=question,
@@ -110,7 +112,7 @@ def _grouped(votes: Sequence[Vote], same: Callable[[str, str], bool]) -> list[Vo
         if answer is None:
             grouped.append(vote)
             continue
-        # NOTE: equality need not be transitive (75% is 75 and 0.75), so a group takes what equals all of it.
+        # NOTE: equality need not be transitive (75% equals 75 and 0.75), so a new member must equal all of a group.
         fitting = (group for group in groups if all(known == answer or same(known, answer) for known in group))
         group = next(fitting, None)
         if group is None:
@@ -123,7 +125,7 @@ def _grouped(votes: Sequence[Vote], same: Callable[[str, str], bool]) -> list[Vo
 def plurality(ballot: Ballot) -> Winner:
     """Find the answer of most slots and its share of all slots, C(q) of equation 11; ties go to the lowest slot.
 
-    The share is of all k slots, unparsable ones included; if none is parsable there is no answer and the share is 0.
+    The share is of all k slots, unparsable ones included. If none is parsable there is no answer and the share is 0.
     """
     answers = [vote.answer for vote in ballot.votes]
     winner, most = None, 0
@@ -134,7 +136,7 @@ def plurality(ballot: Ballot) -> Winner:
 
 
 def decide_at(ballot: Ballot, winner: Winner, threshold: float | None) -> Decision:
-    """Skip where there is an answer whose confidence reaches the threshold; None: never."""
+    """Skip if there is an answer whose confidence reaches the threshold; None: never skip."""
     if not ballot.comparable:
         return Decision(False, None, None)
     skip = threshold is not None and winner.answer is not None and winner.confidence >= threshold

@@ -1,4 +1,4 @@
-"""A rule whose loss is promised: the user states what they accept, calibration questions pick the threshold."""
+"""A rule with a promised loss: the user states the accepted loss, and calibration questions choose the threshold."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -23,33 +23,33 @@ ConfidenceKind: TypeAlias = Literal["plurality", "weighted"]
 POSTERIOR_THRESHOLDS = (0.9999, 0.999, 0.998, 0.995, *(percent / 100 for percent in range(99, 19, -1)))
 """Fixed before any question is seen; in steps of 1 point below 0.99."""
 BUDGETED_POSTERIORS = (0.999, 0.99, 0.98, 0.95, *(percent / 100 for percent in range(90, 39, -5)))
-"""Thresholds that are tried with budgets; fixed before any question is seen."""
+"""Thresholds tried with budgets; fixed before any question is seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated(Rule):
-    """Accepts as much as a promise allows, or nothing.
+    """Accepts as many answers as a promise allows, or none.
 
-    The promise: if the questions are drawn from the population of the calibration questions, and pool, router and
-    aggregator are those of the calibration run, then with probability of at least 1 - risk over calibration runs
-    the rule's mean accuracy loss against asking all experts is at most the accepted one.
+    The promise holds under two conditions. The questions are drawn from the population of the calibration questions.
+    Pool, router and aggregator are those of the calibration run. Then with probability of at least 1 - risk over
+    calibration runs, the rule's mean accuracy loss against aggregating every question is at most the accepted one.
     """
 
     calibration: str | Path
     """Calibration answers, a parquet table (`mosaic.pipelines.rules.calibration_file`)."""
     accepted_loss_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.01
-    """Accuracy given up at most, as a share of all questions: 0.01 is 1 pp."""
+    """Largest accepted loss of accuracy, as a share of all questions: 0.01 is 1 pp."""
     risk_frac: Annotated[float, Limit(above=0, below=1)] = 0.05
-    """Probability that the promise is broken, at most."""
+    """Largest probability that the promise is broken."""
     confidence: ConfidenceKind = "plurality"
     """The plurality's share of the slots, or the posterior of votes weighted by reliability."""
     fit_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.3
-    """Share of the questions that may make profiles, lengths and reliabilities; they certify nothing."""
+    """Share of the questions for profiles, lengths and reliabilities; they are not used to certify."""
     num_open_options: NumOptions = 10
-    """Assumed: how many answers a question without options has (weighted confidence)."""
+    """Assumed: the number of possible answers of a question without options (weighted confidence)."""
     name: str = "calibrated"
     chosen: float | None = field(init=False, repr=False, compare=False)
-    """The threshold; None: not even the most conservative one can be promised, so nothing is accepted."""
+    """The threshold; None: not even the most conservative one can be promised, so no answer is accepted."""
     tests: tuple[SettingTest[float], ...] = field(init=False, repr=False, compare=False)
     skip_fracs: tuple[float, ...] = field(init=False, repr=False, compare=False)
     """Of the questions that certify, by test."""
@@ -58,9 +58,9 @@ class Calibrated(Rule):
     promise_frac: float = field(init=False, repr=False, compare=False)
     """Smallest loss that the questions could promise at the chosen threshold, or else at the first one tested."""
     question_ids: frozenset[str] = field(init=False, repr=False, compare=False)
-    """Of all calibration questions."""
+    """Ids of all calibration questions."""
     reliabilities: Reliabilities | None = field(init=False, repr=False, compare=False)
-    """Of weighted confidence, from the questions that certify nothing."""
+    """For weighted confidence, from the questions that do not certify."""
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
@@ -167,9 +167,10 @@ class Calibrated(Rule):
 def score(
     questions: Sequence[CalibrationQuestion], winner: Callable[[Ballot], Winner]
 ) -> tuple[NDArray[np.float64], Callable[[float], NDArray[np.int8]]]:
-    """Score calibration questions by a rule's confidence; gives the scores, and what a threshold loses on each.
+    """Score calibration questions by a rule's confidence; returns the scores, and the losses under a threshold.
 
-    The loss of an accepted question is aggregator right minus the rule's answer right, -1, 0 or 1; of others it is 0.
+    The loss of an accepted question is aggregator right minus the rule's answer right, -1, 0 or 1; of other questions
+    it is 0.
     """
     winners = [winner(question.ballot) for question in questions]
     scores = np.array([winner.confidence for winner in winners])
@@ -179,7 +180,7 @@ def score(
 
 
 def plurality_thresholds(num_votes: set[int]) -> tuple[float, ...]:
-    """List the shares that a plurality of so many slots can have, from 1 down.
+    """List the possible shares of a plurality among so many slots, from 1 down.
 
     Examples
     --------

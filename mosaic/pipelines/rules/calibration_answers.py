@@ -1,6 +1,6 @@
-"""Answers to calibration questions, with what the aggregator made of them: what rules learn from.
+"""Answers to calibration questions, with the aggregator's answers: the training data of rules.
 
-A run with gate=never gives them, so that every question has the aggregator's answer.
+A run with gate=never produces them, so that every question has the aggregator's answer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from mosaic.pipelines.rules.ballot import Ballot, plurality
 
 
 class Observed(NamedTuple):
-    """How long the call of a vote was, and what the aggregator made of the question without its response."""
+    """The length of a vote's call, and the aggregator's answer to the question without its response."""
 
     output_tokens: int
     aggregator_tokens: int
@@ -37,7 +37,7 @@ class CalibrationQuestion:
     """None: unparsable."""
     aggregator_correct: bool
     observed: tuple[Observed, ...] = ()
-    """In the order of the ballot's votes; empty: the run did not leave out one response after the other."""
+    """In the order of the ballot's votes; empty: the run did not leave out each response in turn."""
 
     def __post_init__(self) -> None:
         label = f"calibration question {self.ballot.question.id}"
@@ -64,16 +64,16 @@ class CalibrationQuestion:
 
     @property
     def majority_correct(self) -> bool:
-        """Whether the plurality answer is right; False where there is none."""
+        """Whether the plurality answer is right; False if there is none."""
         return self.answer_correct(plurality(self.ballot).answer)
 
     def answer_correct(self, answer: str | None) -> bool:
-        """Tell whether one of the ballot's answers is right."""
+        """Return whether one of the ballot's answers is right."""
         votes = zip(self.ballot.votes, self.vote_correct, strict=True)
         return answer is not None and any(correct for vote, correct in votes if vote.answer == answer)
 
     def loss_if_skipped(self, answer: str | None) -> int:
-        """Compute what returning this answer instead of the aggregator's loses: -1, 0 or 1."""
+        """Compute the loss of returning this answer instead of the aggregator's: -1, 0 or 1."""
         return int(self.aggregator_correct) - int(self.answer_correct(answer))
 
 
@@ -115,12 +115,12 @@ def with_observed(
 def split_calibration(
     questions: Iterable[CalibrationQuestion], fit_frac: float
 ) -> tuple[tuple[CalibrationQuestion, ...], tuple[CalibrationQuestion, ...]]:
-    """Split into a part that may be fitted to and a part that certifies, by a hash of the question's id.
+    """Split into a part for fitting and a part that certifies, by a hash of the question's id.
 
-    Router profiles, lengths and reliabilities may be made from the first part, which certifies nothing. A question
-    stays in its part whatever the others are. Both parts come in the order of the hash, a shuffle by no choice: a
-    file sorted by subject must not be read subject by subject. ``fit_frac`` is the expected share of the first
-    part, 0 to 1 (excluded).
+    Router profiles, lengths and reliabilities may be made from the first part, which certifies nothing. The part of a
+    question does not depend on the other questions. Both parts are in the order of the hash, which acts as a shuffle. A
+    file sorted by subject must not be read subject by subject. ``fit_frac`` is the expected share of the first part, 0
+    to 1 (excluded).
     """
     given = tuple(questions)
     fit, certify = split_places([question.id for question in given], fit_frac)
@@ -128,7 +128,7 @@ def split_calibration(
 
 
 def split_places(ids: Sequence[str], fit_frac: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Split the places of questions with these ids as ``split_calibration`` does: those to fit, those that certify.
+    """Split the indices of questions with these ids as ``split_calibration`` does: for fitting, and for certifying.
 
     Examples
     --------

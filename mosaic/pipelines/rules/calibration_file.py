@@ -1,8 +1,8 @@
-"""Calibration answers as a file: a parquet table with one row per (question, slot), and what its answers are of.
+"""Reads and writes calibration answers: a parquet table with one row per (question, slot), and their context.
 
-Lengths, and the aggregator's answers without one of the responses, are columns of their own where the run had them. The
-table's metadata describe the run (``CalibrationContext``): a promise that is made from the answers holds for that
-pipeline and pool, and for other questions than these.
+Lengths, and the aggregator's answers without each response, are columns of their own if the run had them. The table's
+metadata describe the run (``CalibrationContext``). A promise made from the answers holds for this pipeline and pool,
+and for other questions than these.
 """
 
 import json
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CalibrationContext: TypeAlias = Mapping[str, str]
-"""All that decides answers, but for the questions and the seed: what it is, and how it is."""
+"""All settings that answers depend on, except the questions and the seed: name and value."""
 
 METADATA_KEY = b"mosaic.setting"
-"""Of the parquet table."""
+"""Key in the metadata of the parquet table."""
 ANSWERS, EXPERT = "answers", "expert "
 _MOST_NAMED = 3
 
@@ -33,15 +33,15 @@ _OF_QUESTION = {
     "question": "string", "aggregator_answer": "string", "aggregator_correct": "bool", "comparable": "bool",
     "gold": "string", "answer_kind": "string", "num_options": "int32", "skills": "list", "prompt_tokens": "int64",
 }  # fmt: skip
-"""Columns that all rows of a question repeat, with their types."""
+"""Columns that are equal in all rows of a question, with their types."""
 _OF_SLOT = {"slot": "int32", "expert": "string", "answer": "string", "correct": "bool"}
 _OBSERVED = dict.fromkeys(Observed._fields, "int64") | {"left_out_answer": "string", "left_out_correct": "bool"}
-"""Columns that a table may lack."""
+"""Optional columns of a table."""
 _MAY_BE_NULL = frozenset({"answer", "aggregator_answer", "gold", "num_options", *_OBSERVED})
 
 
 def encode_calibration_answers(questions: Sequence[CalibrationQuestion], context: CalibrationContext) -> bytes:
-    """Encode as parquet, one row per (question, slot); the questions' texts and categories are left out."""
+    """Encode as parquet, one row per (question, slot), without the questions' texts and categories."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def _rows(graded: CalibrationQuestion) -> list[dict[str, Any]]:
 
 
 def load_calibration_answers(path: str | Path, key: str = "gate.calibration") -> tuple[CalibrationQuestion, ...]:
-    """Read the table back, questions in first-seen order.
+    """Read the table, questions in first-seen order.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _require_given(row: Mapping[str, Any]) -> None:
-    """Check that nothing is null that must be known."""
+    """Check that no required value is null."""
     for name, value in row.items():
         rule = "given"
         if name == "aggregator_correct":
@@ -155,7 +155,7 @@ def _question(rows: list[dict[str, Any]]) -> CalibrationQuestion:
 
 
 def _observed(rows: Sequence[Mapping[str, Any]]) -> tuple[Observed, ...]:
-    """Rebuild what was seen beside the answers; nothing where a call was not seen to its end."""
+    """Rebuild the observations beside the answers; empty if a call was not observed to its end."""
     seen = [Observed._make(row.get(name) for name in _OBSERVED) for row in rows]
     is_whole = all(value is not None for one in seen for value in one._replace(left_out_answer=""))
     return tuple(seen) if is_whole else ()
@@ -175,20 +175,20 @@ def _schema(*, is_observed: bool) -> "pa.Schema":
 def describe_context(
     workload: Workload, experts: Sequence[Expert], nodes: Sequence[Node], *, benchmark: str, answers: str
 ) -> CalibrationContext:
-    """Describe what a run's answers come from.
+    """Describe the settings that a run's answers depend on.
 
     Parameters
     ----------
     workload
-        Its questions are not named: calibration questions are others of the same benchmark.
+            Its questions are not part of it: calibration questions are others of the same benchmark.
     experts
-        The pool. The rest of it is what decides answers: how an expert is placed does not.
+            The pool. Of an expert, only what answers depend on counts: its placement does not.
     nodes
-        Of the call graph: what the gate reads, and who answers where it does not skip.
+            Nodes of the call graph: what the gate reads, and the experts that answer if it does not skip.
     benchmark
         Name that all parts of the workload share.
     answers
-        Where they come from: measured, or the source of the simulated world's.
+            Their source: measured, or the source of the simulated world's answers.
     """
     num_slots = max(Counter(call.key.question for call in workload.calls).values())
     return {
@@ -200,12 +200,12 @@ def describe_context(
 
 
 def load_context(path: str | Path) -> CalibrationContext:
-    """Read what a file of calibration answers is of.
+    """Read the context of a file of calibration answers.
 
     Raises
     ------
     ValueError
-        If it does not say.
+            If the file has none.
     """
     import pyarrow.parquet as pq
 
@@ -220,7 +220,7 @@ def load_context(path: str | Path) -> CalibrationContext:
 
 
 def name_differences(there: CalibrationContext, here: CalibrationContext) -> str:
-    """Say in what two contexts differ; empty: in nothing.
+    """Describe how two contexts differ; empty: they are equal.
 
     Examples
     --------
@@ -234,15 +234,15 @@ def name_differences(there: CalibrationContext, here: CalibrationContext) -> str
 
 
 def check_rule(rule: Rule, context: CalibrationContext) -> None:
-    """Check that a rule was calibrated on answers of what runs here.
+    """Check that a rule was calibrated on answers of this pipeline.
 
-    A promise is of everything in the context. Weighted votes promise nothing, and read what the experts that run here
-    have answered: other questions and another aggregator teach the same.
+    A promise depends on the whole context. Weighted votes promise nothing, and read only the answers of this run's
+    experts. Other questions and another aggregator give the same reliabilities.
 
     Raises
     ------
     ValueError
-        If it was not.
+            If it was calibrated on another one.
     """
     path = rule.calibration_path()
     if path is None:
@@ -255,7 +255,7 @@ def check_rule(rule: Rule, context: CalibrationContext) -> None:
 
 
 def check_same_context(key: str, path: str, there: CalibrationContext, here: CalibrationContext, again: str) -> None:
-    """Check that calibration answers are of what runs here."""
+    """Check that calibration answers come from this pipeline."""
     if differences := name_differences(there, here):
         raise ValueError(
             f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
@@ -265,7 +265,7 @@ def check_same_context(key: str, path: str, there: CalibrationContext, here: Cal
 
 
 def check_other_questions(key: str, promised: Promised | None, questions: Iterable[Question]) -> None:
-    """Check that what promises something was not calibrated on the batch's own questions."""
+    """Check that a promise was not calibrated on the batch's own questions."""
     shared = [] if promised is None else [one.id for one in questions if one.id in promised.question_ids]
     if shared:
         raise ValueError(

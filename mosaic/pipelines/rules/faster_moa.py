@@ -1,4 +1,4 @@
-"""The rule that Faster-MoA published: agents are cancelled by a draw whose odds follow from confidence and similarity.
+"""The rule of Faster-MoA: after each response, a random draw decides whether the remaining agents are cancelled.
 
 NOTE: after each agent i that has ended, with l, j, k over those that have:
 
@@ -8,10 +8,10 @@ NOTE: after each agent i that has ended, with l, j, k over those that have:
     B   = 1 - |P - tau| / tau,  tau = 0.7
     Q   = sqrt(C B)                                                  the others are cancelled with this probability
 
-This is one reading of the paper: pairs j = k, whose Sim is 1, count, as printed, and Q is the root of its prose, not
-the power tau of its algorithm. results/exits/faster_moa.md compares the readings. Sim(j, k) is the cosine, under the
-Frobenius product, of U_j and U_k: U = T'T scaled to a correlation matrix, T the embeddings of a response's tokens,
-shape (num_tokens, embedding_size).
+The probability depends on confidence and similarity. This is one reading of the paper. As printed, pairs j = k count,
+whose Sim is 1. Q is the root, as in the paper's prose, not the power tau of its algorithm. results/exits/faster_moa.md
+compares the readings. Sim(j, k) is the cosine, under the Frobenius product, of U_j and U_k. U is T'T scaled to a
+correlation matrix, with T the embeddings of a response's tokens, shape (num_tokens, embedding_size).
 
 References
 ----------
@@ -39,24 +39,24 @@ from mosaic.pipelines.rules.rule import Order, Rule, Scope
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Embed: TypeAlias = Callable[[str], Floats]
-"""Gives the embeddings of a text's tokens, T, shape (num_tokens, embedding_size)."""
+"""Returns the embeddings of a text's tokens, T, shape (num_tokens, embedding_size)."""
 
 
 class Similarity(StrEnum):
-    """What two responses are compared by."""
+    """How two responses are compared."""
 
     ANSWERS = "answers"
-    """1 where they give the same answer, else 0: all that a simulation can know, and no embedding is needed."""
+    """1 for equal answers, else 0: a simulation knows no more, and no embedding is needed."""
     EMBEDDINGS = "embeddings"
-    """As published, with a model of the pool in the place of the paper's embedding model."""
+    """As published, with a model of the pool instead of the paper's embedding model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FasterMoa(Rule):
-    """Cancels by the published rule; who reads the agents reads those that count by then. It accepts nothing."""
+    """Cancels by the published rule; the next node reads the agents that count by then. It never accepts an answer."""
 
     seed: AtLeast0
-    """The run's: the draws are hashed from it and the keys of the calls."""
+    """The run's seed: the draws are hashes of it and the keys of the calls."""
     tau: Annotated[float, Limit(above=0, at_most=1)] = 0.7
     similarity: Similarity = Similarity.ANSWERS
     embed: Embed | None = None
@@ -75,7 +75,7 @@ class FasterMoa(Rule):
         require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)
 
     def load(self) -> None:
-        """Embed a word, so that the model that embeds is there when the first texts come."""
+        """Embed a word, so that the embedding model is loaded before the first texts arrive."""
         if self.embed is not None:
             self.embed("ready")
 
@@ -83,12 +83,12 @@ class FasterMoa(Rule):
         return self.decided_early(ballot) or decide_at(ballot, plurality(ballot), None)
 
     def decided_early(self, ballot: Ballot) -> Decision | None:
-        """Draw after each agent that has ended, but for the last, after which no agent is left to cancel.
+        """Draw after each agent that has ended, except the last: after it, no agent is left to cancel.
 
         Raises
         ------
         ValueError
-            If it is not known how probable a response's tokens were.
+                If the probabilities of a response's tokens are not known.
         """
         confidences: list[float] = []
         finished: list[int] = []
@@ -101,7 +101,7 @@ class FasterMoa(Rule):
             confidences.append(_confidence_of(record))
             drawn = draw(self.seed, record.key)
             least, most = probability_range(confidences, tau=self.tau)
-            if least <= drawn < most:  # else texts need not be embedded to know
+            if least <= drawn < most:  # otherwise the decision needs no embedding
                 similar = [[compare(other, one) for other in finished[:k]] for k, one in enumerate(finished)]
                 least = exit_probability(confidences, similar, tau=self.tau)
             if drawn < least:
@@ -109,7 +109,7 @@ class FasterMoa(Rule):
         return None
 
     def _comparison(self, ballot: Ballot) -> Callable[[int, int], float]:
-        """Give the similarity of two agents; texts are embedded when they are compared, and often none are."""
+        """Return the similarity of two agents; texts are embedded only when they are compared."""
         if self.embed is None:
             answers = [vote.answer for vote in ballot.votes]
             return lambda one, other: float(answers[one] is not None and answers[one] == answers[other])
@@ -129,7 +129,7 @@ class FasterMoa(Rule):
 
 
 def _decision_of(ballot: Ballot, read: tuple[int, ...]) -> Decision:
-    """Stop at the votes that are read; what the others say, if they still end, decides nothing."""
+    """Stop at the votes that are read; later votes decide nothing."""
     of_read = ballot.without(*(place for place in range(len(ballot.votes)) if place not in read))
     return decide_at(of_read, plurality(of_read), None)._replace(read=read)
 
@@ -153,7 +153,7 @@ def exit_probability(confidences: Sequence[float], similar: Sequence[Sequence[fl
 
     Examples
     --------
-    Two agents of equal confidence have P = (2 + Sim) / 3, so that the rule as printed rewards disagreement:
+    Two agents of equal confidence have P = (2 + Sim) / 3, so the rule as printed rewards disagreement:
 
     >>> [round(exit_probability([0.9, 0.9], [[], [sim]]), 3) for sim in (0.0, 0.1, 0.5, 1.0)]
     [0.926, 0.949, 0.854, 0.717]
@@ -163,7 +163,7 @@ def exit_probability(confidences: Sequence[float], similar: Sequence[Sequence[fl
 
 
 def probability_range(confidences: Sequence[float], *, tau: float = 0.7) -> tuple[float, float]:
-    """Bound Q, whatever was said: Sim lies between 0 and 1, and Q falls on both sides of P = tau.
+    """Bound Q for any similarity: Sim lies between 0 and 1, and Q falls on both sides of P = tau.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def _probability(confidences: Sequence[float], mean_similarity: float, tau: floa
 
 
 def draw(seed: int, key: CallKey) -> float:
-    """Draw a number in [0, 1) behind a call: it depends on nothing but the seed and the call's key.
+    """Draw a number in [0, 1) after a call: it depends only on the seed and the call's key.
 
     Examples
     --------

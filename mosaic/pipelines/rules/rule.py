@@ -1,16 +1,17 @@
-"""Rules: they say when the answers of a question so far are enough. Gates and early exits are rules.
+"""Rules: they decide when the answers of a question so far are enough. Gates and early exits are rules.
 
-NOTE: the idea. The agents that a node reads end one after the other. A rule looks at their votes. It may accept what
-they agree on, so that the node need not read them, or decide that the votes so far are enough to read. Rules differ in
-their measure of confidence and in its threshold. The scope of a rule says where it decides, and what follows:
+NOTE: the idea. The agents that a node reads end one after the other. A rule checks their votes. It may accept the
+answer that they agree on, so that the node need not read them. Or it may decide that the votes so far are enough to
+read. Rules differ in their measure of confidence and in its threshold. The scope of a rule is where it decides, with
+these effects:
 
-A gate decides where a node is to run only if the gate does not accept its inputs. A node that is left out gives nothing
-to its own readers. Calls that are no longer needed run to their end unless a quorum cancels them.
+A gate decides at nodes that run only if the gate does not accept their inputs. A node that is left out gives nothing to
+its own readers. Calls that are no longer needed run to their end unless a quorum cancels them.
 
-An early exit decides at every node that reads others, or once for the whole question. The accepted response takes the
-place of a node that is left out, and unneeded calls are cancelled. In the order of their slots, an agent counts once
-those before it have ended. The outcome of a question then depends on its responses and not on the schedule. In the
-order in which they finish, more calls are saved.
+An early exit decides at every node that reads others, or once for the whole question. The accepted response replaces a
+node that is left out, and unneeded calls are cancelled. In the order of slots, an agent counts once those before it
+have ended. The outcome of a question then depends on its responses and not on the schedule. In the order of finishing,
+more calls are saved.
 
 References
 ----------
@@ -31,56 +32,56 @@ TAU_TOLERANCE = 1e-3
 """How far below tau a fraction may lie: 2/3 written as 0.6667 or 0.667 in a file still means 2/3."""
 
 MAX_TRIED = 1000
-"""Ways in which pending votes may come out that are tried."""
+"""Most outcomes of pending votes that are tried."""
 
 
 class Scope(StrEnum):
     """Where a rule decides."""
 
     GATE = "gate"
-    """At the nodes that are to run only where it does not accept what they read."""
+    """At the nodes that run only if it does not accept their inputs."""
     NODE = "node"
     """An early exit: at each node that reads others."""
     QUESTION = "question"
-    """An early exit: once, of the whole first layer."""
+    """An early exit: once, on the whole first layer."""
 
 
 class Order(StrEnum):
-    """When the vote of an agent that has ended counts."""
+    """When the vote of an ended agent counts."""
 
     SLOT = "slot"
-    """Once those of lower slots have."""
+    """Once the agents of lower slots have ended."""
     FINISH = "finish"
     """At once."""
 
 
 class Promised(NamedTuple):
-    """A loss of accuracy against asking all experts that is promised, and the calibration answers that it rests on."""
+    """A promised limit on the loss of accuracy against aggregating every question, with its calibration answers."""
 
     calibration: str
     accepted_loss_frac: float
     risk_frac: float
     fit_frac: float
     question_ids: frozenset[str] = frozenset()
-    """Of all calibration questions: a batch that shares one is no new draw, and nothing is promised for it."""
+    """Ids of all calibration questions: a batch that shares one is no new draw, and nothing is promised for it."""
     is_given: bool = True
     """False: the calibration questions could promise nothing, and nothing is skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Accepts an answer whose confidence reaches a threshold. By itself it has none, and accepts nothing."""
+    """Accepts an answer whose confidence reaches a threshold. The base class has none, and accepts nothing."""
 
     name: str
     """In summaries and figures."""
     scope: Scope = Scope.GATE
     order: Order = Order.SLOT
-    """Of an early exit."""
+    """For an early exit."""
 
     skips_nothing: ClassVar[bool] = False
-    """It accepts nothing, whatever it is calibrated to."""
+    """It never accepts an answer, with any calibration."""
     reads_confidence: ClassVar[bool] = False
-    """It needs to know how probable the tokens of each response were."""
+    """It needs the probabilities of each response's tokens."""
 
     def __post_init__(self) -> None:
         check_fields(self, "gate." if self.scope == Scope.GATE else "exit.")
@@ -92,21 +93,21 @@ class Rule:
 
     @property
     def key(self) -> str:
-        """Give the group of the configuration that it comes from."""
+        """Its group of the configuration."""
         return "exit" if self.is_exit else "gate"
 
     @property
     def threshold(self) -> float | None:
-        """Give the confidence from which on an answer is accepted; None: none is."""
+        """The lowest confidence at which an answer is accepted; None: no answer is."""
         return None
 
     @property
     def decides_early(self) -> bool:
-        """Whether it can ever accept an answer before all votes are there."""
+        """Whether it can accept an answer before all votes have arrived."""
         return True
 
     def load(self) -> None:
-        """Load what it judges by, before the run's clock starts."""
+        """Load what it needs, before the run's clock starts."""
 
     def winner(self, ballot: Ballot) -> Winner:
         """Find the answer that would be accepted, and its confidence: by default the plurality's share."""
@@ -117,31 +118,31 @@ class Rule:
         return decide_at(ballot, self.winner(ballot), self.threshold)
 
     def decided_early(self, ballot: Ballot) -> Decision | None:
-        """Decide where the pending votes cannot change it, or its answer; None: they may, or are to be waited for.
+        """Decide if the pending votes cannot change the decision or its answer; None: they may, or must be waited for.
 
-        An accepted answer's confidence is then what the pending votes leave at least. A decision stands, whichever of
-        the others end or are cancelled later.
+        The confidence of an accepted answer is then the lowest that the pending votes leave. A decision is final,
+        whichever of the other calls end or are cancelled later.
         """
         return decided_by_plurality(ballot, self.threshold)
 
     def promise(self) -> Promised | None:
-        """Give the loss that it promises; None: it promises nothing."""
+        """Return the promised loss; None: it promises nothing."""
         return None
 
     def calibration_path(self) -> str | None:
-        """Give the calibration answers that it has learned from; None: it learns nothing."""
+        """Return the calibration answers that it was trained on; None: none."""
         promised = self.promise()
         return None if promised is None else promised.calibration
 
     def learned_without(self, question_ids: Set[str]) -> "Rule":
-        """Return the rule as it is without some calibration questions: those that certify must not teach it.
+        """Return the rule without some calibration questions: those that certify must not be used for training.
 
         A rule that learns from calibration answers overrides this. By default the rule learns nothing.
         """
         return self
 
     def thresholds(self, num_votes: set[int]) -> tuple[float | None, ...]:
-        """List the thresholds that may be chosen together with budgets, for questions of so many votes."""
+        """List the thresholds that may be chosen together with budgets, for questions with these numbers of votes."""
         return (self.threshold,)
 
     def at(self, threshold: float | None) -> "Rule":
@@ -149,7 +150,7 @@ class Rule:
         return self
 
     def notes(self) -> Sequence[str]:
-        """Say what a reader should know of the rule: what it promises, or why it accepts nothing."""
+        """Describe the rule for a reader: its promise, or why it accepts nothing."""
         return ()
 
     def report(self) -> Mapping[str, Any] | None:
@@ -158,10 +159,10 @@ class Rule:
 
 
 def decided_by_plurality(ballot: Ballot, threshold: float | None) -> Decision | None:
-    """Decide where the plurality is accepted with one answer, however the pending votes come out.
+    """Decide if the plurality is accepted with one answer for every outcome of the pending votes.
 
-    NOTE: nothing is worse for an answer than all pending votes agreeing on one other, the strongest or a new one.
-    What they add to the answer itself only helps it.
+    NOTE: the worst case for an answer is that all pending votes agree on one other answer, the strongest or a new one.
+    Votes for the answer itself only help it.
     """
     decision = decide_at(ballot, plurality(ballot), threshold)
     if not decision.skip:
@@ -179,9 +180,9 @@ def decided_by_plurality(ballot: Ballot, threshold: float | None) -> Decision | 
 
 
 def decided_by_trying(ballot: Ballot, decide: Callable[[Ballot], Decision]) -> Decision | None:
-    """Tell the same for any way to decide, by trying all ways in which the pending votes may come out.
+    """Decide likewise for any decision function, by trying all outcomes of the pending votes.
 
-    Where they are too many to try nothing is decided: the question waits for another vote.
+    If there are too many outcomes, nothing is decided: the question waits for another vote.
     """
     pending, decision = ballot.pending, decide(ballot)
     if not decision.skip:
@@ -202,7 +203,7 @@ def decided_by_trying(ballot: Ballot, decide: Callable[[Ballot], Decision]) -> D
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Never(Rule):
-    """Accepts nothing; still reports what the slots agreed on."""
+    """Accepts nothing; still reports the slots' plurality."""
 
     name: str = "never"
     skips_nothing: ClassVar[bool] = True
@@ -214,14 +215,16 @@ class Never(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Majority(Rule):
-    """Accepts the plurality where its share of the slots is at least tau: algorithm 1 of the paper.
+    """Accepts the plurality if its share of the slots is at least tau: algorithm 1 of the paper.
 
-    tau = 1 accepts what all slots agree on: the paper's conservative point.
+    tau = 1 accepts only unanimous answers: the paper's conservative point.
     """
 
     tau: Annotated[float, Limit(above=0, at_most=1)] = 2 / 3
-    """0 (excluded) to 1, of an early exit 0.5 (excluded) to 1; compared with a tolerance of 0.001, so that 0.6667 means
-    2/3."""
+    """0 (excluded) to 1, for an early exit 0.5 (excluded) to 1; compared with a tolerance of 0.001.
+
+    So 0.6667 means 2/3.
+    """
     name: str = "majority"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Weighs every vote by its expert's reliability on the question's skills; the posterior is the confidence."""
+"""Weights every vote by its expert's reliability on the question's skills; the posterior is the confidence."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -24,23 +24,23 @@ _SKILL_PRIOR_ANSWERS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliabilities:
-    """Accuracy of every expert where it gives an answer at all, overall and by skill; strictly between 0 and 1."""
+    """Accuracy of every expert when it gives an answer at all, overall and by skill; strictly between 0 and 1."""
 
     overall: Mapping[ExpertName, float]
     by_skill: Mapping[ExpertName, Mapping[str, float]]
 
     def accuracy_frac(self, expert: ExpertName, skills: Sequence[str]) -> float | None:
-        """Average over the skills that the expert was seen with, or its overall accuracy; None: never seen."""
+        """Average over the skills observed for the expert, or its overall accuracy; None: never observed."""
         known = [value for skill in skills if (value := self.by_skill.get(expert, {}).get(skill)) is not None]
         return add_in_order(known) / len(known) if known else self.overall.get(expert)
 
 
 def learn_reliabilities(questions: Iterable[CalibrationQuestion]) -> Reliabilities:
-    """Smooth the accuracies that calibration answers show.
+    """Smooth the accuracies in calibration answers.
 
-    NOTE: with c right of n answers, overall r = (c + 1) / (n + 2), the posterior mean under Beta(1, 1); on a skill
-    r_s = (c_s + 10 r) / (n_s + 10), the posterior mean under Beta(10 r, 10 (1 - r)): a skill seen once or twice
-    stays near the overall accuracy. Unparsable answers count nowhere, as they say nothing about what was answered.
+    NOTE: with c right of n answers, overall r = (c + 1) / (n + 2), the posterior mean under Beta(1, 1). On a skill r_s
+    = (c_s + 10 r) / (n_s + 10), the posterior mean under Beta(10 r, 10 (1 - r)). So a skill observed once or twice
+    stays near the overall accuracy. Unparsable answers are not counted, since they do not show which answer was meant.
     """
     overall: dict[ExpertName, list[bool]] = {}
     by_skill: dict[ExpertName, dict[str, list[bool]]] = defaultdict(dict)
@@ -65,24 +65,24 @@ def learn_reliabilities(questions: Iterable[CalibrationQuestion]) -> Reliabiliti
 def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: int = 10) -> Winner:
     """Find the most probable of the answers voted for, by naive Bayes over all options.
 
-    NOTE: P(votes | truth = a) is the product of r_i over votes for a and (1 - r_i) / (num_options - 1) over the
-    others, and all options are equally probable before the vote. Options without a vote keep their mass. A
-    vote that is unparsable, or of an expert never seen, carries no information. Slots count as independent, though
-    one expert may hold several: the posterior is a score to be calibrated rather than a probability to be trusted.
-    A question without options is taken to have ``num_open_options`` of them, at least 2.
+    NOTE: P(votes | truth = a) is the product of r_i over votes for a and (1 - r_i) / (num_options - 1) over the others.
+    All options are equally probable before the vote. Options without a vote keep their mass. An unparsable vote, or one
+    of an expert never observed, carries no information. Slots count as independent, though one expert may hold several.
+    So the posterior is a score to be calibrated rather than a probability to be trusted. A question without options is
+    assumed to have ``num_open_options`` of them, at least 2.
     """
     votes = [(vote.expert, vote.answer) for vote in ballot.votes if vote.answer is not None]
     answers = list(dict.fromkeys(answer for _, answer in votes))
     if not answers or not ballot.comparable:
         return Winner(None, 0.0)
     num_options = max(ballot.question.num_options or num_open_options, len(answers))
-    # NOTE: log odds of each answer against an option without a vote; what all options share cancels.
+    # NOTE: log odds of each answer against an option without a vote; terms common to all options cancel.
     log_odds = dict.fromkeys(answers, 0.0)
     for expert, answer in votes:
         accuracy = reliabilities.accuracy_frac(expert, ballot.question.skills)
         if accuracy is not None:
             log_odds[answer] += log(accuracy * (num_options - 1) / (1 - accuracy))
-    best = max(log_odds, key=log_odds.__getitem__)  # the first of equals, which is that of the lowest slot
+    best = max(log_odds, key=log_odds.__getitem__)  # of equals, the first: that of the lowest slot
     others = add_in_order(exp(odds - log_odds[best]) for odds in log_odds.values())
     unvoted = num_options - len(answers)
     return Winner(best, 1 / (others + (unvoted * exp(-log_odds[best]) if unvoted else 0.0)))
@@ -90,9 +90,9 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighted(Rule):
-    """Accepts the most probable answer where its posterior is high enough; promises nothing.
+    """Accepts the most probable answer if its posterior is high enough; promises nothing.
 
-    All calibration questions teach reliabilities, but for those that certify budgets. Use
+    All calibration questions are used for reliabilities, except those that certify budgets. Use
     `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
     """
 
@@ -101,7 +101,7 @@ class Weighted(Rule):
     min_posterior: Annotated[float, Limit(above=0, at_most=1)] = 0.8
     """0 (excluded) to 1."""
     num_open_options: NumOptions = 10
-    """Assumed: how many answers a question without options has."""
+    """Assumed: the number of possible answers of a question without options."""
     name: str = "weighted"
     reliabilities: Reliabilities = field(init=False, repr=False, compare=False)
     num_questions: int = field(init=False, repr=False, compare=False)
