@@ -39,14 +39,21 @@ class SessionModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a scheduler is given. True lengths and answers are not in here."""
+    """What a scheduler is given. True lengths and answers are not in here.
+
+    docs/how-to/scheduler.md prints one, field by field.
+    """
 
     experts: tuple[Expert, ...]
+    """The pool; some may have no calls."""
     calls: tuple[Call, ...]
-    """In arrival order."""
+    """In arrival order. A plan has each of them in exactly one session."""
     cluster: Cluster
+    """The workers, and the kind of GPU that each is."""
     costs: CostModel
+    """Predicts the seconds of loads and sessions, and what fits into memory."""
     lengths: Mapping[ExpertName, LengthPrediction]
+    """Predicted output tokens of a call of each expert that has calls."""
     length_samples: Mapping[ExpertName, tuple[int, ...]] = field(default_factory=dict)
     """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
     held: LoadedModels = field(default_factory=LoadedModels)

@@ -69,7 +69,7 @@ def describe_run(
         "",
         *rows(
             ("folder", f"{folder}"),
-            ("", "timeline.png, trace.json (open it in https://ui.perfetto.dev), calls.parquet, summary.json"),
+            ("", "timeline.png, calls.parquet, summary.json; trace.json opens in https://ui.perfetto.dev"),
             ("compare", f"mosaic compare {Path(folder).parent}"),
         ),
     ]
