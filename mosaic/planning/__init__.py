@@ -1,4 +1,4 @@
-"""What policies know (problem, profiles, costs) and the policies that turn it into a plan."""
+"""The inputs of policies (problem, profiles, costs), and the policies that turn them into a plan."""
 
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.costs import AffineCosts, PaperCosts, PiecewiseCosts

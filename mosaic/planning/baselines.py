@@ -14,10 +14,10 @@ from mosaic.planning.scheduler import PredictedTimeline, make_plan, replica_sess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRobin:
-    """Expert m on worker m mod N, experts in the order in which the query stream first names them; one load each.
+    """Expert m on worker m mod N, experts in the order in which the questions first name them; one load each.
 
-    An expert that spans several workers goes to gang m mod (number of gangs); one that does not fit there goes
-    to the next place where it does.
+    An expert that spans several workers goes to gang m mod (number of gangs). If it does not fit there, it goes to the
+    next gang where it fits.
     """
 
     name: str = "round_robin"
@@ -43,10 +43,10 @@ class RoundRobin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("scheduler.")
 class Fifo:
-    """In each window of questions the calls of one expert form a session, which goes to the worker free first.
+    """In each window of questions the calls of one expert form a session, which goes to the worker that is free first.
 
-    Sessions are taken in first-seen order and ties go to the first worker. An expert that its worker served
-    last stays resident into the next window. Replica caps and K do not apply.
+    Sessions are taken in first-seen order and ties go to the first worker. An expert that its worker served last stays
+    loaded into the next window. Replica caps and K do not apply.
     """
 
     window_questions: AtLeast1 = 256
@@ -82,7 +82,7 @@ def windows(calls: Sequence[Call], window_questions: int) -> Iterator[dict[Exper
 def _where_free_first(
     problem: Problem, instance: Instance, groups: Iterable[tuple[ExpertName, Sequence[Call]]]
 ) -> list[Session]:
-    """Make a session of each group of calls, in turn, on the workers that are predicted free first."""
+    """Make a session of each group of calls, in turn, on the workers that are predicted to be free first."""
     places = dict(zip(instance.names, instance.places, strict=True))
     timeline = PredictedTimeline(problem)
     sessions: list[Session] = []
@@ -123,7 +123,7 @@ class LeastLoaded:
 class DataParallel:
     """Copy each expert in first-seen order to all workers, its calls split evenly, with a barrier before the next.
 
-    It knows no replica caps and no K. Where there are fewer calls than workers some workers sit an expert out.
+    It ignores replica caps and K. If an expert has fewer calls than workers, some workers are idle during its sessions.
     """
 
     name: str = "data_parallel"

@@ -20,14 +20,14 @@ class WeightLocation(StrEnum):
     COLD = "cold"
     """On disk."""
     HOST = "host"
-    """In the host's memory, where it keeps them; else this is as cold."""
+    """In the machine's memory, if it keeps weights there; otherwise as ``COLD``."""
     ASLEEP = "asleep"
-    """In the host's memory with an engine on the same workers, where engines sleep; else as above."""
+    """In the machine's memory with a sleeping engine on the same workers, if engines sleep; otherwise as above."""
     RESIDENT = "resident"
 
 
 class LinearTerms(NamedTuple):
-    """An affine session price, which is what an integer linear program can use."""
+    """An affine price of a session, as an integer linear program needs it."""
 
     fixed_s: float
     per_call_s: float
@@ -44,7 +44,7 @@ def price_s(pieces: Sequence[LinearTerms], num_calls: int) -> float:
 
 
 def least_terms(pieces: Sequence[LinearTerms]) -> LinearTerms:
-    """Return affine terms that a session never costs less than, however an expert's calls are divided into sessions."""
+    """Return affine terms that are a lower bound on a session's price, for any division of calls into sessions."""
     return max((piece for piece in pieces if piece.fixed_s >= 0), key=lambda piece: piece.per_call_s)
 
 
@@ -59,7 +59,7 @@ class CostModel(Protocol):
         """Predict the seconds from idle workers to a ready engine."""
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        """List affine prices of which a session costs the highest: one where the price is affine."""
+        """List affine prices; the highest of them is the session's price. One piece if the price is affine."""
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         """Return whether weights and one full-length call fit into the workers' memory."""
@@ -70,13 +70,13 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProfiledCosts(ABC):
-    """Prices from a profile's fits; what differs is the price of a session."""
+    """Prices from a profile's fits; subclasses differ in the price of a session."""
 
     profile: Profile
     num_calls_by_expert: Mapping[ExpertName, int]
     """N_m of the problem."""
     options: EngineOptions = field(default_factory=EngineOptions)
-    """Of the engines: what they keep free decides what fits."""
+    """Options of the engines: the memory that they keep free limits what fits."""
 
     def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
         return 0.0 if location is WeightLocation.RESIDENT else self._entry(expert, workers).load_s
@@ -99,7 +99,7 @@ class _ProfiledCosts(ABC):
 class PaperCosts(_ProfiledCosts):
     """The paper's constant price per prompt, tau_m = T_m(N_m) / N_m.
 
-    It spreads a session's fixed part over the prompts and so under-prices small shards.
+    It spreads a session's fixed part over the prompts, so its price of a small shard is too low.
 
     References
     ----------
@@ -118,7 +118,7 @@ class PaperCosts(_ProfiledCosts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AffineCosts(_ProfiledCosts):
-    """An affine price T_m(n) = a_m + b_m n: still linear in the program, right for small shards."""
+    """An affine price T_m(n) = a_m + b_m n: linear in the program, and correct for small shards."""
 
     name: str = "affine"
 
@@ -131,9 +131,9 @@ class AffineCosts(_ProfiledCosts):
 class PiecewiseCosts(_ProfiledCosts):
     """A convex piecewise-linear price through the means of the sweep's shard sizes.
 
-    A small shard lasts as long as its longest answer, a large one as long as the batch takes to work it off: one affine
-    price is too high between the two or too low at an end. Where measured times are not convex, it is the greatest
-    convex price that is nowhere above them.
+    A small shard takes as long as its longest answer; a large one takes as long as the throughput of the batch
+    requires. One affine price is too high between the two or too low at an end. If measured times are not convex, it is
+    the greatest convex price that is nowhere above them.
     """
 
     name: str = "piecewise"

@@ -1,9 +1,10 @@
-"""Plans for runs in which some calls are cancelled: those that are expected to run are priced, light experts go first.
+"""Plans runs in which some calls are cancelled: it prices the calls expected to run, and starts light experts first.
 
-NOTE: the idea. Which of a question's calls is cancelled follows from which of them end first, and so from the plan,
-whose prices follow from what is cancelled. The loop goes from prices to a plan and from its times to the share of each
-expert's calls that runs, until the shares stay, and keeps the plan that then ends first. How often some votes settle a
-question comes from calibration questions. When a call ends is forecast crudely: at any moment of its session alike.
+NOTE: the idea. The calls of a question that end first decide which others are cancelled. So cancellations depend on the
+plan, and the plan's prices depend on cancellations. The loop alternates: prices give a plan, and its times give the
+share of each expert's calls that runs. It ends when the shares no longer change, and keeps the plan that then ends
+first. Calibration questions show how often some votes settle a question. The forecast of a call's end is coarse: all
+moments of its session are equally likely.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,17 +22,17 @@ from mosaic.planning.scheduler import PredictedTimeline, Scheduler
 from mosaic.planning.wrapped_costs import RunCosts
 
 SettledFrac: TypeAlias = Callable[[tuple[ExpertName, ...], int], float]
-"""How often a question is settled by the votes of some experts, with so many votes missing."""
+"""How often the votes of some experts settle a question, with the given number of votes missing."""
 
 MAX_ROUNDS = 5
-"""Of plan and prices. Shares that still move then go back and forth between plans that end almost together."""
+"""Rounds of plan and prices. Shares that still change then alternate between plans of almost equal makespan."""
 NUM_TIMINGS = 3
-"""Of a plan: what is cancelled shortens sessions, and so moves what ends first."""
+"""Timings per plan: cancellations shorten sessions, and so change which calls end first."""
 SHARE_TOLERANCE = 0.005
 
 
 class _Forecast(NamedTuple):
-    """Sessions with what is expected of them."""
+    """Sessions with their expected times and shares."""
 
     sessions: tuple[Session, ...]
     times: tuple[PredictedTimes, ...]
@@ -43,14 +44,14 @@ class _Forecast(NamedTuple):
 
 
 def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledFrac) -> Plan:
-    """Plan the calls of a first layer, most of which run, and some of which are cancelled.
+    """Plan the calls of a first layer, of which some are cancelled.
 
-    All of them are in the plan: its prices and its predictions are of those that are expected to run.
+    All of them are in the plan. Its prices and predictions count only the calls that are expected to run.
 
     Raises
     ------
     InfeasibleError
-        As the scheduler does.
+            If the scheduler raises it.
     """
     settled_frac = cache(settled_frac)
     shares: Mapping[ExpertName, float] = {}
@@ -79,9 +80,9 @@ def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledF
 
 
 def light_first(problem: Problem, sessions: Sequence[Session]) -> tuple[Session, ...]:
-    """Order sessions by the price of a call, so that votes come in before the expensive calls begin.
+    """Order sessions by the price of a call, so that votes arrive before the expensive calls start.
 
-    Sessions that wait for others, span several workers or serve calls that come later stay in their order.
+    Sessions that wait for others, span several workers or serve calls that come later keep their order.
     """
     bound = any(session.after or len(session.workers) > 1 for session in sessions)
     if bound or any(call.ready_s > 0 for call in problem.calls):
@@ -122,11 +123,11 @@ def _times(
 def run_fracs(
     problem: Problem, sessions: Sequence[Session], times: Sequence[PredictedTimes], settled_frac: SettledFrac
 ) -> dict[CallKey, float]:
-    """Forecast the probability that each call runs: the calls of its question that end before it do not settle it.
+    """Forecast the probability that each call runs: the earlier calls of its question do not settle it.
 
-    A call that is under way when its question is settled counts as one that does not run.
+    A call that is running when its question is settled counts as a call that does not run.
     """
-    rng = Random(0)  # the same moments for every plan that is compared
+    rng = Random(0)  # the same moments for all compared plans
     moment = {call.key: rng.random() for call in problem.calls}
     ends_s: dict[CallKey, float] = {}
     for session, (ready_s, end_s) in zip(sessions, ((t.start_s + t.load_s, t.end_s) for t in times), strict=True):
@@ -142,7 +143,7 @@ def run_fracs(
 
 
 def calls_by_question(calls: Sequence[Call]) -> Iterable[list[Call]]:
-    """Group calls by question, in the order in which these first come."""
+    """Group calls by question, questions in first-seen order."""
     groups: dict[str, list[Call]] = {}
     for call in calls:
         groups.setdefault(call.key.question, []).append(call)

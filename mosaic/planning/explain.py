@@ -1,4 +1,4 @@
-"""A plan in words and numbers, and why it looks so: what ``backend=none`` prints."""
+"""Describes a plan in words and numbers, with its reasons: the output of ``backend=none``."""
 
 from collections.abc import Sequence
 
@@ -104,14 +104,14 @@ def _join(workers: Sequence[int]) -> str:
 
 
 def _shorten(stays: Sequence[str], most: int = 8) -> str:
-    """Join sessions, leaving out the middle of a long queue (fifo with small windows has hundreds)."""
+    """Join sessions, without the middle of a long queue (fifo with small windows has hundreds)."""
     if len(stays) <= most:
         return ", ".join(stays)
     return ", ".join([*stays[: most - 2], f"... {len(stays) - most + 1} more ...", stays[-1]])
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lay out columns: the first and last flush left, numbers flush right."""
+    """Lay out columns: the first and last left-aligned, numbers right-aligned."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     last = len(head) - 1

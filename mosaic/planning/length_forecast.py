@@ -1,15 +1,15 @@
-"""What calls under way still write and how long that takes, and by which factor lengths differ from a sample.
+"""Forecasts the remaining tokens and time of running calls, and the factor between their lengths and a sample's.
 
-NOTE: what is left. A call that has written g tokens writes on as the calls of the sample did that wrote more than g.
-Each call of a session is given a few lengths of these, at quantiles that are spread evenly over its calls, and the
-session is played through in closed form: n calls under way take an iteration of n, until the shortest has ended. The
-mean over the draws knows of the tail that a mean length hides.
+NOTE: remaining tokens. The remaining length of a call that has written g tokens is taken from the calls of the sample
+that wrote more than g. Each call of a session gets a few of these lengths, at quantiles spread evenly over the
+session's calls. Then the session is computed in closed form: an iteration with n running calls takes the time for n,
+until the shortest has ended. The mean over the draws includes the tail, which a mean length would hide.
 
-NOTE: the factor. Calls that end first are the short ones, so their mean says too little. Under the right factor c every
-call, ended or not, has used up a share of its hazard, and the sum over calls of the cumulative hazard H(tokens / c) is
-on average the number of calls that have ended: a martingale, whatever was censored and when. That sum falls as c grows,
-so the c that makes the two equal is found by bisection; where c = 1 is right the two differ by no more than chance,
-which is about the root of the number that ended.
+NOTE: the factor. Calls that end first are short, so their mean is biased. Under the right factor c, every call, ended
+or not, has used up a part of its hazard. The sum over calls of the cumulative hazard H(tokens / c) is on average the
+number of calls that have ended. It is a martingale, with any censoring. That sum falls as c grows, so bisection finds
+the c that makes the two equal. If c = 1 is right, the two differ only by chance, which is about the root of the number
+that ended.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ Indexes = npt.NDArray[np.int64]
 Chosen = npt.NDArray[np.bool_]
 
 MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 16, 128
-"""So many lengths are drawn for a session in all, where that is no fewer or more of each call."""
+"""Lengths drawn for a session in all, within the least and the most draws per call."""
 GOLDEN = 0.6180339887498949
-"""Its multiples are spread evenly over 0..1, however many there are."""
+"""Multiples of it are spread evenly over 0..1, for any number of them."""
 BEYOND_FRAC = 0.1
-"""A call that has written more than any of the sample goes on for such a share of the longest."""
+"""Remaining length of a call that has written more than the whole sample, as a share of the longest."""
 MIN_ENDED = 12
-"""Of an expert's calls; fewer say nothing."""
+"""Ended calls of an expert; fewer give no information."""
 NUM_SIGMAS = 4.0
-"""Of chance: experts are many, and one looks often."""
+"""Standard deviations of chance: there are many experts, and the test is repeated often."""
 LEAST_SCALE, MOST_SCALE = 0.05, 20.0
-"""Factors that are looked for."""
+"""Range of factors that are searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Speed:
     per_seq_s: NotNegative
     per_kv_s: NotNegative
     read_s: NotNegative
-    """A token of a prompt, or of what a call that is moved has written."""
+    """Seconds for a token of a prompt, or a written token of a call that is moved."""
 
     def step_s(self, num_seqs: float, kv_tokens: float = 0.0) -> float:
         """Predict an iteration."""
@@ -68,7 +68,7 @@ class Lengths:
         object.__setattr__(self, "_sorted", np.sort(np.array(self.sample, dtype=float)))
 
     def left(self, written: Floats, quantiles: Floats) -> Floats:
-        """Return the tokens that calls write on, at quantiles of those of the sample that wrote more.
+        """Return the remaining tokens of calls, at quantiles of the sample's calls that wrote more.
 
         Examples
         --------
@@ -84,12 +84,12 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Underway:
-    """What is known of calls that have not ended: arrays, as they are read over and over."""
+    """What is known of unended calls: arrays, since they are read often."""
 
     samples: Sequence[Lengths]
     """Samples of lengths, shared by all that are compared."""
     sample_of: Indexes
-    """The index of each call's sample."""
+    """Index of each call's sample."""
     written: Floats
     prompt_tokens: Floats
 
@@ -97,11 +97,11 @@ class Underway:
         return len(self.written)
 
     def part(self, chosen: Indexes | Chosen) -> "Underway":
-        """Give some of the calls, by their indexes or by a mask."""
+        """Return some of the calls, by their indexes or by a mask."""
         return Underway(self.samples, self.sample_of[chosen], self.written[chosen], self.prompt_tokens[chosen])
 
     def joined(self, more: "Underway") -> "Underway":
-        """Give these calls and others behind them."""
+        """Return these calls followed by others."""
         return Underway(
             self.samples,
             np.concatenate((self.sample_of, more.sample_of)),
@@ -111,16 +111,16 @@ class Underway:
 
 
 def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
-    """Predict the seconds until the last of some calls has ended, all of them under way now.
+    """Predict the seconds until the last of some calls has ended, all of them running now.
 
     Parameters
     ----------
     calls
-        What is left to do.
+            The remaining work.
     speed
-        Of the engine that serves them, which reads first what no engine has read yet.
+            Speed of the engine that serves them; it first reads the tokens that no engine has read yet.
     head_start_s
-        For so long each of them has gone on elsewhere, as if it were alone.
+            Time for which each call has continued elsewhere, as if it were alone.
 
     Examples
     --------
@@ -139,14 +139,14 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
     steps = ends.copy()
     steps[:, 1:] -= ends[:, :-1]
     num_seqs = np.arange(len(context), 0, -1)
-    written = ends - steps / 2  # by each call since now, halfway between two ends
+    written = ends - steps / 2  # by each call from now on, halfway between two ends
     kv_tokens = context[order[:, ::-1]].cumsum(axis=1)[:, ::-1] + num_seqs * written
     step_s = speed.base_s + speed.per_seq_s * num_seqs + speed.per_kv_s * kv_tokens
     return float((steps * step_s).sum(axis=1).mean())
 
 
 def draws_left(calls: Underway) -> Floats:
-    """Draw what calls write on: an array of (number of draws, number of calls) tokens."""
+    """Draw the remaining tokens of calls: an array of shape (number of draws, number of calls)."""
     num_calls = len(calls)
     num_draws = min(max(NUM_DRAWN // num_calls, MIN_DRAWS), MAX_DRAWS)
     shifts = np.arange(num_draws)[:, None] / num_draws
@@ -161,7 +161,7 @@ def draws_left(calls: Underway) -> Floats:
 
 
 def _draws(lengths: Lengths, written: Floats, shifts: Floats) -> Floats:
-    """Draw what calls of one sample write on."""
+    """Draw the remaining tokens of calls with the same sample."""
     ranks = np.empty(len(written))
     ranks[written.argsort(kind="stable")] = np.arange(len(written))
     spread = (ranks + 0.5) * GOLDEN + shifts
@@ -169,9 +169,9 @@ def _draws(lengths: Lengths, written: Floats, shifts: Floats) -> Floats:
 
 
 def length_scale(sample: Sequence[int], ended: Sequence[int], running: Sequence[int]) -> float:
-    """Return the factor by which lengths differ from a sample; 1 where chance explains what was seen.
+    """Return the factor by which lengths differ from a sample; 1 if chance explains the difference.
 
-    ``ended`` are tokens of calls that have ended, ``running`` those written so far by calls that still write.
+    ``ended`` are tokens of calls that have ended, ``running`` those written so far by running calls.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def length_scale(sample: Sequence[int], ended: Sequence[int], running: Sequence[
     tokens = np.array([*ended, *running], dtype=float)
 
     def used(scale: float) -> float:
-        # NOTE: half of the last step, as a length lies somewhere in it
+        # NOTE: half of the last step, since a length lies somewhere within it
         place = np.searchsorted(known, tokens / scale, side="right")
         return float((hazard[place] + hazard[np.searchsorted(known, tokens / scale, side="left")]).sum() / 2)
 

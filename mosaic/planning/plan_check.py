@@ -1,4 +1,4 @@
-"""Checks that a plan can be run: it serves each call once, on workers that exist, and no session waits for ever."""
+"""Checks that a plan can be run: each call is served once, on existing workers, and no session waits forever."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,7 +34,7 @@ def check_plan(plan: Plan, problem: Problem) -> None:
 def check_sessions(
     sessions: Sequence[Session], calls: Sequence[Call], experts: Mapping[ExpertName, Expert], cluster: Cluster
 ) -> None:
-    """Check sessions that no problem was stated for, such as those of a profile sweep.
+    """Check sessions without a problem, such as those of a profile sweep.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Plans on disk: the plans of all layers of a run in one JSON file, equal bytes for equal plans."""
+"""Saves and loads plans: the plans of all layers of a run in one JSON file, equal bytes for equal plans."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from mosaic.core.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class _PlanFile:
-    """What the file holds."""
+    """The content of the file."""
 
     layers: tuple[Plan, ...] = ()
 
@@ -25,13 +25,13 @@ class _PlanFile:
 
 
 def replans_to_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
-    """Encode new plans, one a line, with the workers that were lost."""
+    """Encode new plans, one per line, with the lost workers."""
     lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))["layers"][0]} for plan, lost in replans)
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def plans_to_json(plans: Sequence[Plan]) -> str:
-    """Serialise the plans of a run's layers, a layer a line; wall seconds are left out, so equal plans are equal bytes.
+    """Serialise the plans of a run's layers, one layer per line; without wall seconds, so equal plans give equal bytes.
 
     Raises
     ------
@@ -53,11 +53,11 @@ def save_plans(path: str | Path, plans: Sequence[Plan]) -> None:
 def load_plans(path: str | Path) -> tuple[Plan, ...]:
     """Read the plans of a run's layers.
 
-    Whether they fit their problems is for ``check_plan`` to find out.
+    ``check_plan`` tests whether they fit their problems.
 
     Raises
     ------
     PlanError
-        If the file cannot be read or holds no plans; the message names the place in the file.
+            If the file cannot be read or holds no plans; the message names the position in the file.
     """
     return read_json(path, _PlanFile, "plan", PlanError).layers

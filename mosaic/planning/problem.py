@@ -1,4 +1,4 @@
-"""All a policy may know: experts, calls with predicted lengths, cluster, costs."""
+"""The input of a policy: experts, calls with predicted lengths, cluster, costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from mosaic.planning.wrapped_costs import LoadedModels
 
 
 class Request(NamedTuple):
-    """A call as an engine sees it; how much it writes is assumed, by a sample for example."""
+    """A call as an engine receives it; its output length is assumed, for example from a sample."""
 
     prompt_tokens: int
     output_tokens: int
 
 
 class SessionModel(Protocol):
-    """Steps the iterations of one session, which is finer than a closed form.
+    """Predicts a session by stepping its iterations, which is more precise than a closed form.
 
-    Planning does not know engines: who composes a run passes in whoever steps them (the simulator does).
+    Planning does not import engines: the caller passes in an object that steps them (the simulator does).
     """
 
     def serve_s(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> float:
-        """Predict the seconds from a ready engine to the end of the last of some requests, all there at the start.
+        """Predict the seconds from a ready engine to the end of the last request, all requests waiting at the start.
 
         Raises
         ------
@@ -55,9 +55,9 @@ class Problem:
     lengths: Mapping[ExpertName, LengthPrediction]
     """Predicted output tokens of a call of each expert that has calls."""
     length_samples: Mapping[ExpertName, tuple[int, ...]] = field(default_factory=dict)
-    """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
+    """Output tokens of calibration calls, for the predictions; empty if a profile kept none."""
     held: LoadedModels = field(default_factory=LoadedModels)
-    """What sessions before have left on the cluster."""
+    """Models that earlier sessions left loaded on the cluster."""
     session_model: SessionModel | None = None
     """Prices sessions by their iterations; None: only closed forms are known."""
 
@@ -84,16 +84,16 @@ class Problem:
         raise ValueError(f"expert must be one of {[expert.name for expert in self.experts]}, got {name!r}")
 
     def calls_by_expert(self) -> dict[ExpertName, list[Call]]:
-        """Group the calls; experts in the order in which the query stream first names them, none without calls."""
+        """Group the calls by expert, in the order in which the questions first name them; none without calls."""
         groups: dict[ExpertName, list[Call]] = {}
         for call in self.calls:
             groups.setdefault(call.expert, []).append(call)
         return groups
 
     def gangs(self, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
-        """List the places where an expert can run: aligned groups of as many workers as its tensor-parallel size.
+        """List the groups of workers on which an expert can run: aligned, each as large as its tensor-parallel degree.
 
-        Groups never straddle two kinds of GPU or two hosts, and a group where the model does not fit is left out.
+        Groups never span two kinds of GPU or two machines. A group on which the model does not fit is left out.
         """
         workers = self.cluster.workers
         size = expert.tp_degree
@@ -102,7 +102,7 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
+        """Hash of what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
         lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
         lines += [f"e{expert.name}|{expert.tp_degree}|{expert.known_shape.num_parameters}\n" for expert in self.experts]
         for call in self.calls:

@@ -1,4 +1,4 @@
-"""A profile: sessions of several shard sizes run on calibration questions, and the costs fitted to them."""
+"""Defines a profile: sessions of several shard sizes run on calibration questions, and the costs fitted to them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class SessionFit:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("sweep point: ")
 class SweepPoint:
-    """One session of the sweep, as it was measured."""
+    """One measured session of the sweep."""
 
     num_calls: AtLeast1
     session_s: Positive
@@ -72,22 +72,22 @@ class ProfileEntry:
     lengths: LengthPrediction
     points: tuple[SweepPoint, ...]
     output_tokens: tuple[int, ...] = ()
-    """The sample of lengths behind the prediction."""
+    """The sample of lengths from which the prediction was made."""
     speed: Speed | None = None
-    """Of its engine; None: not known, as in profiles that were kept before it was measured."""
+    """Speed of its engine; None: not known, as in older profiles."""
     kv_budget_tokens: int | None = None
-    """Of the sparse KV cache that it was measured with; None: the full cache."""
+    """Budget of the sparse KV cache during the measurement; None: the full cache."""
 
     @property
     def place(self) -> tuple[ExpertName, str, int, int | None]:
-        """What it is known by."""
+        """Key of the entry: expert, GPU, degree and KV budget."""
         return self.expert, self.gpu, self.tp_degree, self.kv_budget_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 @checked("profile: ")
 class Profile:
-    """Entries of one sweep, with where they came from."""
+    """Entries of one sweep, with their source."""
 
     source: Name
     entries: tuple[ProfileEntry, ...]
@@ -106,7 +106,7 @@ class Profile:
         Raises
         ------
         ProfileError
-            If the sweep did not cover it; a missing measurement is never replaced by a default.
+                If the sweep did not cover it; a missing measurement is never replaced by a default.
         """
         found = self._entry_at.get((expert, gpu, tp_degree, kv_budget_tokens))
         if found is not None:
@@ -125,7 +125,7 @@ class Profile:
         )
 
     def lengths(self, expert: ExpertName) -> LengthPrediction:
-        """Predicted lengths of an expert, whatever it was measured on."""
+        """Predicted lengths of an expert, measured on any GPU."""
         for entry in self.entries:
             if entry.expert == expert:
                 return entry.lengths
@@ -133,7 +133,7 @@ class Profile:
         raise ProfileError(f"profile {self.source!r} has no lengths for expert {expert!r}; it covers {known}")
 
     def length_sample(self, expert: ExpertName) -> tuple[int, ...]:
-        """List the lengths that were measured of an expert; empty if the profile kept none."""
+        """List the measured lengths of an expert; empty if the profile kept none."""
         return next((entry.output_tokens for entry in self.entries if entry.expert == expert), ())
 
     def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class Profile:
             if (num_calls := num_calls_by_expert.get(entry.expert, 0))
             and not entry.fit.min_num_calls <= num_calls <= entry.fit.max_num_calls
         )
-        return tuple(dict.fromkeys(notes))  # the same of every place where an expert was measured
+        return tuple(dict.fromkeys(notes))  # the same for every group where an expert was measured
 
 
 def _with_kv(budget_tokens: int | None) -> str:
@@ -189,12 +189,12 @@ def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
 
 
 def convex_pieces(points: Sequence[SweepPoint]) -> tuple[tuple[float, float], ...]:
-    """Fit a convex session cost that rises: the greatest such one that is nowhere above the mean of a shard size.
+    """Fit a convex, rising session cost: the greatest one that is nowhere above the mean of a shard size.
 
     Returns
     -------
-    Seconds per session and per call of each piece, slopes rising; the highest of them is the price. The first has no
-    negative part per session: below the smallest shard the price falls to it, or to 0 in proportion to the calls.
+    Seconds per session and per call of each piece, slopes rising; the highest of them is the price. The first piece has
+    no negative part per session. Below the smallest shard the price falls to it, or to 0 in proportion to the calls.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def convex_pieces(points: Sequence[SweepPoint]) -> tuple[tuple[float, float], ..
     means = sorted((size, add_in_order(times) / len(times)) for size, times in by_size.items())
     hull: list[tuple[int, float]] = []
     for number, (size, _) in enumerate(means):
-        seconds = min(seconds for _, seconds in means[number:])  # a larger shard may have been the shorter one
+        seconds = min(seconds for _, seconds in means[number:])  # a larger shard may have taken less time
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (size, seconds)):
             hull.pop()
         hull.append((size, seconds))
@@ -225,7 +225,7 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
 
 
 def scaled_profile(profile: Profile, scales: Mapping[ExpertName, float]) -> Profile:
-    """Return a profile as if experts wrote so many times as much: seconds follow tokens."""
+    """Return a profile as if experts wrote so many times as many tokens: seconds are proportional to tokens."""
     entries = [scaled_entry(entry, scales.get(entry.expert, 1.0)) for entry in profile.entries]
     return Profile(source=f"{profile.source}, lengths as seen", entries=tuple(entries))
 
@@ -245,7 +245,7 @@ def scaled_entry(entry: ProfileEntry, scale: float) -> ProfileEntry:
 
 
 def profile_to_json(profile: Profile) -> str:
-    """Serialise a profile; keys sorted, so equal profiles are equal bytes. A full KV cache goes without saying."""
+    """Serialise a profile; keys are sorted, so equal profiles give equal bytes. A full KV cache is left out."""
     values = msgspec.to_builtins(profile)
     for entry in values["entries"]:
         if entry["kv_budget_tokens"] is None:
@@ -254,7 +254,7 @@ def profile_to_json(profile: Profile) -> str:
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:
-    """Write a profile for ``load_profile``; whole or not at all.
+    """Write a profile for ``load_profile``; the file is complete or not written at all.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What every scheduler shares: its contract, the sessions that serve an expert's calls, and the timeline of a plan."""
+"""Shared parts of schedulers: their protocol, the sessions that serve an expert's calls, and the timeline of a plan."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -29,8 +29,8 @@ class Scheduler(Protocol):
 def split_calls(calls: Sequence[Call], num_calls: Sequence[int]) -> tuple[tuple[CallKey, ...], ...]:
     """Divide calls into shards of given sizes, evenly interleaved in arrival order.
 
-    The j-th call of a shard of n stands at (j + 1/2) / n of the stream, so every shard is a like sample of
-    early and late calls, whatever order the questions have. Calls keep their order inside a shard.
+    The j-th call of a shard of n is at position (j + 1/2) / n of the stream. So every shard is an equal sample of early
+    and late calls, for any order of the questions. Calls keep their order inside a shard.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def split_calls(calls: Sequence[Call], num_calls: Sequence[int]) -> tuple[tuple[
 
 
 def split_evenly(num_calls: int, num_shards: int) -> tuple[int, ...]:
-    """Split a number into parts that differ by one at most, the larger first."""
+    """Split a number into parts that differ by at most one, the larger ones first."""
     small, extra = divmod(num_calls, num_shards)
     return tuple(small + (shard < extra) for shard in range(num_shards))
 
@@ -87,10 +87,10 @@ def replica_sessions(
 
 
 class PredictedTimeline:
-    """Prices sessions one after the other: each starts when its workers and its predecessors are done.
+    """Prices sessions one after the other: each starts when its workers are free and its predecessors have ended.
 
-    An expert that its workers served last is still resident and loads in no time; one that was loaded before may come
-    out of the host's memory, as the costs have it.
+    An expert that its workers served last is still loaded and needs no load. An expert that was loaded before may be in
+    the machine's memory, which the costs take into account.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -121,7 +121,7 @@ class PredictedTimeline:
 
 
 def predict_times(problem: Problem, sessions: Sequence[Session]) -> tuple[PredictedTimes, ...]:
-    """Price the sessions in their total order: a session starts when its workers and its predecessors are done."""
+    """Price the sessions in their total order: each starts when its workers are free and its predecessors ended."""
     timeline = PredictedTimeline(problem)
     return tuple(timeline.append(session) for session in sessions)
 

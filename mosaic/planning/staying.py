@@ -1,9 +1,9 @@
-"""Plans of layers that follow each other without a barrier: an expert that serves again stays where it is loaded.
+"""Plans layers that follow each other without a barrier: an expert that serves again stays loaded on its worker.
 
-NOTE: the idea. A scheduler plans each layer as if no worker held anything. On workers of one kind any permutation of a
-plan costs the same, so the one is taken in which most workers go on with the expert that they hold: it serves its upper
-calls first, and loads nothing. The layer before it ends each worker with the expert that most calls of the next one
-want, so that upper calls that come early find it there.
+NOTE: the idea. A scheduler plans each layer for empty workers. On workers of one kind any permutation of a plan costs
+the same. So the permutation is chosen in which most workers continue with their loaded expert. That expert serves its
+calls of the next layer first, and needs no load. In the layer before, each worker ends with the expert that has the
+most calls in the next layer. So early calls of that layer find it loaded.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,21 +25,21 @@ def stay(
     num_later: Mapping[ExpertName, int],
     lost: Collection[int] = (),
 ) -> Plan:
-    """Permute a plan's workers and sessions so that experts stay where they are; predictions are of cold workers.
+    """Permute a plan's workers and sessions so that experts stay loaded; predictions are for empty workers.
 
     Parameters
     ----------
     plan, problem
         Of a layer.
     resident
-        By worker: the expert that it holds when the layer begins.
+            By worker: its loaded expert when the layer starts.
     num_later
-        By expert: how many calls of the next layer are expected of it.
+            By expert: the expected number of its calls in the next layer.
     lost
-        Workers that are gone.
+            Lost workers.
     """
     if any(session.after or len(session.workers) > 1 for session in plan.sessions):
-        return plan  # gangs and orders that a scheduler has fixed
+        return plan  # gangs, or an order that the scheduler has fixed
     number_of = relabelled(plan.sessions, problem.cluster, resident, lost)
     moved = [replace(session, workers=(number_of[session.workers[0]],)) for session in plan.sessions]
 
@@ -55,7 +55,7 @@ def stay(
 def relabelled(
     sessions: Sequence[Session], cluster: Cluster, resident: Mapping[int, ExpertName], lost: Collection[int]
 ) -> dict[int, int]:
-    """Match a plan's workers to those of their kind that hold one of their experts; others stay where they can.
+    """Match a plan's workers to those of their kind that hold one of their experts; others stay if they can.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a run knows that prices depend on: what sessions left loaded, workers that are lost, calls that will not run."""
+"""Adjusts prices to the state of a run: models that stayed loaded, lost workers, and calls that will not run."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,53 +12,53 @@ from mosaic.planning.costs import CostModel, LinearTerms, WeightLocation
 
 @dataclass(frozen=True, slots=True)
 class LoadedModels:
-    """What sessions have left loaded. Memory is taken for ample: nothing had to be given up since."""
+    """Models that sessions left loaded. Memory is assumed to be ample: no model had to be evicted."""
 
     resident: Mapping[int, Placement] = field(default_factory=dict)
-    """What each worker loaded last."""
+    """The model that each worker loaded last."""
     engines: frozenset[Placement] = frozenset()
-    """All that were up."""
+    """All engines that were up."""
 
     def location(self, expert: ExpertName, workers: tuple[int, ...]) -> WeightLocation:
-        """Return where an expert's weights are, as seen from some workers."""
+        """Return where an expert's weights are, for some workers."""
         home = expert, workers
         if all(self.resident.get(worker) == home for worker in workers):
             return WeightLocation.RESIDENT
         return WeightLocation.ASLEEP if home in self.engines else self.anywhere(expert)
 
     def anywhere(self, expert: ExpertName) -> WeightLocation:
-        """Return where an expert's weights are at least, whatever the workers."""
+        """Return where an expert's weights are at least, for any workers."""
         return WeightLocation.HOST if any(name == expert for name, *_ in self.engines) else WeightLocation.COLD
 
     def after(self, expert: ExpertName, workers: tuple[int, ...]) -> "LoadedModels":
-        """Return what is loaded once an expert has been brought up on some workers."""
+        """Return what is loaded after an expert has been loaded on some workers."""
         home = expert, workers
         return LoadedModels({**self.resident, **dict.fromkeys(workers, home)}, self.engines | {home})
 
     def without(self, worker: int) -> "LoadedModels":
-        """Return what is loaded once a worker has begun anew."""
+        """Return what is loaded after a worker has restarted."""
         resident = {one: home for one, home in self.resident.items() if one != worker}
         return LoadedModels(resident, frozenset(home for home in self.engines if worker not in home[1]))
 
 
 HostLoads: TypeAlias = Callable[[Expert, Sequence[Worker], WeightLocation], float]
-"""Gives the seconds of a load of an expert that is on the host or asleep: it needs no disk."""
+"""Returns the load seconds of an expert in the machine's memory or asleep, which needs no disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunCosts:
-    """The prices of another cost model, changed by what a run knows."""
+    """The prices of another cost model, adjusted to the state of a run."""
 
     costs: CostModel
     sessions: CostModel | None = None
-    """Prices sessions in the place of ``costs``, and gives its name."""
+    """Prices sessions instead of ``costs``, and provides the name."""
     lost: Collection[int] = frozenset()
-    """Workers that are gone: nothing fits on them."""
+    """Lost workers: nothing fits on them."""
     resident: Mapping[int, ExpertName] = field(default_factory=dict)
     """By worker, the expert that it need not load again."""
     host_loads: HostLoads | None = None
     run_frac_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
-    """The share of an expert's calls that is expected to run, where it is not all of them."""
+    """Share of an expert's calls that is expected to run, if it is not all of them."""
 
     @property
     def name(self) -> str:

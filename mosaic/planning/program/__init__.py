@@ -1,4 +1,4 @@
-"""The placement program: the paper's equations 4 to 10, and what it does not have as optional parts."""
+"""The placement program: the paper's equations 4 to 10, and optional parts beyond the paper."""
 
 from mosaic.planning.program.schedulers import Flexible, Ilp
 

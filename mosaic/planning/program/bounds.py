@@ -1,20 +1,20 @@
-"""Lower bounds on the makespan of identical workers: from subsets of few experts, and from patterns of many.
+"""Computes lower bounds on the makespan of identical workers: from subsets of few experts, and patterns of many.
 
-NOTE: every bound asks whether a plan can end by a makespan C, and looks for the least C that it cannot refute; they
-begin at the closed form (``Instance.lower_bound_s``).
+NOTE: every bound tests whether a plan can end by a makespan C, and finds the least C that it cannot refute. The search
+starts at the closed form (``Instance.lower_bound_s``).
 
-Subsets, for few experts: a plan falls into connected parts (see ``equal_workers``). A part of e
-experts on n workers has at least n + e - 1 sessions, and each expert at least as many as its calls need; the loads of
-those and all calls must fit into n C seconds, the sessions into n K slots. So each set of experts needs at least so
-many workers at C, and a dynamic program over subsets finds the partition that needs the fewest.
+Subsets, for few experts: a plan falls into connected parts (see ``equal_workers``). A part of e experts on n workers
+has at least n + e - 1 sessions. Each expert has at least as many as its calls need. The loads of these sessions and all
+calls must fit into n C seconds, and the sessions into n K slots. So at C each set of experts needs at least a certain
+number of workers. A dynamic program over subsets finds the partition that needs the fewest.
 
-Patterns, for many workers: a plan gives every worker a pattern, at most K experts with a share of calls each,
-loads and shares together within C. A linear program asks how many patterns are needed to serve all calls; where that is
-more than there are workers, no plan ends by C (Gilmore and Gomory's bound for cutting stock). It is tightened by modes:
-an expert on exactly r workers gives each of them at least what the r - 1 others, full, leave over, so few replicas mean
+Patterns, for many workers: a plan gives every worker a pattern. A pattern is at most K experts with a share of calls
+each; its loads and shares take at most C. A linear program computes how many patterns are needed to serve all calls. If
+that is more than there are workers, no plan ends by C (Gilmore and Gomory's bound for cutting stock). Modes tighten it.
+An expert on exactly r workers gives each of them at least what r - 1 full workers leave over. So few replicas mean
 large shares and idle time beside them. Every mode has patterns of its own, and the program mixes modes of an expert
-only as whole modes. Duals that are not quite feasible still prove something: divided by the worth of the best pattern
-they are. The bound is computed so, from duals and prices alone, and does not rely on the solver's tolerances.
+only as whole modes. Duals that are not quite feasible become feasible when they are divided by the worth of the best
+pattern. The bound is computed from such duals and prices alone, so it does not rely on the solver's tolerances.
 
 References
 ----------
@@ -36,26 +36,26 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 MAX_SUBSET_EXPERTS = 13
-"""The partitions of a set of M into two number 3^M."""
+"""A set of M experts has 3^M partitions of its subsets into two."""
 SUBSET_PRECISION_FRAC = 5e-5
 SUBSET_MARGIN_FRAC = 1e-9
 
 MAX_PATTERN_EXPERTS = 3
-"""Patterns are listed by the set of their experts: more than triples are too many."""
+"""Patterns are listed by the set of their experts: sets of more than three would be too many."""
 MAX_PATTERNS = 1_500_000
 NUM_MODES = 3
-"""An expert's modes: its least number of replicas, one more, and two more or any number above."""
+"""An expert's modes: its least number of replicas, one more, and two or more above it."""
 NUM_COLUMNS = 40
 """Patterns added in one round, of each number of experts."""
 PATTERN_PRECISION_FRAC = 1e-4
 STEP_FRAC = 0.9
-"""How far the next makespan goes towards the one at which patterns would be enough."""
+"""Step towards the makespan at which the patterns would suffice, as a share of the distance."""
 CONVERGED_FRAC = 1e-5
-"""Gap between the patterns of a program and the bound on them at which no more are looked for."""
+"""Gap between the patterns of a program and their bound at which the search for patterns ends."""
 PATTERN_MARGIN_FRAC = 1e-7
-"""By how much the patterns must exceed the workers to refute a makespan: more than rounding can."""
+"""By how much the patterns must exceed the workers to refute a makespan: more than rounding errors."""
 UNSERVED_COST = 50.0
-"""Workers that a mode costs when it is not served: the program is feasible from its first round on."""
+"""Cost of a mode that is not served, in workers: it makes the program feasible from its first round on."""
 
 
 def subset_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts: float) -> float:
@@ -73,7 +73,7 @@ def subset_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts: 
 
 
 def _least_workers(workers: Instance, makespan_s: float) -> Ints | None:
-    """Count the workers that each set of experts needs as one part, shape ``(2^num_experts,)``; None: they never do."""
+    """Count the workers that each set of experts needs as one part, shape ``(2^num_experts,)``; None: it never fits."""
     serving_s, loads_s, cheapest_s = np.zeros(1), np.zeros(1), np.full(1, np.inf)
     sizes, sessions, caps = (np.zeros(1, dtype=np.int64) for _ in range(3))
     for m in range(workers.num_experts):
@@ -121,13 +121,13 @@ def pattern_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts:
     workers
         The instance.
     low_s, high_s
-        A lower bound and a makespan that is reached, seconds.
+            A lower bound and a known makespan, seconds.
     until_ts
         When to end, on the monotonic clock.
 
     Returns
     -------
-    The bound, seconds; ``low_s`` where there are too many patterns to list.
+    The bound, seconds; ``low_s`` if there are too many patterns to list.
     """
     if workers.max_experts_per_worker > MAX_PATTERN_EXPERTS:
         return low_s
@@ -139,7 +139,8 @@ def pattern_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts:
         excess_frac = needed / workers.num_workers - 1
         if excess_frac > PATTERN_MARGIN_FRAC:
             low_s = tried_s
-            # The work hardly changes with the makespan, so patterns are needed about in inverse proportion to it.
+            # The work hardly changes with the makespan, so the number of patterns is about inversely proportional to
+            # it.
             near_s = low_s * (1 + max(STEP_FRAC * excess_frac, PATTERN_PRECISION_FRAC))
             tried_s = (low_s + high_s) / 2
             tried_s = min(tried_s, near_s) if near_s > low_s else tried_s
@@ -172,18 +173,18 @@ def _least_patterns(workers: Instance, makespan_s: float, until_ts: float) -> fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Modes:
-    """Experts by the number of their replicas; arrays have one entry a mode, times in seconds."""
+    """Experts by the number of their replicas; arrays have one entry per mode, times in seconds."""
 
     expert: Ints
     replicas: Ints
     is_open: NDArray[np.bool_]
-    """True where more replicas are the same mode."""
+    """True if more replicas belong to the same mode."""
     setup_s: Floats
     per_call_s: Floats
     serving_s: Floats
     """All calls of the expert."""
     least_s: Floats
-    """Of a share."""
+    """The least share."""
     spare_s: Floats
     """Between the least and the largest share."""
 
@@ -195,19 +196,19 @@ class _Patterns:
     modes: Ints
     """Shape ``(num_patterns, num_experts of a pattern)``."""
     room_s: Floats
-    """What least shares and loads leave of the makespan."""
+    """The part of the makespan that least shares and loads leave free."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """One pattern with its shares, seconds of serving by mode."""
+    """One pattern with its shares, in seconds of serving by mode."""
 
     modes: Ints
     shares_s: Floats
 
 
 def _list_modes(workers: Instance, makespan_s: float) -> _Modes | None:
-    """List the modes of all experts; None if one of them cannot meet the makespan at all."""
+    """List the modes of all experts; None if one expert cannot meet the makespan at all."""
     rows: list[tuple[int, int, int, int, int]] = []
     for m, num_calls in enumerate(workers.num_calls):
         most = workers.calls_within(m, 0, makespan_s)
@@ -251,7 +252,7 @@ def _list_patterns(modes: _Modes, makespan_s: float, most_experts: int) -> list[
 
 
 def _extend(sets: Ints, modes: _Modes, taken_s: Floats, ceiling_s: float) -> Ints:
-    """Add a mode of another expert to every set, after all that it has, where that fits."""
+    """Add a mode of another expert to every set, after all modes that it has, where it fits."""
     larger = [sets[:0, [0] * (sets.shape[1] + 1)]]
     total_s = taken_s[sets].sum(axis=1)
     for mode in range(1, len(taken_s)):
@@ -266,9 +267,9 @@ def _extend(sets: Ints, modes: _Modes, taken_s: Floats, ceiling_s: float) -> Int
 def _price(
     modes: _Modes, listed: Sequence[_Patterns], worth_of_share: Floats, worth_of_replica: Floats
 ) -> tuple[float, list[_Column]]:
-    """Find the worth of the best pattern, and good ones of each size with the shares that make them so.
+    """Find the worth of the best pattern, and good patterns of each size with their best shares.
 
-    A set's best shares fill the room in order of worth per second; where only one share can vary, it is whole calls.
+    A set's best shares fill the room in order of worth per second. If only one share can vary, it is in whole calls.
     """
     base = worth_of_replica + worth_of_share * modes.least_s
     by_worth = np.argsort(-worth_of_share)
@@ -309,8 +310,8 @@ def _bound(modes: _Modes, worth_of_share: Floats, worth_of_replica: Floats, best
 class _Master:
     """The linear program over the patterns so far, in HiGHS.
 
-    Rows: a mode's shares serve its expert's calls in proportion to its weight, and so do its replicas;
-    an expert's modes are chosen to one in all. Minimised is the number of patterns.
+    Rows: a mode's shares serve its expert's calls in proportion to its weight, and so do its replicas. An expert's
+    weights of modes add up to one. The objective is the number of patterns, minimised.
     """
 
     def __init__(self, modes: _Modes) -> None:
@@ -336,12 +337,12 @@ class _Master:
             self._column(UNSERVED_COST, [self._num_modes + mode], [-1.0])
 
     def add(self, column: _Column) -> None:
-        """Offer one more pattern."""
+        """Add one more pattern."""
         rows = np.concatenate([column.modes, column.modes + self._num_modes])
         self._column(1.0, rows, np.concatenate([column.shares_s, np.ones(len(column.modes))]))
 
     def solve(self) -> tuple[float, Floats, Floats]:
-        """Solve; return the number of patterns, and what a second of share and a replica of each mode are worth."""
+        """Solve; return the number of patterns, and the worth of a second of share and of a replica of each mode."""
         self._highs.run()
         duals = np.array(self._highs.getSolution().row_dual)
         worth_of_share = np.maximum(duals[: self._num_modes], 0.0)

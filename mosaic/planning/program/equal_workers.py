@@ -1,14 +1,15 @@
-"""Identical workers, solved without a variable for each: a search over groups from above, bounds from below.
+"""Solves instances with identical workers without a variable per worker: by a search over groups, and by bounds.
 
-NOTE: draw an edge between an expert and every worker that loads it. A plan falls into connected parts, and a
-part of e experts on n workers has at least n + e - 1 edges: e loads, and one more for each worker after the first. So
-what matters of a plan is which experts share a group and how many workers the group has; the group's time follows:
+NOTE: draw an edge between an expert and every worker that loads it. A plan falls into connected parts. A part of e
+experts on n workers has at least n + e - 1 edges. These are e loads, and one more for each worker after the first. So
+only two properties of a plan matter: which experts share a group, and how many workers the group has. The group's time
+is
 
     (its experts served + one load each + n - 1 further loads) / n
 
-when its largest expert is split over the workers and levels them, which it can unless the others are too long.
-Simulated annealing searches for a partition of experts and workers into groups that end early, and water filling gives
-a group its shards.
+if its largest expert is split over the workers and levels them, which is possible unless the others are too long.
+Simulated annealing searches for a partition of experts and workers into groups that end early. Water filling computes
+the shards of a group.
 """
 
 from collections.abc import Sequence
@@ -24,45 +25,45 @@ from mosaic.planning.program.instance import Counts, Instance
 from mosaic.planning.program.packing import best_packing, level
 
 Group: TypeAlias = tuple[tuple[int, ...], int]
-"""Experts by number, and how many workers they have to themselves."""
+"""Experts by number, and the number of workers reserved for them."""
 
 Shards: TypeAlias = dict[tuple[int, int], int]
 """Calls by expert and worker, both by number."""
 
 FIRST_MOVES_PER_EXPERT = 4000
 AIM_FRAC = 0.5
-"""How much of the gap the next search is to close."""
+"""Share of the gap that the next search aims to close."""
 BOUND_TIME_FRAC = 0.5
-"""Share of the time after the first search that bounds may take."""
+"""Share of the time after the first search for bounds."""
 NUM_FILL_BISECTIONS = 16
 LOOSEST_FRAC = 0.5
-"""A group is filled at makespans up to this far above its ideal one."""
+"""A group is filled for makespans up to this far above its ideal one."""
 NUM_FILL_ORDERS = 6
 MOVES_BETWEEN_CHECKS = 256
 LATE_FIRST_FRAC = 0.4
-"""Share of moves that start from a group which ends after the target."""
+"""Share of moves that start from a group that ends after the target."""
 SWAP_FRAC, MOVE_FRAC, CARRY_FRAC = 0.62, 0.2, 0.1
 """Shares of moves that swap two experts, move one, or move one and a worker; the rest divides two groups anew."""
 FIRST_STEP_FRAC, LAST_STEP_FRAC = 0.02, 0.0003
-"""Temperatures: by how much a worker may become late, relative to the target, and be accepted easily."""
+"""Temperatures: the lateness of a worker that is easily accepted, relative to the target."""
 FORBIDDEN_FRAC = 1e4
-"""End of a group that K or a cap forbids, relative to all work: finite, so that a search may begin there."""
+"""End of a group that K or a cap forbids, relative to all work: finite, so that a search may start there."""
 
 
 def solve_identical(
     workers: Instance, counts: Counts | None, bound_s: float, *, until_ts: float
 ) -> tuple[Counts | None, float]:
-    """Improve a placement, if there is one yet, and its bound; end early if nothing can be packed.
+    """Improve a placement, if one exists, and its bound; end early if no packing exists.
 
-    Searches double in length from one to the next, each with its own seed, and the last is as long as the time that
-    is left until an instant of the monotonic clock; bounds come after the first.
+    Each search is twice as long as the one before, with its own seed. The last one lasts until an instant of the
+    monotonic clock. Bounds are computed after the first search.
     """
     finish_s = inf if counts is None else workers.makespan_s(counts)
     num_moves, seed = FIRST_MOVES_PER_EXPERT * workers.num_experts, 0
     moves_per_s = inf
     while finish_s > bound_s and (begin_ts := monotonic()) < until_ts:
         num_moves = int(min(num_moves, moves_per_s * (until_ts - begin_ts)))
-        # A little below the best placement: a search is at its best where few groups are late.
+        # A little below the best placement: a search works best when few groups are late.
         target_s = bound_s if counts is None else finish_s - AIM_FRAC * (finish_s - bound_s)
         found = GroupSearch(workers, target_s=target_s, seed=seed).run(num_moves, until_ts=until_ts)
         moves_per_s = max(found.num_moves, 1) / max(monotonic() - begin_ts, 1e-9)
@@ -84,7 +85,7 @@ def solve_identical(
 
 
 def place_groups(workers: Instance, groups: Sequence[Group]) -> Counts | None:
-    """Assign every group its workers and its shards; None if K or the caps defeat one of them."""
+    """Assign every group its workers and its shards; None if K or the caps forbid one of them."""
     rows = [[0] * workers.num_workers for _ in workers.num_calls]
     first = 0
     for experts, num_workers in groups:
@@ -109,7 +110,7 @@ def fill_group(workers: Instance, experts: Sequence[int], num_workers: int) -> S
     for attempt in range(NUM_FILL_ORDERS):
         low_s, high_s = ideal_s, longest_s
         for bisection in range(NUM_FILL_BISECTIONS):
-            # The most generous makespan first: where that fails, no other is tried.
+            # The largest makespan first: if it fails, no other is tried.
             middle_s = (low_s + high_s) / 2 if bisection else high_s
             shards = _fill(workers, experts, num_workers, middle_s, random if attempt else None)
             if shards is not None:
@@ -123,7 +124,7 @@ def fill_group(workers: Instance, experts: Sequence[int], num_workers: int) -> S
 
 
 def ideal_finish_s(workers: Instance, experts: Sequence[int], num_workers: int) -> float:
-    """Compute when a group's workers end if they end together, the largest expert being the one that is split."""
+    """Compute when a group's workers end if they end together and the largest expert is the one that is split."""
     if not experts:
         return 0.0
     largest = max(experts, key=workers.serving_s.__getitem__)
@@ -136,7 +137,7 @@ def _fill(
 ) -> Shards | None:
     """Fill a group's workers up to a makespan: short experts whole, then long ones over worker after worker.
 
-    None if something is left over. Without a random order, workers are filled from the emptiest on.
+    None if some calls do not fit. Without a random order, workers are filled from the emptiest on.
     """
     ranked = sorted(experts, key=lambda m: -workers.whole_s[m])
     long = [m for m in ranked if workers.whole_s[m] > makespan_s] or ranked[:1]
@@ -146,7 +147,7 @@ def _fill(
     for m in ranked:
         if m in long:
             continue
-        # One slot of each worker stays free for an expert that is split.
+        # One slot of each worker stays free for the expert that is split.
         open_workers = [n for n in range(num_workers) if slots[n] > 1]
         if not open_workers:
             return None
@@ -185,31 +186,31 @@ class Found:
 
     groups: tuple[Group, ...]
     finish_s: float
-    """When its last group ideally ends."""
+    """Ideal end of its last group."""
     num_moves: int
 
 
 Sums: TypeAlias = tuple[int, float, int, int]
-"""All that a group's end depends on: workers, seconds of its experts whole, experts, and the largest expert."""
+"""Everything that a group's end depends on: workers, seconds of its experts whole, experts, and the largest expert."""
 
 
 class _Move(NamedTuple):
-    """What would become of two groups, by number."""
+    """The result of a move for two groups, given by number."""
 
     a: int
     sums_a: Sums
     b: int
     sums_b: Sums
     moved: Sequence[int]
-    """Experts that change sides."""
+    """Experts that change groups."""
 
 
 class GroupSearch:
-    """Moves experts and workers between groups, at random, and accepts what makes groups less late.
+    """Moves experts and workers between groups at random, and accepts moves that make groups less late.
 
-    The energy of a partition is the sum over its groups of n (T - target)^2, where n is the number of workers and T
-    the ideal end of a group that ends after the target. Experts are numbered by size here, the largest first, so
-    that a group's largest is its least number; ``num_experts`` stands for none.
+    The energy of a partition is the sum over its groups of n (T - target)^2. Here n is the number of workers, and T the
+    ideal end of a group that ends after the target. Experts are numbered by size here, the largest first. So a group's
+    largest expert has its lowest number; ``num_experts`` means none.
     """
 
     def __init__(self, workers: Instance, *, target_s: float, seed: int) -> None:
@@ -229,7 +230,7 @@ class GroupSearch:
         self._fill([workers.serving_s[m] for m in self._ranked])
 
     def run(self, num_moves: int, *, until_ts: float) -> Found:
-        """Make so many moves while it cools down, but end at an instant of the monotonic clock."""
+        """Make the given number of moves while cooling down, but end at an instant of the monotonic clock."""
         random, finish, target_s = self._random.random, self._finish_s, self._target_s
         finish_s = [finish(*sums) for sums in self._sums]
         energy = [
@@ -263,7 +264,7 @@ class GroupSearch:
         return Found(tuple(group for group in best if group[0] or group[1]), best_s, move)
 
     def _propose(self, late: Sequence[int]) -> _Move | None:
-        """Draw a move, most often from a group that is late; None if it would change nothing."""
+        """Draw a move, most often from a late group; None if it would change nothing."""
         random = self._random.random
         m = int(random() * self._num_experts)
         if random() < LATE_FIRST_FRAC and (experts := self._experts[late[int(random() * len(late))]]):
@@ -291,7 +292,7 @@ class GroupSearch:
         return _Move(a, sums_a, b, (num_b, total_b - more_s, size_b, min(m, self._largest_but(b, other))), (m, other))
 
     def _move(self, m: int, a: int, b: int, num_workers: int) -> _Move | None:
-        """Move an expert from its group to another, and workers with it or against it."""
+        """Move an expert from its group to another, and workers in the same or the opposite direction."""
         (num_a, total_a, size_a, _), (num_b, total_b, size_b, largest_b) = self._sums[a], self._sums[b]
         if num_a < num_workers or num_b < -num_workers:
             return None
@@ -300,7 +301,7 @@ class GroupSearch:
         return _Move(a, sums_a, b, (num_b + num_workers, total_b + whole_s, size_b + 1, min(largest_b, m)), (m,))
 
     def _divide(self, a: int, b: int) -> _Move:
-        """Pool two groups, of which one may be empty, and divide their workers and experts at random."""
+        """Pool two groups, one of which may be empty, and divide their workers and experts at random."""
         random = self._random.random
         num = self._sums[a][0] + self._sums[b][0]
         num_a = int(random() * (num + 1))
@@ -334,7 +335,7 @@ class GroupSearch:
         return num_workers, total_s, len(experts), min(experts, default=self._num_experts)
 
     def _finish_s(self, num_workers: int, total_s: float, size: int, largest: int) -> float:
-        """Compute when a group ideally ends (see the note above); late where K or a cap forbids it."""
+        """Compute when a group ideally ends (see the note above); late if K or a cap forbids it."""
         if num_workers == 1:
             return total_s if size <= self._most else self._forbidden_s
         if not size:
@@ -344,7 +345,7 @@ class GroupSearch:
         return (total_s + (num_workers - 1) * self._further_s[largest]) / num_workers
 
     def _fill(self, serving_s: Sequence[float]) -> None:
-        """Start with long experts on about as many workers as they need, and each other where it ends first."""
+        """Start with long experts on about as many workers as they need; put each other expert where it ends first."""
         long = [m for m in range(self._num_experts) if self._whole_s[m] > self._target_s and self._caps[m] > 1]
         long, sizes = long[: self._num_workers], []
         for m in long:

@@ -1,4 +1,4 @@
-"""A placement problem in numbers: the sessions that each expert may open, their prices, and the limits."""
+"""Describes a placement problem in numbers: each expert's possible sessions, their prices, and the limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +20,16 @@ Place: TypeAlias = tuple[int, ...]
 """Workers that one session holds together; a single worker unless the expert is tensor parallel."""
 
 Counts: TypeAlias = tuple[tuple[int, ...], ...]
-"""X of the paper, calls by expert and option; Y is where it is positive."""
+"""X of the paper, calls by expert and option; Y is 1 where X is positive."""
 
 Pieces: TypeAlias = tuple[LinearTerms, ...]
-"""Affine prices of which a session costs the highest, its load apart."""
+"""Affine prices; the highest of them is the session's price, without its load."""
 
 NO_LIMIT = 1_000_000
-"""K where as many experts share a worker as pay for themselves."""
+"""K when the number of experts per worker has no limit."""
 RELATIVE_PRECISION = 1e-9
 MAX_BISECTIONS = 100
-"""More than the precision ever needs, unless times are so small that halving them does nothing."""
+"""More than the precision ever needs, unless times are too small to be halved."""
 
 
 class Option(NamedTuple):
@@ -46,7 +46,7 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """What the program and the bounds compute with; rows are the experts that have calls, in first-seen order."""
+    """The input of the program and the bounds; rows are the experts that have calls, in first-seen order."""
 
     names: tuple[ExpertName, ...]
     num_calls: tuple[int, ...]
@@ -55,7 +55,7 @@ class Instance:
     """By expert."""
     max_replicas: tuple[int, ...]
     cap_reasons: tuple[str, ...]
-    """Where each cap comes from, in words."""
+    """Reason for each cap, in words."""
     num_workers: int
     max_experts_per_worker: int
     """K of the paper."""
@@ -71,17 +71,17 @@ class Instance:
 
     @cached_property
     def setup_s(self) -> tuple[tuple[float, ...], ...]:
-        """Paid once per session: load and fixed part of the least terms, shape as ``options``."""
+        """Cost per session: load and fixed part of the least terms, shape as ``options``."""
         return tuple(tuple(o.load_s + least_terms(o.pieces).fixed_s for o in row) for row in self.options)
 
     @cached_property
     def per_call_s(self) -> tuple[tuple[float, ...], ...]:
-        """Paid per call by the least terms, shape as ``options``."""
+        """Cost per call by the least terms, shape as ``options``."""
         return tuple(tuple(least_terms(o.pieces).per_call_s for o in row) for row in self.options)
 
     @cached_property
     def serving_s(self) -> tuple[float, ...]:
-        """Seconds to serve all calls of each expert at its first option, loads left out."""
+        """Seconds to serve all calls of each expert at its first option, without loads."""
         return tuple(n * row[0] for n, row in zip(self.num_calls, self.per_call_s, strict=True))
 
     @cached_property
@@ -94,7 +94,7 @@ class Instance:
         return self.options[expert][option].session_s(num_calls)
 
     def shortest_s(self, expert: int) -> float:
-        """Price an expert in one session, where that is shortest."""
+        """Price an expert in one session at its fastest option."""
         return min(option.session_s(self.num_calls[expert]) for option in self.options[expert])
 
     def worker_s(self, counts: Counts) -> list[float]:
@@ -113,21 +113,21 @@ class Instance:
         return max(self.worker_s(counts), default=0.0)
 
     def longest_s(self) -> float:
-        """Bound every sensible placement from above: all experts whole, at their dearest place, one after the other."""
+        """Bound every sensible placement from above: all experts whole, at their slowest option, in sequence."""
         return add_in_order(
             max(option.session_s(number) for option in options)
             for number, options in zip(self.num_calls, self.options, strict=True)
         )
 
     def calls_within(self, expert: int, option: int, room_s: float) -> int:
-        """Count the calls that one session can serve in a time, its load included."""
+        """Count the calls that one session can serve within a time, its load included."""
         num_calls, per_call_s = self.num_calls[expert], self.per_call_s[expert][option]
         rest_s = room_s - self.setup_s[expert][option]
         if rest_s < 0:
             return 0
         if per_call_s * num_calls <= rest_s:
             return num_calls
-        # The slack keeps a shard that fits exactly from being lost to rounding.
+        # The slack keeps rounding from excluding a shard that fits exactly.
         return min(num_calls, floor(rest_s / per_call_s * (1 + 1e-12) + 1e-9))
 
     @cached_property
@@ -155,7 +155,7 @@ class Instance:
         )
 
     def may_end_by(self, makespan_s: float, *, k_applies: bool) -> bool:
-        """Check conditions that every placement of at most this makespan meets; they are monotone in it."""
+        """Check necessary conditions for a placement of at most this makespan; they are monotone in it."""
         work_s = slots = 0.0
         for expert, (num_workers, setup_s, per_call_s) in enumerate(self._least_work):
             replicas = self.least_replicas(expert, makespan_s)
@@ -170,16 +170,16 @@ class Instance:
     def lower_bound_s(self, *, k_applies: bool = False) -> float:
         """Bound the makespan of every placement from below in closed form, in seconds.
 
-        NOTE: a makespan bounds the calls of one session, hence the replicas of each expert from below, and each replica
-        pays its load again. So the work to be done grows as the makespan falls while the room for it shrinks, and the
-        least makespan is found by bisection. It is the largest of: the work of all experts, loads of the needed
-        replicas included, spread evenly over the workers; and the longest session of each expert when its calls are
-        spread over as many places as its cap allows.
+        NOTE: a makespan limits the calls of one session, and so gives a least number of replicas of each expert. Each
+        replica pays its load again. So the work grows as the makespan falls, while the room for it shrinks, and
+        bisection finds the least makespan. It is the largest of two terms. The first is the work of all experts, loads
+        of the needed replicas included, spread evenly over the workers. The second is the longest session of any expert
+        when its calls are spread over as many places as its cap allows.
 
         Parameters
         ----------
         k_applies
-            Count K as a limit as well; False where the policy does not know K.
+                Count K as a limit too; False if the policy ignores K.
         """
         if not self.num_experts:
             return 0.0
@@ -207,15 +207,15 @@ class Instance:
         return all(wide % narrow == 0 for narrow, wide in pairwise(widths))
 
     def without_limits(self) -> "Instance":
-        """Lift the replica caps and K, for policies that know neither."""
+        """Remove the replica caps and K, for policies that ignore both."""
         caps = tuple(len(options) for options in self.options)
         return replace(self, max_replicas=caps, max_experts_per_worker=NO_LIMIT)
 
 
 def identical_workers(instance: Instance) -> Instance | None:
-    """Look at an instance as one of identical workers; None if prices or places differ, or sessions span several.
+    """Return an instance as one of identical workers; None if prices or places differ, or sessions span several.
 
-    Workers where the experts do not fit take no part, and no cap is above an expert's calls.
+    Workers on which no expert fits are left out, and no cap is above an expert's calls.
     """
     places = instance.places[0] if instance.places else ()
     if any(len(workers) != 1 for workers in places) or any(other != places for other in instance.places):
@@ -235,18 +235,18 @@ def make_instance(
     max_replicas: int | Mapping[ExpertName, int] | None = None,
     max_experts_per_worker: int | None = None,
 ) -> Instance:
-    """State the paper's problem: experts at their own degrees, one affine price each, caps and K.
+    """Build the paper's problem: experts at their own degrees, one affine price each, caps and K.
 
     Parameters
     ----------
     problem
-        What to price.
+            The problem to price.
     max_replicas
-        One cap for all experts, or caps by name that override the experts' own; None: the experts' own caps,
-        and equation 8 for experts without one.
+            One cap for all experts, or caps by name that override the experts' own. None: the experts' own caps, and
+            equation 8 for experts without one.
     max_experts_per_worker
-        K; None: max(2, ceil(workers wanted / workers)), the least that can be feasible but never below 2. Workers on
-        which an expert fits are counted, and not those that were lost.
+            K; None: max(2, ceil(worker slots needed / workers)), the least feasible value but never below 2. Only
+            workers on which an expert fits count, without lost ones.
 
     Raises
     ------
@@ -286,9 +286,10 @@ def make_free_instance(
     max_replicas: int | Mapping[ExpertName, int] | None = None,
     max_experts_per_worker: int | None = None,
 ) -> Instance:
-    """State the problem without the paper's limits: any degree that an expert may have, and all price pieces.
+    """Build the problem without the paper's limits: any degree that an expert may have, and all price pieces.
 
-    Limits that are not given do not apply: loads and the fixed part of prices bound the copies. Parameters and errors
+    Limits that are not given do not apply: loads and the fixed part of prices limit the copies. Parameters and errors
+    are those of ``make_instance``.
     are those of ``make_instance``.
     """
     num_calls = {name: len(calls) for name, calls in problem.calls_by_expert().items()}
@@ -309,7 +310,7 @@ def make_free_instance(
 def _options(problem: Problem, expert: Expert, degrees: Sequence[int]) -> tuple[Option, ...]:
     """List the sessions that an expert could open at some degrees.
 
-    Workers of one kind serve at one price; their loads differ where some of them hold the expert already.
+    Workers of one kind serve at one price; their loads differ if some of them already have the expert loaded.
     """
     options: list[Option] = []
     for degree in degrees:
@@ -327,7 +328,7 @@ def _options(problem: Problem, expert: Expert, degrees: Sequence[int]) -> tuple[
 
 
 def _fits_nowhere(problem: Problem, expert: Expert) -> str:
-    """Give the sizes, and say what to change."""
+    """Describe the sizes, and what to change."""
     workers, degree = problem.cluster.workers, expert.tp_degree
     if degree > len(workers):
         return (
@@ -347,7 +348,7 @@ def _fits_nowhere(problem: Problem, expert: Expert) -> str:
 def _caps_by_name(
     problem: Problem, names: Iterable[ExpertName], max_replicas: int | Mapping[ExpertName, int] | None
 ) -> dict[ExpertName, int | None]:
-    """Return the cap that a scheduler's option sets for each expert; None: none."""
+    """Return the cap that a scheduler's option sets for each expert; None: no cap."""
     if not isinstance(max_replicas, Mapping):
         return dict.fromkeys(names, max_replicas)
     known = sorted(expert.name for expert in problem.experts)
@@ -357,7 +358,7 @@ def _caps_by_name(
 
 
 def _least_slots(options: Sequence[Sequence[Option]]) -> int:
-    """Count the experts that the busiest worker must hold: those that fit on the same workers only share these."""
+    """Count the experts that the busiest worker must hold: experts that fit only on the same workers share these."""
     reach = [frozenset(worker for option in row for worker in option.workers) for row in options]
     wanted = [
         (sum(len(row[0].workers) for row, mine in zip(options, reach, strict=True) if mine <= workers), len(workers))
@@ -367,13 +368,13 @@ def _least_slots(options: Sequence[Sequence[Option]]) -> int:
 
 
 def _affine(option: Option) -> Option:
-    """Price a session by its least terms, the fixed part of which is paid with the load."""
+    """Price a session by its least terms, with the fixed part added to the load."""
     terms = least_terms(option.pieces)
     return Option(option.workers, option.load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),))
 
 
 def _cap_by_equation_8(problem: Problem, options: Sequence[Option], num_calls: int) -> tuple[int, str]:
-    """Compute clamp(1, floor(T_m / l_m), N) of the kind where the session is shortest, and of a copy that loads."""
+    """Compute clamp(1, floor(T_m / l_m), N) for the kind of worker with the shortest session, and for a cold copy."""
     loads_s: dict[tuple[Gpu, Pieces], float] = {}
     for workers, load_s, pieces in options:
         key = problem.cluster.workers[workers[0]].gpu, pieces

@@ -1,7 +1,7 @@
-"""The placement program in Pyomo, equations 4 to 10 of the paper, and its solution by HiGHS.
+"""Builds the placement program in Pyomo, equations 4 to 10 of the paper, and solves it with HiGHS.
 
-What the paper does not have are optional parts: prices of several affine pieces, options of several tensor-parallel
-degrees, and scenarios of prices of which the mean or the worst count. Without them there is one scenario.
+Parts beyond the paper are optional. Prices may have several affine pieces. Options may have several tensor-parallel
+degrees. Prices may differ by scenario; then the mean or the worst scenarios count. Without them there is one scenario.
 
 References
 ----------
@@ -23,12 +23,12 @@ from pyomo.contrib.appsi.solvers.highs import Highs
 from mosaic.planning.costs import price_s
 from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance
 
-# NOTE: Pyomo imports pyplot as soon as anybody else imports matplotlib, which takes a third of a second.
+# NOTE: Pyomo imports pyplot as soon as any other module imports matplotlib, which takes a third of a second.
 DeferredImportCallbackFinder._callbacks.pop("matplotlib", None)
 
 ABSOLUTE_GAP_S = 1e-6
 SLACK_FRAC = 1e-7
-"""Room kept above the incumbent's makespan: rounding must never cut the incumbent itself off."""
+"""Room kept above the incumbent's makespan: rounding must never exclude the incumbent itself."""
 ANSWERS = (TerminationCondition.optimal, TerminationCondition.infeasible, TerminationCondition.maxTimeLimit)
 
 OptionIndex: TypeAlias = tuple[int, int]
@@ -37,7 +37,7 @@ OptionIndex: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symmetry:
-    """An expert whose shards may be made to shrink from block to block, and the blocks that are equal."""
+    """An expert whose shards may be ordered by size over equal blocks of workers, and these blocks."""
 
     expert: int
     classes: tuple[tuple[int, ...], ...]
@@ -53,11 +53,11 @@ class Solution:
     counts: Counts | None
     """X of the paper; None without an incumbent."""
     finished: bool
-    """True when the incumbent is proved to the gap or, without one, when none can exist; False at a time limit."""
+    """True if the incumbent is proved to the gap or, without one, if none can exist; False at a time limit."""
     termination: str
-    """How it ended, as the solver names it."""
+    """How the solver ended, in its own words."""
     bound_s: float | None
-    """On the objective."""
+    """Bound on the objective."""
     num_vars: int
     num_constraints: int
 
@@ -71,33 +71,34 @@ def build_model(
     is_reached: bool = False,
     symmetry: Symmetry | None = None,
 ) -> pyo.ConcreteModel:
-    """State equations 4 to 10 of the paper.
+    """Build equations 4 to 10 of the paper.
 
-    NOTE: a session costs the highest of its affine pieces, so where there are several its seconds are a variable above
-    all of them. The objective is the mean makespan over the scenarios, or the mean of the worst of them:
-    t + E[max(0, makespan - t)] / (1 - quantile), least over t. Every variable is bounded: HiGHS once called a feasible
-    model with free variables infeasible.
+    NOTE: a session costs the highest of its affine pieces. So with several pieces its seconds are a variable above all
+    of them. The objective is the mean makespan over the scenarios, or the mean of the worst scenarios. The latter is t
+    + E[max(0, makespan - t)] / (1 - quantile), minimised over t. Every variable is bounded: HiGHS once reported a
+    feasible model with free variables as infeasible.
 
     Parameters
     ----------
     scenarios
-        Experts, options and limits, which are the same in all, with the prices of each; one where they are certain.
+            Experts, options and limits, the same in all scenarios, with the prices of each; one scenario if they are
+            certain.
     longest_s
-        By scenario, a makespan that the optimum need not exceed, seconds.
+            By scenario, a makespan that the optimum need not exceed, seconds.
     quantile
-        The worst 1 - quantile of the scenarios count; None: all.
+            The worst 1 - quantile of the scenarios count; None: all.
     shortest_s
-        A makespan that no placement is below, seconds.
+            A lower bound on the makespan of every placement, seconds.
     is_reached
-        True when a placement of ``longest_s`` is known and the scenario is one: no session may then outlast it, which
-        makes the big-M of equation 6 tight and bounds the replicas from below.
+            True if a placement of ``longest_s`` is known and there is one scenario. Then no session may be longer,
+            which makes the big-M of equation 6 tight and bounds the replicas from below.
     symmetry
-        Blocks of equal workers to tell apart; None: none.
+            Equal blocks of workers to order; None: none.
     """
     model, instance = pyo.ConcreteModel("mosaic placement"), scenarios[0]
     reached_s = longest_s[0] * (1 + SLACK_FRAC) if is_reached else None
     model.EXPERTS = pyo.RangeSet(0, instance.num_experts - 1)
-    # An expert's options are the workers unless it is tensor parallel: then they are gangs of workers.
+    # An expert's options are single workers, or gangs of workers if it is tensor parallel.
     options = [(m, o) for m in range(instance.num_experts) for o in range(len(instance.options[m]))]
     model.OPTIONS = pyo.Set(dimen=2, initialize=options)
     model.SCENARIOS = pyo.RangeSet(0, len(scenarios) - 1)
@@ -124,7 +125,7 @@ def _add_expert_rules(
 ) -> None:
     def replica_limits(model: pyo.ConcreteModel, m: int) -> object:
         least = 1 if reached_s is None else instance.least_replicas(m, reached_s)
-        # The incumbent proves that `least` is finite; the guard keeps rounding from ever inverting the limits.
+        # The incumbent proves that `least` is finite; the guard keeps rounding from inverting the limits.
         least = least if isfinite(least) else 1
         replicas = pyo.quicksum(model.placed[m, o] for o in range(len(instance.options[m])))
         return pyo.inequality(least, replicas, instance.max_replicas[m])
@@ -152,7 +153,7 @@ def _add_worker_rules(model: pyo.ConcreteModel, scenarios: Sequence[Instance]) -
     for m, o in model.OPTIONS:
         for worker in instance.places[m][o]:
             at_worker[worker].append((m, o))
-    # A worker where nothing fits has no rule: Pyomo refuses constant ones.
+    # A worker on which no expert fits has no rule: Pyomo refuses constant ones.
     model.WORKERS = pyo.Set(initialize=[worker for worker, here in enumerate(at_worker) if here])
     if instance.max_experts_per_worker < NO_LIMIT:
         model.experts_per_worker_within_k = pyo.Constraint(
@@ -237,8 +238,8 @@ def solve_model(
 ) -> Solution:
     """Solve with HiGHS on one thread, from a known placement if there is one.
 
-    When HiGHS fails its own final check (it once claimed optimality with a violation of exactly its tolerance)
-    the model is solved once more without presolve.
+    HiGHS may fail its own final check: it once claimed optimality with a violation of exactly its tolerance. Then the
+    model is solved once more without presolve.
     """
     if start is not None:
         _set_start(model, scenarios, start)
@@ -269,7 +270,7 @@ def _run_highs(
     model: pyo.ConcreteModel, *, warm: bool, time_limit_s: float, gap_frac: float, options: dict[str, object]
 ) -> Results:
     solver = Highs()
-    # Loading would raise when there is no incumbent, and warn at a time limit: both are results here.
+    # Loading would raise without an incumbent, and warn at a time limit: both are regular results here.
     solver.config.load_solution = False
     solver.config.time_limit = time_limit_s
     solver.config.mip_gap = gap_frac
@@ -280,7 +281,7 @@ def _run_highs(
         "parallel": "off",
         "random_seed": 0,
         "mip_abs_gap": ABSOLUTE_GAP_S,
-        # Tighter than the final check's 1e-6, which otherwise fails on solutions that sit right at it.
+        # Tighter than the final check's 1e-6, which otherwise fails on solutions that are exactly at it.
         "mip_feasibility_tolerance": 1e-7,
         **options,
     }
@@ -309,17 +310,17 @@ def _read_counts(results: Results, model: pyo.ConcreteModel, instance: Instance)
         tuple(round(values[model.num_calls[m, o]]) for o in range(len(options)))
         for m, options in enumerate(instance.options)
     )
-    # At a time limit HiGHS may hand over values that are no solution.
+    # At a time limit HiGHS may return values that are no solution.
     served = all(sum(row) == number for row, number in zip(counts, instance.num_calls, strict=True))
     return counts if served else None
 
 
 def find_symmetry(instance: Instance) -> Symmetry | None:
-    """Find interchangeable blocks; None where sizes of gangs do not nest or no two blocks are equal.
+    """Find interchangeable blocks; None if sizes of gangs do not nest or no two blocks are equal.
 
-    NOTE: aligned gangs whose sizes divide one another nest, so moving a whole block of the widest size moves every
-    narrower gang with it. The expert that orders the blocks is the one that can have most replicas: it
-    distinguishes most blocks.
+    NOTE: aligned gangs whose sizes divide one another nest. So moving a whole block of the widest size moves every
+    narrower gang with it. The expert that orders the blocks is the one that can have most replicas: it distinguishes
+    most blocks.
     """
     if not instance.num_experts or not instance.gangs_nest:
         return None
@@ -344,7 +345,7 @@ def find_symmetry(instance: Instance) -> Symmetry | None:
 
 
 def _signature(instance: Instance, block: Sequence[OptionIndex], width: int) -> object:
-    """Describe a block's prices: equal blocks have equal ones."""
+    """Describe a block's prices: equal blocks have equal descriptions."""
     return tuple(
         (m, instance.places[m][o][0] % width, instance.setup_s[m][o], instance.per_call_s[m][o]) for m, o in block
     )

@@ -1,4 +1,4 @@
-"""A good placement found fast, for the solver to start from: pack at several targets, then level the shards."""
+"""Finds a good placement fast, as a start for the solver: packs for several targets, then levels the shards."""
 
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
@@ -11,16 +11,16 @@ from mosaic.planning.program.instance import Counts, Instance
 NUM_TARGETS = 24
 MAX_SWEEPS = 30
 NEGLIGIBLE_S = 1e-9
-"""Calls cheaper than this count as free: dividing by their price would overflow."""
+"""Calls cheaper than this count as free: a division by their price would overflow."""
 LOOSEST_TARGET_FRAC = 0.5
 """Targets reach this far above the lower bound, most of them close to it; looser ones only leave workers idle."""
 
 
 def best_packing(instance: Instance, bound_s: float, *, until_ts: float = inf) -> Counts | None:
-    """Return the shortest of the placements packed at several targets; None if slots defeat all of them.
+    """Return the shortest of the placements packed for several targets; None if no target can be packed.
 
-    The targets begin at a bound that no placement is below. After an instant of the monotonic clock it takes what
-    there is, and goes on only if that is nothing.
+    The targets start at a lower bound on all placements. After an instant of the monotonic clock it returns the best so
+    far, and continues only if there is none.
     """
     best: Counts | None = None
     best_s = inf
@@ -38,11 +38,11 @@ def best_packing(instance: Instance, bound_s: float, *, until_ts: float = inf) -
 
 
 def pack(instance: Instance, target_s: float) -> Counts | None:
-    """Place every expert within the replica caps and K, aiming at a makespan; None if no slot is left.
+    """Place every expert within the replica caps and K, for a target makespan; None if no slot is left.
 
-    NOTE: best fit decreasing with splits. The widest and then longest experts go first. One that fits whole goes
-    where it leaves the least room; one that does not fills the place that takes most of its calls and comes
-    back with the rest; where its cap ends, the rest goes where it overflows least.
+    NOTE: best fit decreasing with splits. The widest and then longest experts go first. An expert that fits whole goes
+    to the place where it leaves the least room. Otherwise it fills the place that takes most of its calls, and the rest
+    is placed later. When its cap is reached, the rest goes where the overflow is smallest.
     """
 
     def longest_first(expert: int) -> tuple[int, float]:
@@ -79,7 +79,7 @@ def _choose(
     *,
     last: bool,
 ) -> tuple[int, int] | None:
-    """Choose a place and how many of the calls left go there; None if every place is taken."""
+    """Choose a place and how many of the remaining calls go there; None if no place is free."""
     part: tuple[float, float, int] | None = None
     whole: tuple[float, int] | None = None
     overflow: tuple[float, int] | None = None
@@ -103,14 +103,14 @@ def _choose(
 
 
 def level(instance: Instance, counts: Counts) -> Counts:
-    """Level the shards of replicated experts over the places they have, until the makespan stops falling.
+    """Level the shards of replicated experts over their places, until the makespan no longer falls.
 
-    NOTE: one expert at a time gives its calls one by one, in effect, to its place that is predicted free first.
-    Sweeping over the experts evens out workers that share no expert but are linked through a third.
+    NOTE: one expert at a time gives its calls one by one, in effect, to its place that is predicted to be free first.
+    Repeating this over the experts levels workers that share no expert but are linked through a third worker.
     """
     rows = [list(row) for row in counts]
     busy_s = instance.worker_s(counts)
-    # Kept from the start: a shard that shrinks to nothing may be wanted again in a later sweep.
+    # Kept from the start: a shard that shrinks to nothing may be needed again in a later sweep.
     used = [[place for place, number in enumerate(row) if number] for row in counts]
     split = [m for m, places in enumerate(used) if len(places) > 1]
     best, best_s = counts, max(busy_s, default=0.0)
@@ -126,7 +126,7 @@ def level(instance: Instance, counts: Counts) -> Counts:
 
 
 def _level_expert(instance: Instance, expert: int, used: Sequence[int], row: list[int], busy_s: list[float]) -> None:
-    """Share one expert's calls anew over its places, the others' work held fixed."""
+    """Distribute one expert's calls anew over its places, with the others' work fixed."""
     for place in used:
         for worker in instance.places[expert][place]:
             busy_s[worker] -= instance.session_s(expert, place, row[place])
@@ -142,7 +142,7 @@ def _level_expert(instance: Instance, expert: int, used: Sequence[int], row: lis
 
 
 def _share(num_calls: int, base_s: dict[int, float], per_call_s: dict[int, float]) -> dict[int, int]:
-    """Share calls so that the latest place ends as early as possible: whole waves first, then call by call."""
+    """Distribute calls so that the latest place ends as early as possible: whole waves first, then call by call."""
     free = [place for place in base_s if per_call_s[place] < NEGLIGIBLE_S]
     if free:
         first = min(free, key=lambda place: base_s[place])
@@ -170,7 +170,7 @@ def _share(num_calls: int, base_s: dict[int, float], per_call_s: dict[int, float
 def drop_needless_replicas(instance: Instance, counts: Counts) -> Counts:
     """Close replicas whose calls the expert's other replicas can take without a longer makespan.
 
-    The program weighs only the busiest worker, so elsewhere it may load an expert twice for nothing.
+    The program minimises only the busiest worker, so elsewhere it may load an expert twice without benefit.
     """
     limit_s = instance.makespan_s(counts) * (1 + 1e-12)
     rows = [list(row) for row in counts]

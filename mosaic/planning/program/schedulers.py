@@ -1,4 +1,4 @@
-"""The placement program as schedulers: with the paper's limits, and with what the paper holds fixed left to choose."""
+"""The placement program as schedulers: with the paper's limits, or with a free choice of what the paper fixes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +20,15 @@ from mosaic.planning.program.solve import solve_instance, solve_scenarios
 from mosaic.planning.scheduler import make_plan, replica_sessions
 
 MAX_LEVELS = 7
-"""Most different factors on an expert's mean length: sessions are priced once for each."""
+"""Largest number of different factors on an expert's mean length: sessions are priced once for each."""
 SHARES = (1, 2, 4, 8)
-"""Sessions of all calls of an expert, a half, a quarter and an eighth of them are priced; others lie between."""
+"""Sessions of all calls of an expert, a half, a quarter and an eighth are priced; other sizes are interpolated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("scheduler.")
 class Ilp:
-    """Equations 4 to 10 of the paper, solved by HiGHS, or by a search and bounds where equal workers are many.
+    """Equations 4 to 10 of the paper, solved by HiGHS, or by a search and bounds if there are many equal workers.
 
     Prices are affine: the load and the fixed part are paid per replica, the rest per call.
     A time limit with an incumbent gives a plan with a gap; it never falls back to another policy silently.
@@ -41,9 +41,9 @@ class Ilp:
     max_experts_per_worker: AtLeast1 | None = None
     """K; None: max(2, ceil(M / N)), where a tensor-parallel expert counts once for each worker it spans."""
     max_replicas: int | Mapping[ExpertName, int] | None = None
-    """One cap for all or caps by expert; None: the experts' own, and equation 8 for those without."""
+    """One cap for all or caps by expert; None: the experts' own, and equation 8 for experts without one."""
     time_limit_s: Positive = 10.0
-    """Wall seconds to solve, packing and building the program included; pricing comes on top."""
+    """Wall seconds to solve, packing and building the program included; pricing takes extra time."""
     name: str = "ilp"
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def check_caps(max_replicas: int | Mapping[ExpertName, int] | None) -> None:
 def order_sessions(problem: Problem, instance: Instance, counts: Counts) -> list[Session]:
     """Order the sessions: widest gangs first, so that nested gangs never wait, then the shortest first.
 
-    The order inside a worker does not change its makespan, but light experts first completes more questions early.
+    The order on a worker does not change its makespan, but with light experts first more questions complete early.
     """
     calls_by_expert = problem.calls_by_expert()
     keyed: list[tuple[tuple[float, ...], Session]] = []
@@ -114,9 +114,9 @@ class PriceSource(StrEnum):
     """Where the prices of sessions come from."""
 
     COSTS = "costs"
-    """The cost model; in a scenario all but the load is multiplied by the factor on the mean length."""
+    """The cost model; in a scenario the price without the load is multiplied by the factor on the mean length."""
     ITERATIONS = "iterations"
-    """Stepping a session's iterations over sampled lengths, the longest of all the expert's calls among them."""
+    """Stepping a session's iterations over sampled lengths, which include the longest of all the expert's calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +124,10 @@ class PriceSource(StrEnum):
 class Flexible:
     """Equations 4 to 10 of the paper with K, replicas and tensor-parallel degrees chosen by the program.
 
-    Loads and the fixed part of sessions limit copies, where the paper has caps: the pool's caps and equation 8 do not
-    apply. Where an expert lists ``tp_degrees``, each of its sessions takes one of them. Prices may be piecewise linear
-    (``costs=piecewise``). With scenarios the plan is made for predictions that are wrong: its mean makespan over them
-    is least, or the mean of the worst of them.
+    Loads and the fixed part of sessions limit copies, instead of the paper's caps: the pool's caps and equation 8 do
+    not apply. If an expert lists ``tp_degrees``, each of its sessions takes one of them. Prices may be piecewise linear
+    (``costs=piecewise``). With scenarios the plan allows for wrong predictions: it minimises the mean makespan over the
+    scenarios, or the mean of the worst ones.
 
     References
     ----------
@@ -139,11 +139,11 @@ class Flexible:
     max_replicas: int | Mapping[ExpertName, int] | None = None
     """One cap for all or caps by expert; None: the program chooses."""
     gap_frac: NotNegative = 0.002
-    """The solver may stop so near the optimum."""
+    """Gap to the optimum at which the solver may stop."""
     time_limit_s: Positive = 10.0
-    """Seconds for the solver; pricing and building the model come on top."""
+    """Seconds for the solver; pricing and building the model take extra time."""
     num_scenarios: AtLeast1 = 1
-    """1: the prediction is taken at its word."""
+    """1: the prediction alone."""
     length_error: Annotated[float, Limit(at_least=1)] = 1.0
     """e: each expert's true mean length may be off by a factor between 1/e and e, log-uniform."""
     quantile: Annotated[float, Limit(above=0, below=1)] | None = None
@@ -195,15 +195,15 @@ class Flexible:
         return notes
 
     def scenarios(self, problem: Problem, instance: Instance) -> tuple[Instance, ...]:
-        """State the instance in every scenario, with the prices that options have there.
+        """Return the instance of every scenario, with its prices of the options.
 
-        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` each factor goes with
-        lengths of its own, drawn from the calibration lengths.
+        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` each factor has its own
+        lengths, drawn from the calibration lengths.
 
         Raises
         ------
         ValueError, ProfileError
-            If there is no model of iterations or an expert has no calibration lengths, where these are wanted.
+                If ``prices=iterations`` has no model of iterations, or an expert has no calibration lengths.
         """
         known: dict[tuple[object, ...], Pieces] = {}
 
@@ -235,7 +235,7 @@ class Flexible:
         return 1 if self.length_error == 1 and self.prices is PriceSource.COSTS else min(MAX_LEVELS, self.num_scenarios)
 
     def _levels(self, name: str) -> list[int]:
-        """Draw an expert's level for each scenario: all equally often, in random order."""
+        """Draw an expert's level for each scenario: all levels equally often, in random order."""
         levels = [scenario % self.num_levels for scenario in range(self.num_scenarios)]
         Random(f"{self.seed}|{name}").shuffle(levels)
         return levels
@@ -272,7 +272,7 @@ class Flexible:
 
 
 def _packed(problem: Problem, instance: Instance) -> Counts | None:
-    """Pack the experts at their own degrees; None: one fits at other degrees only, or no packing keeps the limits."""
+    """Pack the experts at their own degrees; None: one fits only at other degrees, or no packing obeys the limits."""
     if any(not problem.gangs(problem.expert(name)) for name in instance.names):
         return None
     own = make_instance(problem).without_limits()

@@ -1,4 +1,4 @@
-"""From an instance to a placement with a bound, in a given time: by the program, or by a search on equal workers."""
+"""Finds a placement and a bound for an instance in a given time: by the program, or by a search on equal workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 RELATIVE_GAP = 1e-7
 OPTIMAL_GAP_FRAC = 1e-6
 FEW_OPTIONS = 64
-"""Options of all experts up to which the program is tried first: it proves optima."""
+"""Up to so many options of all experts the program is tried first: it proves optima."""
 FIRST_FRAC = 0.8
-"""Share of the time for the program where it comes first and the search after it."""
+"""Share of the time for the program when the search follows it."""
 SEARCH_FRAC = 0.5
-"""Share of the time for the search where the program comes after it."""
+"""Share of the time for the search when the program follows it."""
 KEPT_FRAC = 0.98
-"""Share of the time limit that is used: solvers look at their clocks now and then only."""
+"""Share of the time limit that is used: solvers check their clocks only now and then."""
 BUILD_S_PER_OPTION = 1e-4
 """Seconds that building the program is expected to take at most, for each option."""
 SCENARIO_SLACK = 2.0
-"""How much longer than a known placement one scenario may be where others are shorter by more."""
+"""How much longer than a known placement one scenario may be if others are shorter by more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolvedInstance:
-    """A placement and what is known about how good it is."""
+    """A placement, and what is known about its quality."""
 
     counts: Counts
     """X of the paper."""
@@ -44,7 +44,7 @@ class SolvedInstance:
 
     @property
     def lower_bound_s(self) -> float:
-        """On the objective; 0 where the solver has none."""
+        """Bound on the objective; 0 if the solver has none."""
         return self.report.bound_s or 0.0
 
 
@@ -52,33 +52,33 @@ NOTHING = SolvedInstance(
     counts=(),
     report=SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0),
 )
-"""Of an instance without calls."""
+"""For an instance without calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Progress:
-    """What is known of an instance while it is being solved."""
+    """What is known of an instance during its solution."""
 
     counts: Counts | None = None
     """The best placement; None: there is none yet."""
     finish_s: float = inf
-    """Its makespan, or what else is to be least."""
+    """Its makespan, or the value of another objective."""
     bound_s: float
-    """Below all placements."""
+    """Lower bound on all placements."""
     solution: "Solution | None" = None
-    """Of the program, if it has been run."""
+    """Of the program, if it was run."""
     is_sound: bool = True
-    """False where a placement refutes the solver's bound."""
+    """False if a placement refutes the solver's bound."""
     notes: tuple[str, ...] = ()
 
     @property
     def is_proved(self) -> bool:
-        # HiGHS works to tolerances: its bound counts only where it finished, and the shards, priced anew, meet it.
+        # HiGHS works to tolerances: its bound counts only if it finished, and the shards, priced anew, meet it.
         finished = self.solution is None or self.solution.finished
         return self.is_sound and finished and self.finish_s - self.bound_s <= _tolerance_s(self.finish_s)
 
     def after(self, solution: "Solution", start: Counts | None, objective_s: Callable[[Counts], float]) -> "_Progress":
-        """Take in what the program found, and note where a placement in hand refutes its bound."""
+        """Add the program's result, with a note if a known placement refutes its bound."""
         found = [counts for counts in (solution.counts, start) if counts is not None]
         if not found:
             return replace(self, solution=solution)
@@ -104,7 +104,7 @@ class _Progress:
         )
 
     def solved(self, counts: Counts, objective_s: float, begin_ts: float) -> SolvedInstance:
-        """Report on a placement that is as good as the best or better."""
+        """Report on a placement that is at least as good as the best."""
         bound_s, solution = min(self.bound_s, objective_s), self.solution
         report = SolveReport(
             status=SolveStatus.OPTIMAL if self.is_proved else SolveStatus.TIME_LIMIT,
@@ -121,16 +121,16 @@ class _Progress:
 def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance:
     """Solve equations 4 to 10 within a time, packing and building the program included.
 
-    NOTE: a small program goes to HiGHS at once, which proves optima. Where workers are equal and the program is
-    larger, or HiGHS was late, nothing has a variable for each worker: a search over groups finds placements, and
-    subsets and patterns bound them from below. With few experts HiGHS then tries to close what is left.
+    NOTE: a small program goes to HiGHS at once, which proves optima. With equal workers and a larger program, or if
+    HiGHS was late, no formulation has a variable per worker. Then a search over groups finds placements, and subsets
+    and patterns bound them from below. With few experts HiGHS then tries to close the remaining gap.
 
     Raises
     ------
     InfeasibleError
         If no placement obeys K and the caps, or none was found in time.
     """
-    # Pyomo takes 0.3 to 0.7 s to import: other schedulers do not pay for it, and a first plan loses no time to it.
+    # Pyomo takes 0.3 to 0.7 s to import: other schedulers do not import it, and a first plan should not lose this time.
     import mosaic.planning.program.model  # noqa: F401
 
     begin_ts = monotonic()
@@ -165,18 +165,18 @@ def solve_scenarios(
     scenarios, quantile
         See ``build_model``.
     start
-        A placement to begin with; None: nothing is known.
+            A placement to start from; None: none is known.
     time_limit_s
-        Seconds for the solver; building the program comes on top.
+            Seconds for the solver; building the program takes extra time.
     gap_frac
-        The solver may stop so near the optimum.
+            Gap to the optimum at which the solver may stop.
 
     Raises
     ------
     InfeasibleError
         If no placement obeys the limits, or none was found in time.
     """
-    # Pyomo takes a quarter of a second to import: the other schedulers do not pay for it.
+    # Pyomo takes a quarter of a second to import: the other schedulers do not import it.
     from mosaic.planning.program.model import build_model, solve_model
 
     begin_ts = monotonic()
@@ -219,7 +219,7 @@ def risk_s(makespans_s: Sequence[float], quantile: float | None) -> float:
 def _solve_equal_workers(
     instance: Instance, workers: Instance, progress: _Progress, *, begin_ts: float, until_ts: float
 ) -> _Progress:
-    """Choose what equal workers are solved by: the program first, last or not at all."""
+    """Choose how equal workers are solved: with the program first, last or not at all."""
     is_small = sum(len(places) for places in instance.places) <= FEW_OPTIONS
     if is_small:
         progress = _run_program(instance, progress, until_ts=begin_ts + FIRST_FRAC * (until_ts - begin_ts))
@@ -239,7 +239,7 @@ def _solve_equal_workers(
 
 
 def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) -> _Progress:
-    """Let HiGHS improve on a placement, or on the best packing where there is none."""
+    """Let HiGHS improve a placement, or the best packing if there is none."""
     from mosaic.planning.program.model import build_model, find_symmetry, order_blocks, solve_model
 
     start = progress.counts or best_packing(instance, progress.bound_s, until_ts=until_ts)
@@ -258,7 +258,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
         symmetry=symmetry,
     )
     time_limit_s = max(until_ts - monotonic(), 0.0)
-    # On problems of the paper's size restarts only cost: 2.7 s against 2.0 s over 18 of them.
+    # On problems of the paper's size restarts only cost time: 2.7 s against 2.0 s over 18 of them.
     solution = solve_model(
         model, [instance], start=start, time_limit_s=time_limit_s, gap_frac=RELATIVE_GAP, allows_restart=False
     )
@@ -266,7 +266,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
 
 
 def _tolerance_s(objective_s: float) -> float:
-    """Return how far apart an objective and a bound count as equal, in seconds; HiGHS stops at 1e-6 s as well."""
+    """Return how far apart an objective and a bound may be to count as equal, in seconds; HiGHS stops at 1e-6 s too."""
     return OPTIMAL_GAP_FRAC * max(1.0, objective_s)
 
 
