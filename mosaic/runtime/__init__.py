@@ -1,4 +1,4 @@
-"""Drives any backend: the backend protocol, the run, replanning, measuring, the journal."""
+"""Runs plans on any backend: the backend protocol, the run, replanning, measuring, the journal."""
 
 from mosaic.runtime.backend import Backend
 

@@ -1,4 +1,4 @@
-"""Runs the nodes that a gate skipped, for an audit of what skipping cost."""
+"""Runs the nodes that a gate skipped, for an audit of the cost of skipping."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,11 +20,11 @@ JOURNAL = "audit"
 
 
 class Unskipped(NamedTuple):
-    """What a question would have been answered."""
+    """The answer that a question would have had."""
 
     answer: str | None
     has_failed: bool
-    """A call that the audit sent has failed, or was too long to be sent: the answer is not known."""
+    """A call of the audit has failed, or was too long to be sent: the answer is not known."""
 
 
 def answer_unskipped(
@@ -38,13 +38,13 @@ def answer_unskipped(
     Parameters
     ----------
     job
-        The batch's.
+            The job of the batch.
     names
         Ids of the questions.
     done
         The batch's calls of the first layer that have ended.
     show
-        Shows what goes on.
+            Displays the progress.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def answer_unskipped(
 
 
 def _read(record: CallRecord, question: Question) -> CallRecord:
-    """Read a journal's record, which is kept without its answer."""
+    """Complete a journal's record, which is stored without its answer."""
     said = record.response
     if said is None or record.status is not CallStatus.FINISHED or (text := said.text) is None:
         return record

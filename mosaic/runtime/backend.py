@@ -1,4 +1,4 @@
-"""What every backend promises."""
+"""The protocol of all backends."""
 
 from collections.abc import Generator
 from typing import Protocol
@@ -10,8 +10,8 @@ from mosaic.core.events import Event
 class Backend(Protocol):
     """Runs sessions: on the simulator or on real engines. A new one for each run.
 
-    Its clock starts with the first event and is zero then. What a command causes is reported by later events; a
-    command that comes too late (its call has ended, its session is over) has no effect.
+    Its clock starts with the first event and is zero then. Later events report the effects of a command. A command that
+    is too late (its call or its session has ended) has no effect.
     """
 
     @property
@@ -19,26 +19,26 @@ class Backend(Protocol):
         """Its name in summaries."""
 
     def apply(self, command: Command) -> None:
-        """Carry a command out; it returns at once.
+        """Execute a command; it returns at once.
 
         Raises
         ------
         BackendError
-            If the command names an expert, a worker, a session or a call that the backend does not know, or asks
-            for what can never be served.
+                If the command names an unknown expert, worker, session or call, or requests something that can never be
+                served.
         """
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
-        """Tell what happens, the first event being ``Started``; commands are applied between two events.
+        """Yield the events of the run, first ``Started``; commands are applied between two events.
 
-        It ends when every session is closed and over, or when nothing can happen any more (its workers are
-        lost): calls that have not ended then are left over. Every call submitted ends once, unless its worker is lost.
-        What a controller raises is thrown into it, so that it can end what it started.
+        The events end when every session is closed and has ended, or when nothing can happen any more (its workers are
+        lost). Then calls that have not ended are left over. Every submitted call ends once, unless its worker is lost.
+        An exception of a controller is thrown into the generator, so that it can stop what it started.
 
         Parameters
         ----------
         reacts
-            Whether a controller reacts to single events: if not, the calls of a session may be reported when it ends.
+                Whether a controller reacts to single events. If not, the calls of a session may be reported at its end.
         tick_s
-            Seconds between two ticks; None: none are wanted.
+                Seconds between two ticks; None: no ticks.
         """

@@ -1,4 +1,4 @@
-"""What a run may be steered by, and what it may know."""
+"""The protocol of controllers, which steer a run, and of displays and logs."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,18 +12,18 @@ from mosaic.core.view import View
 
 
 class Controller(Protocol):
-    """Answers events with commands. Controllers compose: each receives every event, in their order."""
+    """Replies to events with commands. Controllers compose: each receives every event, in their order."""
 
     @property
     def reacts(self) -> bool:
-        """Whether it answers single events; a plan that is fixed from the start does not."""
+        """Whether it reacts to single events; a plan that is fixed from the start does not."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Answer an event."""
+        """Reply to an event."""
 
 
 class Timed:
-    """A controller whose seconds are counted."""
+    """A controller that measures its own time."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -31,7 +31,7 @@ class Timed:
         self.total_s = 0.0
 
     def on(self, event: Event, view: View) -> Sequence[Command]:
-        """Answer as the controller does."""
+        """Reply as the controller does."""
         start = time.perf_counter()
         commands = list(self._controller.on(event, view))
         self.total_s += time.perf_counter() - start
@@ -39,13 +39,13 @@ class Timed:
 
 
 Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Controller]]]
-"""Gives the controllers that show a run or a stage before it, by its name and what is expected of it."""
+"""Returns the controllers that display a run or a stage, given its name and its expected times."""
 
 
 Log: TypeAlias = Callable[[str], object]
-"""Takes a line that somebody in front of the run should read."""
+"""Receives a line for the user."""
 
 
 def show_nothing(name: str, expected: Expected) -> AbstractContextManager[Sequence[Controller]]:
-    """Show nothing."""
+    """Display nothing."""
     return nullcontext(())

@@ -1,4 +1,4 @@
-"""Forecasts a run in progress: when each session is up, and when its calls have ended."""
+"""Forecasts a run in progress: when each session becomes ready, and when its calls will have ended."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 
 @dataclass(frozen=True)
 class SessionForecast:
-    """A session that has not ended, and its predicted times, in seconds from now."""
+    """An unended session and its predicted times, in seconds from now."""
 
     session: Session
     is_up: bool
@@ -28,11 +28,11 @@ class SessionForecast:
     underway: Underway
     """These calls, in the same order."""
     ready_s: float
-    """When it serves."""
+    """When it starts to serve."""
     serve_s: float
-    """What its calls take then."""
+    """Time that its calls take from then on."""
     before_s: float = 0.0
-    """When its workers are free for it."""
+    """When its workers become free for it."""
 
     @property
     def end_s(self) -> float:
@@ -41,17 +41,17 @@ class SessionForecast:
 
 @dataclass(frozen=True)
 class RunForecast:
-    """All sessions that have not ended, in the order in which they were opened."""
+    """All unended sessions, in the order of opening."""
 
     sessions: tuple[SessionForecast, ...]
 
     @cached_property
     def end_s_by_worker(self) -> dict[int, float]:
-        """When the last session of each worker has served its calls."""
+        """When the last session of each worker will have served its calls."""
         return {worker: one.end_s for one in self.sessions for worker in one.session.workers}
 
     def behind_s(self, one: SessionForecast) -> float:
-        """Compute how long the sessions that wait after one take on its workers."""
+        """Compute the time on its workers of the sessions that wait after one."""
         return max(self.end_s_by_worker[worker] for worker in one.session.workers) - one.end_s
 
     @property
@@ -60,7 +60,7 @@ class RunForecast:
 
 
 class Forecaster:
-    """Follows the events of a run and predicts from them; sends no commands. It comes before its readers."""
+    """Follows the events of a run and predicts from them; sends no commands. It must come before its readers."""
 
     reacts = True
 
@@ -82,13 +82,13 @@ class Forecaster:
         self._free_ts: dict[int, float] = {}
         self._first_seen_ts: dict[int, float] = {}
         self._held = LoadedModels()
-        """What sessions that were up have left."""
+        """Models left by sessions that were up."""
 
     def use(self, profiles: Mapping[NodeName, Profile]) -> None:
-        """Predict by other profiles from now on: of lengths by node, and of speeds and loads by place."""
+        """Use other profiles from now on: lengths by node, and speeds and loads by GPU and degree."""
         self._profiles = profiles
         self._samples: list[Lengths] = []
-        """Of lengths, of the nodes and experts whose calls were priced."""
+        """Samples of lengths, of the nodes and experts whose calls were priced."""
         self._sample_of: dict[tuple[NodeName, ExpertName], int] = {}
         self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
         for profile in profiles.values():
@@ -96,7 +96,7 @@ class Forecaster:
                 self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Record an event; a run in progress is known from its view."""
+        """Record an event; the view supplies the rest of the state."""
         if isinstance(event, Started):
             for number, session in view.opened.items():
                 if number in view.up:
@@ -119,7 +119,7 @@ class Forecaster:
         return ()
 
     def forecast(self, view: View) -> RunForecast:
-        """Predict all sessions that have not ended."""
+        """Predict all unended sessions."""
         free_s: dict[int, float] = {}
         held = self._held
         sessions = []
@@ -147,7 +147,7 @@ class Forecaster:
         return self.forecast(view).end_s or None
 
     def underway(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Underway:
-        """Gather what is known of an expert's calls that have not ended, for `drain_s`."""
+        """Collect the data of an expert's unended calls for `drain_s`."""
         written = self.written
         return Underway(
             self._samples,
@@ -165,12 +165,12 @@ class Forecaster:
         return unread_s + drain_s(calls, speed, head_start_s)
 
     def speed(self, expert: ExpertName, workers: Sequence[int]) -> Speed | None:
-        """Give the speed of an expert on some workers; None: it was not measured there."""
+        """Return the speed of an expert on some workers; None: it was not measured there."""
         entry = self._entry(expert, workers)
         return None if entry is None else entry.speed
 
     def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: LoadedModels | None = None) -> float:
-        """Predict what it takes to have an expert on workers that are free, by what is held; None: by what is now."""
+        """Predict the seconds to load an expert on free workers, given the loaded models; None: those of now."""
         location = (self._held if held is None else held).location(expert, workers)
         if location is WeightLocation.RESIDENT:
             return 0.0
@@ -180,7 +180,7 @@ class Forecaster:
         return 0.0 if entry is None else entry.load_s
 
     def soonest(self, expert: ExpertName, free: Iterable[int]) -> tuple[float, int] | None:
-        """Find the free worker where an expert is loaded soonest, with its load in seconds; None: it runs on none."""
+        """Find the free worker that loads an expert soonest, with its load in seconds; None: there is none."""
         known = [worker for worker in free if self.speed(expert, (worker,)) is not None]
         return min(((self.load_s(expert, (worker,)), worker) for worker in known), default=None)
 
@@ -188,7 +188,7 @@ class Forecaster:
         return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))
 
     def _samples_of(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Indexes:
-        """Give the index in ``_samples`` of each of an expert's calls."""
+        """Return the index in ``_samples`` of each of an expert's calls."""
         nodes = [key.node for key in calls]
         index = {node: self._index(node, expert) for node in dict.fromkeys(nodes)}
         if len(index) == 1:

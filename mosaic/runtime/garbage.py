@@ -1,20 +1,21 @@
-"""Python's garbage collector, set for runs."""
+"""Sets up Python's garbage collector for runs."""
 
 import atexit
 import gc
 from itertools import count
 
 FULL_EVERY = 64
-"""After so many runs of a process the collector checks again what outlived a run: its configuration did."""
+"""Runs of a process after which the collector checks surviving objects again, such as old configurations."""
 _numbers = count()
-"""Of the runs of this process."""
+"""Counts the runs of this process."""
 
 
 def spare_garbage_collector() -> None:
-    """Keep the collector off a run, which makes tens of thousands of small immutable values and few cycles.
+    """Keep the collector off a run, which creates tens of thousands of small immutable values and few cycles.
 
-    A process of many runs looks for the last one's cycles where the next one begins: few other objects are young then.
-    Objects that stay are seldom checked again, and not at the end of the process, which frees all memory at once.
+    A process with many runs collects the cycles of the last run when the next one starts: few other objects are young
+    then. Surviving objects are seldom checked again. At the end of the process they are not checked, since all memory
+    is freed at once.
     """
     number = next(_numbers)
     if number == 0:

@@ -1,4 +1,4 @@
-"""What skipping nothing would have given, seen from the end of a run."""
+"""Computes, at the end of a run, the result without any skipping."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,15 +23,15 @@ from mosaic.runtime.unpriced import even_plan
 def always_aggregate(
     job: Job, planner: Planner | None, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
 ) -> AlwaysAggregate:
-    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already.
+    """Return the result without skipping in the same world; a gate that never skips already gives it.
 
-    On engines nothing can be tried again; without a planner the run was on servers. It takes as long as the run itself:
-    for large batches the job has to want it.
+    On engines nothing can be repeated; without a planner the run was on servers. It takes as long as the run itself, so
+    for large batches the job must request it.
     """
     if job.graph.skips_nothing:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
-        if Reaction.OVERLAP in job.reactions or planner is None:  # sessions of the first layer serve others too
+        if Reaction.OVERLAP in job.reactions or planner is None:  # sessions of the first layer serve other layers too
             first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
@@ -69,23 +69,23 @@ def ask_unskipped(
     backend_at: Callable[[int], Backend],
     show: Show = show_nothing,
 ) -> Iterator[tuple[int, RunResult]]:
-    """Run, layer by layer, the calls that have no record yet; gives the depth of each layer, and how its calls ended.
+    """Run, layer by layer, the calls without a record; yields the depth of each layer, and its result.
 
     Parameters
     ----------
     job
-        Where they run.
+            The job that they run in.
     questions, records
-        What they are of, without a gate, and what has ended of it; both learn what ends.
+            The questions without a gate, and the records of their ended calls; both are updated.
     experts, backend_at
         Of each layer, by its depth.
     show
-        Shows what goes on.
+            Displays the progress.
 
     Raises
     ------
     BackendError
-        If lost workers leave calls.
+            If lost workers leave unended calls.
     """
     for record in records.values():
         questions.record(record)
@@ -107,7 +107,7 @@ def ask_unskipped(
 
 
 def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcome) -> Expert:
-    """Shape an expert as the run has placed it, or would have."""
+    """Return an expert with the degree that the run gave it, or would have given it."""
     for planned in outcome.planned:
         if any(key.node == node for session in planned.plan.sessions for key in session.shard):
             return planned.problem.expert(expert.name)

@@ -1,4 +1,4 @@
-"""What a run is made of, and what comes of it: plain values."""
+"""Defines the inputs of a run and its results, as plain values."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -25,55 +25,57 @@ _Measured = TypeVar("_Measured")
 
 
 class ProfileSource(StrEnum):
-    """Which calls tell what experts cost, where no profile is given."""
+    """The calls that measure the costs of experts, if no profile is given."""
 
     AUTO = "auto"
-    """Where models really answer, the batch's own if their answers can be kept; else those of calibration."""
+    """With real models, the batch's own calls if their answers can be kept; otherwise calibration calls."""
     BATCH = "batch"
-    """The batch's own: a pilot, whose answers are the batch's."""
+    """The batch's own calls: a pilot, whose answers are part of the batch."""
     CALIBRATION = "calibration"
-    """Of other questions, or of the batch's with another seed: nothing of them is kept."""
+    """Calls of other questions, or of the batch's with another seed: their answers are not kept."""
 
 
 class Reaction(StrEnum):
-    """What may change a run while it lasts, beside its pipeline and its plan; each can be chosen by itself."""
+    """What may change a run in progress, beside its pipeline and its plan; each can be chosen separately."""
 
     QUORUM = "quorum"
-    """Calls are cancelled as soon as the gate is decided without them, and plans expect that."""
+    """Calls are cancelled as soon as the gate is decided without them, and plans take this into account."""
     NO_BARRIER = "no_barrier"
-    """A call starts when the calls that it reads have ended; with a barrier a layer starts when all before it has."""
+    """A call starts when the calls that it reads have ended; with a barrier, when all earlier layers have."""
     OVERLAP = "overlap"
-    """No barrier: calls of upper layers join sessions of their expert, or start where a worker is free."""
+    """No barrier: calls of upper layers join sessions of their expert, or start on a free worker."""
     FORECAST = "forecast"
-    """With ``NO_BARRIER``: experts that a later layer needs again stay on the workers that hold them."""
+    """With ``NO_BARRIER``: experts that a later layer needs again stay loaded on their workers."""
     MOVES = "moves"
-    """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
+    """Waiting or running calls move to other workers if they are predicted to end earlier there."""
     REPLAN = "replan"
-    """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
+    """Calls that have not started are planned anew if the observed lengths contradict the plan."""
     PREFILL = "prefill"
-    """Prompts are prefilled while calls still run that they quote: ``CallGraph.prefill_order`` says in which order."""
+    """Prompts are prefilled while calls that they quote still run, in the order of ``CallGraph.prefill_order``."""
     BUDGETS = "budgets"
-    """Calls are cut after so many tokens: those of ``CallGraph.budgets``."""
+    """Calls are cut at a number of tokens, given by ``CallGraph.budgets``."""
     HEDGE = "hedge"
-    """The last undecided call of a question is not waited for past its hedge: one of ``CallGraph.budgets``."""
+    """The last undecided call of a question is not waited for beyond its hedge, given by ``CallGraph.budgets``."""
 
 
 class Summary(StrEnum):
-    """What a run reports beside its results."""
+    """Additional results that a run reports."""
 
     AUTO = "auto"
-    """What aggregating every question would have given, for at most ``LARGE_BATCH`` questions."""
+    """The result of aggregating every question, for at most ``LARGE_BATCH`` questions."""
     FULL = "full"
-    """That for any number of questions."""
+    """The same for any number of questions."""
 
 
 LARGE_BATCH = 10_000
-"""Questions. Of a larger simulated batch so many show what the gate leaves, to price upper nodes: a share of 20% is
-then known to 0.4 points."""
+"""Questions. In a larger simulated batch, so many show what the gate skips, to price upper nodes.
+
+A share of 20% is then known to 0.4 percentage points.
+"""
 
 
 def shape_of(graph: CallGraph) -> list[object]:
-    """List all that decides a graph's calls, the calibration of its rule included."""
+    """List everything that a graph's calls depend on, the calibration of its rule included."""
     rule = graph.rule
     values = [getattr(rule, name, None) for name in getattr(rule, "__dataclass_fields__", ())]
     compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
@@ -83,7 +85,7 @@ def shape_of(graph: CallGraph) -> list[object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that a run is made of."""
+    """All inputs of a run."""
 
     workload: Workload
     experts: tuple[Expert, ...]
@@ -94,52 +96,52 @@ class Job:
     costs: CostFactory
     site: Site
     sweep: Sweep
-    """How the first layer is measured where no profile is given."""
+    """How the first layer is measured if no profile is given."""
     profile: Profile | None = None
     """Of the first layer; None: measured before the run."""
     profile_source: ProfileSource = ProfileSource.AUTO
-    """What is measured where no profile is given."""
+    """What is measured if no profile is given."""
     max_batch_frac: float | None = None
-    """Real engines measure no more calls of an expert before the batch than this share of those that it has there.
+    """Largest share of an expert's calls in the batch that real engines measure before it.
 
-    None: as many as the sweep says, as simulations always do: they cost nothing.
+    None: as many as the sweep has. Simulations always measure the whole sweep: it costs nothing.
     """
     upper_profile: Profile | None = None
     """Of the nodes above it; None: measured before the run."""
     placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
     plans: tuple[Plan, ...] = ()
-    """Saved plans, by layer; none: they are made."""
+    """Saved plans, by layer; empty: plans are made."""
     quoted: Callable[..., Generator[Any, Any, Any]] | None = None
-    """The stages of a quote's pilot, with which the run begins; the quote has left its answers in the same journal."""
+    """The stages of a quote's pilot, with which the run starts; the quote's answers are in the same journal."""
     choose_plan: Callable[..., Planned] | None = None
-    """Makes the first layer's plan of a planner, calls, the pilot and what receives lines; None: the scheduler does."""
+    """Makes the first layer's plan from a planner, calls, the pilot and a log; None: the scheduler does."""
     reactions: Set[Reaction] = frozenset()
-    """What changes the run while it lasts."""
+    """What changes the run in progress."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     host_loads: HostLoads | None = None
-    """Loads that need no disk; None: the host keeps nothing of experts."""
+    """Prices loads that need no disk; None: the machine keeps no models in memory."""
     store: Store | None = None
-    """Where measurements are kept for other runs; None: nowhere."""
+    """Keeps measurements for other runs; None: they are not kept."""
     summary: Summary = Summary.AUTO
 
     @property
     def is_cancelling(self) -> bool:
-        """Whether calls are cancelled whose votes no longer matter, by a quorum or by an early exit."""
+        """Whether calls whose votes no longer matter are cancelled, by a quorum or by an early exit."""
         return Reaction.QUORUM in self.reactions or self.graph.rule.is_exit
 
     @property
     def max_swept_frac(self) -> float | None:
-        """``max_batch_frac`` where calls that are not the batch's cost something."""
+        """``max_batch_frac`` if calls outside the batch have a cost."""
         return None if self.site.kind == "simulated" else self.max_batch_frac
 
     @property
     def reruns_without_gate(self) -> bool:
-        """Whether the batch is to be run again without a gate, to tell what that would have given."""
+        """Whether the batch is repeated without a gate, to report the difference."""
         return self.summary is Summary.FULL or len(self.workload.questions) <= LARGE_BATCH
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
-        """Read what the same site has measured of the same; None: nothing."""
+        """Read a measurement of the same inputs on the same site; None: there is none."""
         fingerprint = self.site.cache_key
         return self.store.read((*fingerprint, *decided_by), kind) if self.store and fingerprint else None
 
@@ -152,7 +154,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlwaysAggregate:
-    """What the same world gives when the gate skips nothing; None: not simulated."""
+    """The result of the same world without skipping; None: not simulated."""
 
     aggregator_s: float | None = None
     accuracy_frac: float | None = None
@@ -160,24 +162,24 @@ class AlwaysAggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a run."""
+    """The results of a run."""
 
     planned: tuple[Planned, ...]
-    """By layer that had a call to plan; none on servers."""
+    """By layer that had a call to plan; empty on servers."""
     plans: tuple[Plan, ...]
-    """Their plans; on servers one, which says what ran where and predicts nothing."""
+    """Their plans; on servers one plan, which records where calls ran and predicts nothing."""
     result: RunResult
     replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
-    """Made because workers were lost, with what was lost."""
+    """Plans made after workers were lost, each with the lost workers."""
     answers: tuple[FinalAnswer, ...] | None = None
     """None: no node reads the experts' answers, and it is not known whether their majority is right."""
     ballots: tuple[Ballot, ...] = ()
     decisions: tuple[Decision, ...] = ()
     num_too_long: int = 0
-    """Questions that an upper node could not read."""
+    """Questions that were too long for an upper node."""
     always: AlwaysAggregate = AlwaysAggregate()
     reacting_s: float | None = None
-    """Wall seconds in which controllers made up their minds; None: a simulation, whose clock stands still meanwhile."""
+    """Wall seconds of the controllers; None: a simulation, whose clock does not advance during them."""
 
     @property
     def skip_frac(self) -> float | None:

@@ -1,11 +1,12 @@
-"""What survives a crash: calls, prefills, sessions, starts and commands of a run, on the disk before it reports them.
+"""Keeps the state that must survive a crash: a run's calls, prefills, sessions, starts and commands, on disk.
 
-A journal is a log in a folder of its own, which the driver of a run alone writes, and not a database: it works on
+A journal is a log in a folder of its own, and only the driver of a run writes it. It is not a database: it works on
 network file systems, where SQLite's write-ahead log does not.
 
-Exactly once follows from the order of things. A call is run only if no record holds its result, one driver at a time
-holds the folder (``run_lock.hold``), and a call's finish is reported only when its record is on the disk. What was
-under way when a driver died is run again, and ends as it would have: a response follows from its seed and its call.
+Everything is on disk before the run reports it. Each call is run exactly once because of three rules. A call is run
+only if no record holds its result. One driver at a time holds the folder (``run_lock.hold``). A call's end is reported
+only when its record is on disk. Calls that were running when a driver died are run again, and end as they would have. A
+response depends on its seed and its call.
 """
 
 import os
@@ -29,16 +30,16 @@ from mosaic.runtime.log import JournalError, Line, Log, cannot, frame, lines_of,
 
 FILE_NAME = "journal.jsonl"
 RUN = "run"
-"""The folder of the run's own journal, beside those of what is measured."""
+"""The folder of the run's own journal, beside those of measurements."""
 _OLD_FILES = "*.journal"
-"""What version 0.2 wrote, one file per process."""
+"""Files of version 0.2, one per process."""
 
 
 class EndedCall(msgspec.Struct, frozen=True, array_like=True, tag="call"):
     """One attempt at a call, ended."""
 
     record: CallRecord
-    """Without its answer, which is read from the response again."""
+    """Without its answer, which is extracted from the response again."""
 
 
 class EndedPrefill(msgspec.Struct, frozen=True, array_like=True, tag="prefill"):
@@ -60,12 +61,12 @@ class OpenedSession(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
 
 
 class ClosedSession(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
-    """The end of a session that was not disturbed."""
+    """The end of a session without interruption."""
 
     session: int
     end_ts: float
     cpu_s: float | None = None
-    """Processor time from the load's start to the end; None: not known, the engine is a server's."""
+    """Processor time from the load's start to the end; None: not known, for example on a server."""
 
 
 class SentCall(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
@@ -89,10 +90,10 @@ class SentCall(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
-    """A run begins, or goes on."""
+    """The start of a run, or its resumption."""
 
     ts: float
-    """The latest instant of the run's clock that was kept; 0: it begins."""
+    """The latest saved instant of the run's clock; 0: the run starts."""
     unix_s: float
 
 
@@ -100,12 +101,12 @@ Entry: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession | Se
 _DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 _ENCODER = msgspec.json.Encoder()
 NO_SESSION = -1
-"""Of a call that no session of the run has served."""
+"""For a call that no session of the run has served."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class JournalTexts:
-    """Reads texts back from a journal's file, which the first of them opens."""
+    """Reads texts from a journal's file, which is opened at the first read."""
 
     path: Path
     _file: int | None = field(default=None, init=False, repr=False, compare=False)
@@ -116,7 +117,7 @@ class JournalTexts:
         Raises
         ------
         JournalError
-            If the line cannot be read, or has changed on the disk since it was written.
+                If the line cannot be read, or has changed on disk since it was written.
         """
         try:
             if self._file is None:
@@ -139,9 +140,9 @@ class JournalTexts:
 
 
 def as_kept(record: CallRecord, stored: StoredText) -> CallRecord:
-    """Give a record as the driver keeps it: the texts and token ids of a batch would take gigabytes.
+    """Return a record without texts and token ids: those of a batch would need gigabytes of memory.
 
-    ``stored`` is the journal's line of the record, which has them.
+    ``stored`` is the position of the record's line in the journal, which has them.
     """
     response = record.response
     if response is None or (response.content is None and not response.token_ids):
@@ -152,7 +153,7 @@ def as_kept(record: CallRecord, stored: StoredText) -> CallRecord:
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds but for texts and token ids, and what happens while a run goes on."""
+    """The content of a journal without texts and token ids, updated during a run."""
 
     ended: list[CallRecord] = field(default_factory=list)
     prefills: list[PrefillRecord] = field(default_factory=list)
@@ -160,7 +161,7 @@ class JournalState:
     closed: dict[int, list[ClosedSession]] = field(default_factory=lambda: defaultdict(list))
     starts: list[Start] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
-    """Commands of the run that was interrupted, and now goes on; none that it gives now."""
+    """Commands of the interrupted run that is resumed; without new ones."""
     last_ts: float = 0.0
     """The latest instant at which something happened."""
     spent: dict[Payee, Spent] = field(default_factory=dict)
@@ -168,16 +169,16 @@ class JournalState:
     sent: dict[CallKey, SentCall] = field(default_factory=dict)
     """Calls that servers have."""
     num_damaged: int = 0
-    """Lines that no writer finished, or that changed on the disk."""
+    """Lines that were not completely written, or that changed on disk."""
     _done: dict[CallKey, tuple[CallRecord, ...]] = field(default_factory=dict)
-    """All ends of each call that did not fail, the last one last."""
+    """All ends of each call that did not fail, in order."""
     _served: dict[tuple[int, ExpertName, tuple[int, ...]], set[CallKey]] = field(
         default_factory=lambda: defaultdict(set)
     )
     """Calls by the session that served them, with its expert and workers."""
 
     def add(self, entry: Entry | Action | None, stored: StoredText) -> None:
-        """Add an entry, which is stored there; None: a line that is not whole."""
+        """Add an entry and its position; None: an incomplete line."""
         match entry:
             case None:
                 self.num_damaged += 1
@@ -205,7 +206,7 @@ class JournalState:
                 self.sent.clear()
 
     def add_call(self, record: CallRecord) -> None:
-        """Add a call that ended, as it is kept."""
+        """Add the record of an ended call, without its texts."""
         self.ended.append(record)
         if (sent := self.sent.pop(record.key, None)) is not None:
             self._end_sent(sent, record)
@@ -243,24 +244,24 @@ class JournalState:
         self.spent[sent.payee] = before.with_lost(sent.num_requests, sent.prompt_tokens, sent.output_tokens)
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
-        """Find a call that need not be run: it ended and did not fail, and nothing that decides it changed."""
+        """Find a call that need not be run: it ended without failure, and all its inputs are unchanged."""
         return next((record for record in self._done.get(key, ()) if fingerprint_of(record) == fingerprint), None)
 
     def last_fingerprint(self, key: CallKey) -> str | None:
-        """Tell what decided a call when it was done last; None: it never was."""
+        """Return the fingerprint of a call's last end; None: it never ended."""
         return fingerprint_of(self._done[key][-1]) if key in self._done else None
 
     @property
     def done_keys(self) -> frozenset[CallKey]:
-        """Name the calls that ended and did not fail: a backend reports each again, at once, when it is submitted."""
+        """Keys of calls that ended without failure: a backend reports each again, at once, when it is submitted."""
         return frozenset(self._done)
 
     def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
-        """Describe a session, whose calls that ended these are; None: its engine was never ready.
+        """Describe a session by its ended calls; None: its engine was never ready.
 
-        One that was interrupted has one record: from the load of its first attempt to the end of its last, the loads
-        of the others inside. One that served other calls in an earlier start counts as interrupted once: its time is
-        not that of these calls.
+        An interrupted session has one record. It spans the load of its first attempt to the end of its last, and
+        includes the loads of the others. A session that served other calls in an earlier start counts as interrupted
+        once: its time is not that of these calls.
         """
         on_workers = session.expert, session.workers
         opened = [entry for entry in self.opened.get(session.id, ()) if (entry.expert, entry.workers) == on_workers]
@@ -288,7 +289,7 @@ class JournalState:
 
 
 def fingerprint_of(record: CallRecord) -> str:
-    """Give the fingerprint of all that decides a call's response."""
+    """Return the fingerprint of everything that a call's response depends on."""
     return "" if record.response is None else record.response.fingerprint
 
 
@@ -307,7 +308,7 @@ def read_journal(folder: Path) -> JournalState:
 
 
 def read_entries(folder: Path) -> Iterator[Entry | Action | None]:
-    """Go over a journal, one record in memory at a time; None: a line that is not whole.
+    """Iterate over a journal, one record in memory at a time; None: an incomplete line.
 
     Commands are objects, as in ``actions.jsonl``; entries are arrays that name their kind.
 
@@ -335,42 +336,42 @@ def _lines_and_entries(folder: Path) -> Iterator[tuple[Line, Entry | Action | No
 
 
 class Journal:
-    """A run's journal: what earlier starts wrote there, and what this one adds.
+    """A run's journal: the entries of earlier starts, and those of this start.
 
-    What is added goes to the disk with the next ``sync``, all at once: until then no result is reported, and no
-    command takes effect. The driver alone writes, while it holds the run's folder.
+    Added entries are written to disk by the next ``sync``, all at once. Until then no result is reported, and no
+    command takes effect. Only the driver writes, while it holds the run's folder.
 
     Parameters
     ----------
     folder
-        Of the journal.
+            The journal's folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lines: list[bytes] = []
         self._num_bytes = 0
-        """Of these."""
+        """Size of these."""
         self._texts = JournalTexts(folder / FILE_NAME)
         self._log: Log | None = None
 
     @cached_property
     def state(self) -> JournalState:
-        """Of the run so far; what is added now is in it."""
+        """State of the run so far, added entries included."""
         return read_journal(self.folder)
 
     @property
     def last_ts(self) -> float:
-        """The latest instant at which something happened or was commanded."""
+        """The latest instant of an event or a command."""
         return max(self.state.last_ts, *(action.ts for action in self.state.actions), 0.0)
 
     def begin(self) -> float:
-        """Put on the disk that the run begins, or goes on; gives where its clock stands.
+        """Record on disk that the run starts or resumes; returns the time of its clock.
 
         Raises
         ------
         JournalError
-            If it cannot be done.
+                If the disk cannot be written.
         """
         start = Start(self.last_ts, time.time())
         self.add(start)
@@ -378,13 +379,13 @@ class Journal:
         return start.ts
 
     def add(self, entry: Entry) -> None:
-        """Add what happened."""
+        """Add an event."""
         self.state.add(entry, self._append(_ENCODER.encode(entry)))
 
     def add_call(self, record: CallRecord, read: CallRecord) -> CallRecord:
-        """Add a call that ended; gives its record as it is kept, from what was read of it.
+        """Add an ended call; returns its record without texts, given the record with its answer.
 
-        Its text can be read behind the next ``sync``.
+        Its text can be read after the next ``sync``.
         """
         kept = as_kept(read, self._append(_ENCODER.encode(EndedCall(record))))
         self.state.add_call(kept)
@@ -396,21 +397,21 @@ class Journal:
             self._append(encode_action(action))
 
     def sync(self) -> None:
-        """Put on the disk what was added.
+        """Write the added entries to disk.
 
         Raises
         ------
         JournalError
-            If it cannot be done: then none of it is there.
+                If the disk cannot be written: then none of them is there.
         """
         if not self._lines:
             return
         lines = self._lines
-        self._lines, self._num_bytes = [], 0  # interrupted meanwhile they may be there, and never twice
+        self._lines, self._num_bytes = [], 0  # after an interruption they may be on disk, but never twice
         self._opened_log().append(lines)
 
     def _append(self, text: bytes) -> StoredText:
-        """Add a line to the next sync; gives its position."""
+        """Add a line to the next sync; returns its position."""
         line = frame(text)
         stored = StoredText(self._texts, self._opened_log().size_bytes + self._num_bytes, len(line))
         self._lines.append(line)
@@ -423,14 +424,14 @@ class Journal:
         return self._log
 
     def close(self) -> None:
-        """Close the file; what is added then opens it again."""
+        """Close the file; the next added entry opens it again."""
         if self._log is not None:
             self._log.close()
             self._log = None
 
 
 def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
-    """Tell when a run went on. A start from where it began is a new one: of what was done before, nothing was kept.
+    """Return when a run was resumed. A start at time 0 is a new run: nothing was kept of earlier work.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The pipeline with a barrier between the layers of calls."""
+"""Runs the pipeline with a barrier between the layers of calls."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,31 +17,35 @@ from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import plan_commands
 
 OnPlan: TypeAlias = Callable[[Planned, int], None]
-"""Receives each plan, and the number that its session 0 has in the run, before it runs."""
+"""Receives each plan, and the number of its session 0 in the run, before it runs."""
 
 
 def ignore_plan(planned: Planned, first_session: int) -> None:
-    """Receive a plan, and do nothing."""
+    """Receive a plan, and ignore it."""
 
 
 @dataclass(eq=False)
 class Layers:
-    """Plans and runs a layer of calls when the one before it has ended: the paper's barrier."""
+    """Plans and runs a layer of calls when the layer before has ended: the paper's barrier."""
 
     questions: Questions
-    """The batch on its way."""
+    """The questions of the batch and their state."""
     planner: Planner
     """Plans each layer."""
     plans: Sequence[Plan] = ()
-    """Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the calls
-    that have come up, and made anew elsewhere."""
+    """Saved plans, by layer. The first must be of this batch.
+
+    A later plan is used if it covers exactly the calls of its layer; otherwise the layer is planned anew.
+    """
     on_plan: OnPlan = ignore_plan
     """Receives each plan before it runs."""
     first: Planned | None = None
-    """The first layer, planned already: the saved plans are then of those behind it. It is planned anew where other
-    calls are left."""
+    """The plan of the first layer, if it was made before: the saved plans are then of the later layers.
+
+    The layer is planned anew if other calls are left.
+    """
     closes: bool = field(default=True, kw_only=True)
-    """Whether sessions are closed at once; else somebody closes them later."""
+    """Whether sessions are closed at once; otherwise another controller closes them later."""
     reacts: ClassVar[bool] = False
     _num_layers: int = field(default=0, init=False)
 
@@ -49,7 +53,7 @@ class Layers:
         self._saved = list(self.plans)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Begin with the first layer, and with the next whenever no call is left."""
+        """Start the first layer, and the next one whenever no call is left."""
         if isinstance(event, Finished):
             self.questions.record(event.record)
             if view.running or self._num_layers == len(self.questions.graph.layers):
@@ -82,18 +86,18 @@ class Layers:
 
 
 def _is_left(key: CallKey, view: View) -> bool:
-    """Tell whether a call was not submitted, or failed in the run's pilot and is to be tried again."""
+    """Return whether a call was not submitted, or failed in the run's pilot and must be repeated."""
     record = view.records.get(key)
     return key not in view.calls or (record is not None and record.status is CallStatus.FAILED)
 
 
 def plan_anew(planner: Planner, calls: Sequence[Call], view: View, made: Planned | None = None) -> Planned:
-    """Plan calls on the workers that are there, by what is loaded; a plan that was made holds while none is lost."""
+    """Plan calls on the available workers, given the loaded models; a plan made before holds while none is lost."""
     return planner.plan(calls, view.lost, held=loaded_models(view)) if made is None or view.lost else made
 
 
 def loaded_models(view: View) -> LoadedModels:
-    """List the models of all sessions that were opened and not lost, and what each worker was to load last."""
+    """List the models of all sessions that were opened and not lost, and the last model of each worker."""
     held = LoadedModels()
     for number, session in view.opened.items():
         if number not in view.ended or view.ended[number] is not None:

@@ -1,7 +1,8 @@
-"""A file of records of which each is whole or not there, whoever is killed: one line a record.
+"""Writes files of records that survive a crash: one line per record, each complete or absent.
 
-A record is a line: the CRC-32 of its JSON text, a space, the text. One that a crash tore is found by its checksum and
-dropped, wherever it stands, and a full disk leaves nothing behind, because a failed append is cut off again.
+A record is a line: the CRC-32 of its JSON text, a space, the text. The checksum reveals a record that a crash left
+incomplete, at any position, and such a record is dropped. A full disk leaves no partial record, because a failed append
+is cut off again.
 """
 
 import os
@@ -15,11 +16,11 @@ from mosaic.core.errors import BackendError
 
 
 class JournalError(BackendError):
-    """A journal cannot be written or is in use; no run can go on without it."""
+    """A journal cannot be written or is in use; no run can continue without it."""
 
 
 def make_folder(folder: Path) -> None:
-    """Make a journal's folder, unless it is there.
+    """Make a journal's folder, unless it exists.
 
     Raises
     ------
@@ -33,12 +34,12 @@ def make_folder(folder: Path) -> None:
 
 
 def frame(text: bytes) -> bytes:
-    """Make a record's JSON text, of one line, a line that can prove it is whole."""
+    """Add a checksum to a record's JSON text, which makes a complete line."""
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def unframe(line: bytes) -> bytes | None:
-    """Read a line, with or without its newline; None: it is torn or damaged."""
+    """Read a line, with or without its newline; None: it is incomplete or damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     return text if checksum == b"%08x" % zlib.crc32(text) else None
 
@@ -50,11 +51,11 @@ class Line(NamedTuple):
     """Its first byte."""
     num_bytes: int
     text: bytes | None
-    """None: it is not whole."""
+    """None: the line is not complete."""
 
 
 def lines_of(path: Path) -> Iterator[Line]:
-    """Go over a log's lines, one in memory at a time. No file, no lines."""
+    """Iterate over a log's lines, one in memory at a time. A missing file has no lines."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
@@ -69,7 +70,7 @@ def lines_of(path: Path) -> Iterator[Line]:
 class Log:
     """Appends records to one file, of which this process is the only writer.
 
-    A torn record at its end, which a crash may have left, is cut off when the file is opened.
+    When the file is opened, an incomplete record at its end is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +79,7 @@ class Log:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.size_bytes = self._whole_lines()
-            """Of what is on the disk."""
+            """Size on disk."""
             os.ftruncate(self._file, self.size_bytes)
             if not existed:
                 _sync_folder(path.parent)
@@ -86,12 +87,12 @@ class Log:
             raise cannot("opened", path, error) from error
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Put framed records on the disk, in one piece; returns when they are there.
+        """Write framed records to disk, all at once; returns when they are there.
 
         Raises
         ------
         JournalError
-            If they are not: then none of them is in the file.
+                If they cannot be written: then none of them is in the file.
         """
         data = b"".join(lines)
         try:
@@ -100,7 +101,7 @@ class Log:
                 at += os.pwrite(self._file, data[at - self.size_bytes :], at)
             os.fdatasync(self._file)
         except OSError as error:
-            # NOTE: after a failed sync it is not known what reached the disk, so nothing of it may count.
+            # NOTE: after a failed sync it is not known what reached the disk, so none of it may count.
             with suppress(OSError):
                 os.ftruncate(self._file, self.size_bytes)
             raise cannot("written", self.path, error) from error
@@ -110,7 +111,7 @@ class Log:
         os.close(self._file)
 
     def _whole_lines(self) -> int:
-        """Find where the last finished line ends, in bytes; reads back from the end."""
+        """Find the end of the last complete line, in bytes; reads backwards from the end."""
         end = os.fstat(self._file).st_size
         while end > 0:
             start = max(0, end - 65536)
@@ -131,7 +132,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cannot(what: str, path: Path, error: OSError) -> JournalError:
-    """Say what cannot be done with a journal, and what to do about it."""
+    """Describe what cannot be done with a journal, and how to continue."""
     return JournalError(
         f"journal {path} cannot be {what}: {error.strerror or error}; what it holds is kept: "
         "remove the cause and start the same run again"

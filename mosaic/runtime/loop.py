@@ -1,4 +1,4 @@
-"""The run: a backend sends events, controllers answer with commands. There is one run and one clock."""
+"""Executes a run: a backend sends events, controllers reply with commands. There is one run and one clock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import Journal, resumptions_of
 
 QUOTE = "quote: "
-"""Stands before the causes of a quote's commands."""
+"""Prefix of the causes of a quote's commands."""
 
 
 def drive(
@@ -29,37 +29,38 @@ def drive(
 ) -> RunResult:
     """Run to the end.
 
-    Sessions that no controller closed are closed when no call is left and no controller wants more.
+    Sessions that no controller closed are closed when no call is left and no controller sends more.
 
     Parameters
     ----------
     backend
-        Who carries commands out.
+            Executes the commands.
     controllers
-        Who gives them; the first gets an event first.
+            Send the commands; the first one gets an event first.
     num_workers
-        Of the cluster.
+            Number of workers of the cluster.
     log
-        Of commands, for runs that may be interrupted.
+            Of commands, for runs that may be interrupted.
     tick_s
-        Seconds between ticks, for controllers that want them.
+            Seconds between ticks, for controllers that need them.
     then
-        Gives the controllers that take over when all sessions of the first ones are over; they get ``Started`` once
-        more. None: the run ends there.
+            Returns the controllers that take over when all sessions of the first ones have ended; they get ``Started``
+            once more. None: the run ends there.
     is_quote
-        Whether it stops where the batch of the same journal goes on. Commands of the batch are then left alone.
+            Whether the run stops before the batch, which continues in the same journal. Commands of the batch are then
+            ignored.
     keeps_actions
-        Whether the result has the log of commands, which is as long as the records; with ``log`` it always has.
+            Whether the result has the log of commands, which is as long as the records. With ``log`` it always has.
 
     Returns
     -------
     RunResult
-        It lacks calls whose workers were lost, where no controller placed them anew.
+            It lacks calls whose workers were lost, if no controller submitted them again.
 
     Raises
     ------
     BackendError
-        If the backend cannot carry a command out.
+            If the backend cannot execute a command.
     """
     run = _Run(
         backend=backend, controllers=controllers, num_workers=num_workers, log=log, then=then, is_quote=is_quote,
@@ -71,14 +72,14 @@ def drive(
         for event in events:
             run.take(event)
     except BaseException as error:
-        events.throw(error)  # it ends what it started, and says what is kept
+        events.throw(error)  # the backend stops what it started, and reports what is kept
         raise
     return run.result()
 
 
 @dataclass(kw_only=True, eq=False)
 class _Run:
-    """A run under way: what is known of it, and what was done."""
+    """A run in progress: its state, and its commands."""
 
     backend: Backend
     controllers: Sequence[Controller]
@@ -95,9 +96,9 @@ class _Run:
         actions = () if log is None else log.state.actions
         self._earlier, self._view.first_session = _split(actions, self.num_workers)
         self._resumes_ts = 0.0
-        """Of the backend's ``Started``."""
+        """From the backend's ``Started``."""
         self._unreported: set[CallKey] = set()
-        """Calls that ended before the run went on, were submitted again and are yet to be reported."""
+        """Calls that ended before the resumption, were submitted again and are not yet reported."""
         self._written = {action.command for action in self._earlier}
         self._actions: list[Action] = []
         self._lost: list[LostWorker] = []
@@ -108,7 +109,7 @@ class _Run:
         return bool(self._earlier)
 
     def take(self, event: Event) -> None:
-        """Let every controller answer an event, and carry the answers out."""
+        """Pass an event to every controller, and execute the replies."""
         view = self._view
         self._answer(event)
         if view.running:
@@ -140,7 +141,7 @@ class _Run:
             self._fold_in()
 
     def result(self) -> RunResult:
-        """Put the run together."""
+        """Assemble the result of the run."""
         view = self._view
         sessions = view.closed_sessions()
         end_ts = max((record.end_ts for record in sessions), default=0.0)
@@ -150,7 +151,7 @@ class _Run:
             sessions=sessions,
             num_workers=view.num_workers,
             actions=tuple(self._actions),
-            resumptions=tuple(one for one in resumptions if one.ts < end_ts),  # later ones found all done
+            resumptions=tuple(one for one in resumptions if one.ts < end_ts),  # later ones had nothing left to do
             lost_workers=tuple(self._lost),
             prefills=tuple(self._prefills),
         )
@@ -176,16 +177,16 @@ class _Run:
             self.backend.apply(command)
 
     def _fold_in(self) -> None:
-        """Give the commands of the interrupted run that no controller gave anew and that still apply.
+        """Repeat the commands of the interrupted run that no controller has sent again and that still apply.
 
-        By now controllers have received again all that had ended. What they did at other moments (a timer, an idle
-        worker) may not come again in the same way: it is done as it was. A quote's are not: it may have been of
-        other questions or experts, and what the batch needs of it is given anew.
+        By now controllers have received again all that had ended. Commands at other moments (a timer, an idle worker)
+        may not be sent in the same way again: they are repeated as they were. A quote's commands are not repeated. The
+        quote may have been for other questions or experts, and the batch sends again what it needs.
         """
         actions = [action for action in self._earlier if not _is_of_quote(action)]
         self._earlier = ()
         opened = [action.command.session for action in actions if isinstance(action.command, Open)]
-        # numbers that a controller has given to other sessions than the last time
+        # numbers that a controller has given to other sessions than in the earlier start
         others = {session.id for session in opened if self._view.opened.get(session.id, session) != session}
         for action in actions:
             if session_of(action.command) not in others and self._still_means_something(action.command):
@@ -199,7 +200,7 @@ class _Run:
             case Submit(call=call, to=to):
                 is_there = isinstance(to, str) or (to in view.opened and to not in view.closing)
                 is_new = call.key not in view.calls
-                # What it reads may be run again: who wants the call submits it when that has ended.
+                # Its inputs may be run again: its sender submits it when they have ended.
                 return is_new and is_there and not any(key in view.running for key in call.after)
             case Cancel(key=key) | Cut(key=key):
                 return key in view.running
@@ -210,13 +211,13 @@ class _Run:
                 is_needed = number in view.opened and view.held.get(view.opened[number].expert)
                 return number in view.opened and number not in view.closing and not is_needed
             case Prefill():
-                return False  # what it computed is gone with its engine
+                return False  # its result was lost with its engine
 
 
 def _split(actions: Sequence[Action], num_workers: int) -> tuple[Sequence[Action], int]:
-    """Split off the commands of a quote that was made on more workers; gives the others, and the first free number.
+    """Split off the commands of a quote that was made on more workers; returns the others, and the first free number.
 
-    Of what the quote did only the answers count: its sessions are not opened again, and their numbers stay theirs.
+    Only the answers of such a quote count: its sessions are not opened again, and their numbers stay reserved.
     """
     opened = [action.command.session for action in actions if _is_of_quote(action) and isinstance(action.command, Open)]
     if all(max(session.workers) < num_workers for session in opened):
@@ -230,7 +231,7 @@ def _is_of_quote(action: Action) -> bool:
 
 
 def session_of(command: Command) -> int | None:
-    """Give the session that a command names; None: it names none."""
+    """Return the session that a command names; None: it names none."""
     match command:
         case Open(session=session):
             return session.id

@@ -1,4 +1,4 @@
-"""Moves: workers that are free take calls over, waiting or running, where that is predicted to end earlier."""
+"""Moves calls to free workers, waiting or running, if they are predicted to end earlier there."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,34 +16,36 @@ from mosaic.planning.length_forecast import Indexes, Underway
 from mosaic.runtime.forecaster import Forecaster, RunForecast, SessionForecast
 
 GAIN_FRAC = 0.05
-"""A move has to earn such a share of what is predicted without it: predictions are no better than that."""
+"""Least gain of a move, as a share of the predicted time without it: predictions are no better than that."""
 GAIN_OF_LOAD_FRAC = 0.25
-"""Opening a session has to earn such a share of its load besides."""
+"""Least additional gain of opening a session, as a share of its load."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0)
-"""Of a session's calls, how many may go: the best of these is taken."""
+"""Shares of a session's calls that may move: the best one is taken."""
 LOOKED_AT = (Tick, Idle, Ready, Joined)
 """Events at which moves are considered."""
 MAX_MOVES = 3
-"""Of a call once it has written something."""
+"""Most moves of a call that has written tokens."""
 
 
 @dataclass(eq=False)
 class Moves:
-    """Levels sessions of one expert, and opens another where a free worker can take over enough of its calls.
+    """Levels sessions of one expert, and opens another if a free worker can take over enough of its calls.
 
-    What counts is when the workers of a session are done with it and with what waits behind it. Calls that no engine
-    has begun go first, and then those that have written least: the other engine has to read what they have. A session
-    is opened while its calls go on where they are, and takes them when it is up, if that still pays then. Where an
-    engine does not count tokens its calls stay, but for those of sessions that are not up yet.
+    The objective is the time at which a session's workers have finished it and what waits after it. Calls that no
+    engine has started move first. Next are those that have written least, since the other engine must prefill their
+    tokens. A new session is opened while its calls continue where they are; it takes them when it is up, if that still
+    pays. If an engine does not count tokens, its calls stay, except those of sessions that are not up yet.
     """
 
     forecaster: Forecaster
-    """What is predicted."""
+    """Predicts the run."""
     awaited: Collection[ExpertName] = ()
-    """Experts whose calls come while the first layer runs: of each, one session stays."""
+    """Experts whose upper calls arrive while the first layer runs: one session of each stays open."""
     waits_for_join: bool = field(default=False, kw_only=True)
-    """Whether nothing moves before a worker has joined: a run that no worker joins follows its plan. What is opened
-    from then on is closed here, when something else waits for its workers."""
+    """Whether nothing moves before a worker has joined: a run without a joining worker follows its plan.
+
+    Sessions opened from then on are closed here, when another session waits for their workers.
+    """
     reacts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -52,10 +54,10 @@ class Moves:
         self._num_moves: Counter[CallKey] = Counter()
         self._moved_enough: set[CallKey] = set()
         self._opened_ts: dict[int, float] = {}
-        """When it last opened a session on each worker: no more than one an instant."""
+        """When it last opened a session on each worker: at most one per instant."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look at everything anew when time has passed, a worker is idle or has joined, or a session is up."""
+        """Reconsider everything when time has passed, a worker is idle or has joined, or a session is up."""
         self._is_on = self._is_on or isinstance(event, Joined)
         if not self._is_on:
             return ()
@@ -81,18 +83,18 @@ class Moves:
                 continue
             target = min(targets, key=lambda one: self._done_s(one, forecast))
             others = [one for one in sessions if one is not target and one.calls]
-            there = replace(target, ready_s=0.0)  # it is up, whatever else its workers serve
+            there = replace(target, ready_s=0.0)  # it is up, even if its workers serve other sessions
             for source in sorted(others, key=lambda one: -self._done_s(one, forecast)):
                 least_s = GAIN_FRAC * self._done_s(source, forecast)
                 if self._done_s(source, forecast) - self._done_s(target, forecast) <= least_s:
-                    break  # it cannot earn more than what they are apart
+                    break  # the gain cannot exceed their difference
                 keys = self._best(source, there, forecast, forecast.behind_s(target), least_s)
                 if keys:
                     yield from self._give(keys, target.session.id)
                     break
 
     def _take_over(self, forecast: RunForecast, view: View) -> Iterator[Command]:
-        """Open a session on a free worker, for the calls of another that waits longest for its end."""
+        """Open a session on a free worker, for calls of the session that ends last."""
         kept = self._kept_workers(view)
         free = [w for w in view.free_workers() if w not in kept and self._opened_ts.get(w) != view.ts]
         if not free:
@@ -117,7 +119,7 @@ class Moves:
                 return
 
     def _kept_workers(self, view: View) -> set[int]:
-        """List the workers of the only session of an expert whose calls are awaited."""
+        """List the workers of the only session of an expert with future upper calls."""
         if all(call.after for call in view.running.values()):
             return set()
         homes: dict[ExpertName, list[Session]] = {}
@@ -134,7 +136,7 @@ class Moves:
         behind_there_s: float,
         least_s: float,
     ) -> list[CallKey]:
-        """Find the calls of a session that would best be served in another; none: no number earns enough."""
+        """Find the calls of a session that should move to another; empty: no number of calls gains enough."""
         drain_s, behind_s = self.forecaster.drain_s, forecast.behind_s(source)
         before_s = max(self._done_s(source, forecast), behind_there_s + there.ready_s + there.serve_s)
         head_start_s = max(0.0, there.ready_s - source.ready_s)
@@ -142,7 +144,7 @@ class Moves:
         best, best_s = movable[:0], least_s
         numbers = sorted({max(1, round(share * len(movable))) for share in SHARES} if len(movable) else ())
         low, high = 0, len(numbers)
-        while low < high:  # the more go, the sooner the others end and the later those that go: where they meet is best
+        while low < high:  # more moved calls end later, and the others sooner: the optimum is where both ends meet
             middle = (low + high) // 2
             going = movable[: numbers[middle]]
             here_s = behind_s + self._staying_s(source, going)
@@ -160,7 +162,7 @@ class Moves:
         return [keys[index] for index in best.tolist()]
 
     def _staying_s(self, source: SessionForecast, going: Indexes) -> float:
-        """Predict when the calls of a session have ended that do not go."""
+        """Predict when the calls of a session that stay will have ended."""
         if len(going) == len(source.calls):
             return source.before_s
         stays = np.ones(len(source.calls), dtype=bool)
@@ -169,7 +171,7 @@ class Moves:
         return source.ready_s + self.forecaster.drain_s(staying, session.expert, session.workers)
 
     def _movable(self, source: SessionForecast) -> Indexes:
-        """List calls that may go by their index in the session, those first that cost least to move."""
+        """List movable calls by their index in the session, those with the lowest cost of moving first."""
         if source.is_up and source.session.id not in self.forecaster.counting:
             return np.empty(0, dtype=np.int64)
         written = source.underway.written
@@ -180,7 +182,7 @@ class Moves:
         return order
 
     def _reading_s(self, calls: Underway, there: Session) -> float:
-        """Price what another engine has to read again."""
+        """Price the tokens that another engine must prefill again."""
         speed = self.forecaster.speed(there.expert, there.workers)
         again = (calls.prompt_tokens + calls.written)[calls.written > 0]
         return 0.0 if speed is None else speed.read_s * float(again.sum())
@@ -195,5 +197,5 @@ class Moves:
 
     @staticmethod
     def _done_s(one: SessionForecast, forecast: RunForecast) -> float:
-        """When the workers of a session are done with it, and with what waits behind it."""
+        """When the workers of a session have finished it and the sessions that wait after it."""
         return one.end_s + forecast.behind_s(one)

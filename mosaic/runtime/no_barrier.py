@@ -1,4 +1,4 @@
-"""Pipelines without a barrier: every call is submitted when it is ready, and sessions stay for what comes later."""
+"""Runs pipelines without a barrier: calls are submitted when they are ready, and sessions stay open for later ones."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,22 +19,22 @@ from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import opened, plan_commands
 
 Home: TypeAlias = Callable[[Call, View], int | None]
-"""Gives the session that a call goes to, wherever else there is room; None: there is none."""
+"""Returns the preferred session of a call, even if others have more room; None: there is none."""
 
 
 @dataclass(kw_only=True)
 class SubmitWhenReady:
-    """Submits every call as soon as the calls that it reads have ended; subclasses say how to begin, and where to."""
+    """Submits every call as soon as the calls that it reads have ended; subclasses choose start and sessions."""
 
     questions: Questions
-    """The batch under way."""
+    """The questions of the batch and their state."""
     home: Home = lambda call, view: None
     waiting: dict[CallKey, Call] = field(default_factory=dict, init=False)
-    """Calls that are ready and have no session."""
+    """Ready calls without a session."""
     reacts: ClassVar[bool] = True
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Begin with the first layer, and go on with every question for itself."""
+        """Start with the first layer, and continue with every question independently."""
         if isinstance(event, Started):
             return self._begin(view)
         if not isinstance(event, Finished):
@@ -50,7 +50,7 @@ class SubmitWhenReady:
         raise NotImplementedError
 
     def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
-        """Submit what is ready since a call has ended."""
+        """Submit the calls that became ready when a call ended."""
         yield from self._submit(ready, view)
 
     def _submit(self, ready: Sequence[Call], view: View) -> Iterator[Command]:
@@ -69,21 +69,20 @@ class SubmitWhenReady:
 
 @dataclass(kw_only=True)
 class PlannedAhead(SubmitWhenReady):
-    """Plans sessions for all layers at the start, for the calls that are expected.
+    """Plans sessions for all layers at the start, for the expected calls.
 
-    Sessions for the layers behind the first open behind those before them on their workers, take calls from their
-    expert's queue, and are closed when no more can come. A call that was not expected has a session planned when it
-    comes.
+    Sessions of later layers open after the earlier sessions on their workers. They take calls from their expert's
+    queue, and are closed when no more can come. A session for an unexpected call is planned when it arrives.
     """
 
     planner: Planner
     expected: Sequence[Sequence[Call]]
-    """By layer behind the first, the calls that the batch is expected to need."""
+    """By layer after the first, the calls that the batch is expected to need."""
     on_plan: OnPlan = ignore_plan
     first: Planned | None = None
-    """The first layer, planned already; None: it is planned at the start."""
+    """The plan of the first layer, if it was made before; None: it is planned at the start."""
     stays: bool = False
-    """Whether experts that a later layer needs again stay where they are loaded (``mosaic.planning.staying``)."""
+    """Whether experts that a later layer needs again stay loaded (``mosaic.planning.staying``)."""
     resident: dict[int, ExpertName] = field(default_factory=dict, init=False)
     """By worker: the expert of the last session that was opened on it."""
     sessions: dict[int, tuple[int, Session]] = field(default_factory=dict, init=False)
@@ -91,7 +90,7 @@ class PlannedAhead(SubmitWhenReady):
 
     def __post_init__(self) -> None:
         self._num_left = Counter((0, call.expert) for call in self.questions.first_calls)
-        """Calls that have come up and have not ended, by layer and expert."""
+        """Known calls that have not ended, by layer and expert."""
 
     def _begin(self, view: View) -> Iterator[Command]:
         first = self.questions.first_calls
@@ -117,7 +116,7 @@ class PlannedAhead(SubmitWhenReady):
         yield from (Close(number) for number in taking if self._is_over(number))
 
     def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
-        """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
+        """Open the sessions of a plan for some calls of a layer, numbered from ``number``; return the next number."""
         planned = self._plan(depth, calls, view)
         self.on_plan(planned, number)
         for session in planned.plan.sessions:
@@ -127,7 +126,7 @@ class PlannedAhead(SubmitWhenReady):
         return 1 + max(self.sessions)
 
     def _plan(self, depth: int, calls: Sequence[Call], view: View, made: Planned | None = None) -> Planned:
-        """Plan calls of a layer, unless that is made; experts stay where they are loaded, if that is wanted."""
+        """Plan calls of a layer, unless a plan is given; if ``stays``, experts stay loaded."""
         made = plan_anew(self.planner, calls, view, made)
         if not self.stays:
             return made
@@ -138,7 +137,7 @@ class PlannedAhead(SubmitWhenReady):
         return replace(made, plan=plan)
 
     def _is_over(self, number: int) -> bool:
-        """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
+        """Return whether a session has no calls, and either no more can come or an earlier layer waits after it."""
         depth, session = self.sessions[number]
         if self._num_left[depth, session.expert]:
             return False
@@ -152,22 +151,22 @@ class PlannedAhead(SubmitWhenReady):
 
 @dataclass(kw_only=True)
 class Overlap(SubmitWhenReady):
-    """Lets a call behind the first layer join a session of its expert.
+    """Lets a call after the first layer join a session of its expert.
 
-    Where its expert has no session the call waits: for a worker that is free while the others are predicted to need
-    longer than a load, or until no call runs that has a session; then what waits is planned like a layer. Sessions are
-    left open, for ``Keeping`` to close.
+    If its expert has no session, the call waits until one of two conditions holds. A worker is free, and the others are
+    predicted to need longer than a load. Or no call with a session runs any more: then the waiting calls are planned
+    like a layer. Sessions are left open; ``Keeping`` closes them.
     """
 
     planner: Planner
     forecaster: Forecaster
-    """What is predicted; it stands before this."""
+    """Predicts the run; it must come before this controller."""
     on_plan: OnPlan = ignore_plan
     first: Planned | None = None
-    """The first layer, planned already; None: it is planned at the start."""
+    """The plan of the first layer, if it was made before; None: it is planned at the start."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look at what waits also when a worker is idle, or a session is up."""
+        """Reconsider the waiting calls also when a worker is idle, or a session is up."""
         if self.waiting and isinstance(event, Idle | Ready):
             return [*self._start_early(view)]
         return super().on(event, view)
@@ -203,7 +202,7 @@ class Overlap(SubmitWhenReady):
         return min(numbers, key=lambda n: (n not in view.up, len(view.held[n])), default=None)
 
     def _start_early(self, view: View) -> Iterator[Command]:
-        """Give what waits a session on a worker that is free, if the others need longer than it takes to load."""
+        """Give waiting calls a session on a free worker, if the others need longer than the load takes."""
         free = view.free_workers()
         if not free:
             return
@@ -224,21 +223,22 @@ class Overlap(SubmitWhenReady):
 
 
 class Keeping:
-    """Closes sessions that no other controller closes, when their workers are wanted for something else.
+    """Closes sessions that no other controller closes, when their workers are needed for another session.
 
-    One that is up and has no calls goes when another waits behind it; one that is not up yet and has lost its calls to
-    cancellations or moves goes at once, as it would load for nothing. One that was opened without calls is left to who
-    opened it until it is up. It stands behind all that open sessions and move calls.
+    A session that is up and has no calls is closed when another waits after it. A session that is not up yet may lose
+    its calls to cancellations or moves. It is closed at once, since its load would be useless. A session opened without
+    calls belongs to the controller that opened it until it is up. This controller must come after all that open
+    sessions and move calls.
     """
 
     reacts = True
 
     def __init__(self) -> None:
         self._used: set[int] = set()
-        """Those that have had calls."""
+        """Sessions that have had calls."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look at every open session that has no calls."""
+        """Check every open session that has no calls."""
         if isinstance(event, Finished):
             number = view.place.get(event.record.key)
             if number is None or view.held[number]:

@@ -1,4 +1,4 @@
-"""A pilot: calls of the batch itself that price the others, and are answered with it."""
+"""Runs a pilot: calls of the batch itself that price the others; their answers belong to the batch."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from mosaic.runtime.sweep import measured_calls
 from mosaic.runtime.unpriced import sessions_in_thirds
 
 MAX_TRIES = 2
-"""Where an expert's sessions were disturbed, more calls of the batch are sent; stages that a start begins in all."""
+"""Tries if an expert's sessions are interrupted: each sends more calls of the batch; counts stages of one start."""
 
 
 def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
-    """Say why the batch's own calls cannot be the measurement, or are not to be; None: they can."""
+    """Return why the batch's own calls cannot or may not be measured; None: they can."""
     if job.profile_source is ProfileSource.CALIBRATION:
         return "profile.source=calibration"
     if job.profile_source is ProfileSource.AUTO and job.site.kind != "measured":
@@ -38,7 +38,7 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
 
 
 def why_not_kept(job: Job) -> str | None:
-    """Say why answers of a pilot could not be the batch's; None: they can."""
+    """Return why answers of a pilot could not be used for the batch; None: they can."""
     if job.plans:
         return "a saved plan places every call of the batch"
     if Reaction.QUORUM in job.reactions:
@@ -59,7 +59,7 @@ def why_not_kept(job: Job) -> str | None:
 
 
 def wanted_calls(job: Job, first_calls: Sequence[Call]) -> dict[ExpertName, int]:
-    """Say how many calls of each expert price it: a share of those that it has, and no more than the sweep's."""
+    """Return the number of each expert's calls for pricing: a share of its calls, at most the sweep's number."""
     return {expert: sweep.num_calls for expert, sweep in job.sweep.by_expert(first_calls, job.max_batch_frac).items()}
 
 
@@ -80,22 +80,22 @@ def choose(
 ) -> tuple[Call, ...]:
     """Choose calls of a batch for a pilot.
 
-    Questions are taken by a hash of their ids, so that a batch in order of subjects gives a fair sample, fixed before
-    any answer. First whole questions, which show what a gate leaves; then single calls of experts that they ask too
-    rarely.
+    Questions are ordered by a hash of their ids, so that a batch sorted by subject gives a fair sample, fixed before
+    any answer. Whole questions are chosen first; they show what a gate skips. Then single calls are added for experts
+    that these questions call too rarely.
 
     Parameters
     ----------
     first_calls
-        Of the batch.
+            Calls of the batch's first layer.
     wanted
-        How many of each expert, at least.
+            Least number of calls per expert.
     num_whole
-        Questions of which all calls are sent.
+            Number of questions of which all calls are sent.
     taken
-        Calls that were sent before.
+            Calls that were sent before.
     seed
-        Of the order.
+            Of the order.
     """
     left = set(taken)
     by_question: dict[str, list[Call]] = {}
@@ -115,23 +115,23 @@ def choose(
 def price_by_pilot(
     job: Job, experts: Sequence[Expert], pilot: Pilot, source: str, log: Log
 ) -> Stages[tuple[Pilot, Profile | None]]:
-    """Answer some of the batch's calls, and price the experts of the first layer by them.
+    """Run some of the batch's calls, and price the experts of the first layer by them.
 
     Parameters
     ----------
     job, experts
-        The batch, and who has calls of the first layer.
+            The batch, and the experts with calls of the first layer.
     pilot
-        What a quote has answered.
+            What a quote has answered.
     source
-        Where the profile says it comes from.
+            Source to be written into the profile.
     log
-        Receives lines for who waits.
+            Receives lines for the user.
 
     Returns
     -------
     tuple[Pilot, Profile | None]
-        What was answered, and the prices; None: sessions were disturbed too often.
+            The answers, and the prices; None: sessions were interrupted too often.
     """
     first_calls = job.graph.first_calls(job.workload)
     num_tries = 0
@@ -154,7 +154,7 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
     Raises
     ------
     DisturbedSweepError
-        If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
+            If interrupted sessions or failed calls leave fewer than two sizes of an expert's sessions.
     """
     upper = {node.name for node in job.graph.upper_nodes}
     finished: dict[ExpertName, list[CallRecord]] = {}

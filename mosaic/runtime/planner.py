@@ -1,4 +1,4 @@
-"""Plans the layers of a pipeline, each by the prices that were measured for it."""
+"""Plans the layers of a pipeline, each with the prices that were measured for it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,31 +15,31 @@ from mosaic.planning.scheduler import Scheduler
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels, RunCosts
 
 CostFactory: TypeAlias = Callable[..., CostModel]
-"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and ``options`` of the engines."""
+"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and the engines' ``options``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A way to place a node's experts: over how many workers each session spans, and who plans it."""
+    """A way to place a node's experts: the number of workers per session, and the scheduler."""
 
     tp_degree: int
     scheduler: Scheduler | None = None
-    """None: the run's."""
+    """None: the run's scheduler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlacements:
-    """The ways in which a node's experts may be placed; of several the one predicted to end first is taken."""
+    """The possible placements of a node's experts; the one that is predicted to end first is taken."""
 
     placements: tuple[Placement, ...] = ()
-    """None: at the experts' own tensor-parallel degree, by the run's scheduler."""
+    """Empty: at the experts' own tensor-parallel degree, by the run's scheduler."""
     costs: CostFactory | None = None
-    """Who prices the choice; None: the run's cost model."""
+    """Prices the choice; None: the run's cost model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, with what it was made for and by whom."""
+    """A plan, with its problem and its scheduler."""
 
     plan: Plan
     problem: Problem
@@ -51,16 +51,16 @@ class Planner:
     """Turns the calls of a layer into a plan."""
 
     experts: tuple[Expert, ...]
-    """Of the pool; those of a node may be others."""
+    """The pool; a node may have other experts."""
     cluster: Cluster
     scheduler: Scheduler
     costs: CostFactory
     profiles: Mapping[NodeName, Profile]
-    """What was measured, by node."""
+    """Measured profiles, by node."""
     by_node: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
     session_model: SessionModel | None = None
     host_loads: HostLoads | None = None
-    """Where the host keeps weights or engines; None: it keeps nothing."""
+    """Prices loads from memory, if the machine keeps weights or engines; None: it keeps nothing."""
 
     def plan(
         self,
@@ -69,16 +69,16 @@ class Planner:
         saved: Plan | None = None,
         held: LoadedModels | None = None,
     ) -> Planned:
-        """Plan calls of one layer on the workers that are not lost, or take a plan that was saved for them.
+        """Plan calls of one layer on the workers that are not lost, or use a plan that was saved for them.
 
-        What is held from before counts where the host keeps something.
+        Models loaded before count if the machine keeps them.
 
         Raises
         ------
         InfeasibleError
-            If an expert finds no place.
+                If an expert cannot be placed.
         ProfileError
-            If a profile does not cover an expert at a degree.
+                If a profile does not cover an expert at a degree.
         PlanError
             If the saved plan is of other calls.
         """
@@ -113,10 +113,9 @@ class Planner:
         return tuple(placement.tp_degree for placement in options.placements) or (expert.tp_degree,)
 
     def problem(self, calls: Sequence[Call], placement: Placement | None, costs: CostFactory) -> Problem:
-        """State all that a scheduler may know of some calls.
+        """Build the problem of some calls for a scheduler.
 
-        The other experts of the pool are known to the problem, so that a scheduler's settings may name them, and have
-        no calls.
+        The problem also has the other experts of the pool, without calls, so that a scheduler's settings may name them.
 
         Raises
         ------
@@ -144,7 +143,7 @@ class Planner:
         )
 
     def _profile(self, calls: Sequence[Call]) -> Profile:
-        """Put the profiles of a layer's nodes together."""
+        """Merge the profiles of a layer's nodes."""
         nodes = dict.fromkeys(call.key.node for call in calls)
         profiles = list(dict.fromkeys(id(self.profiles[node]) for node in nodes))
         first = self.profiles[next(iter(nodes))]
@@ -155,5 +154,5 @@ class Planner:
 
 
 def placed(expert: Expert, tp_degree: int) -> Expert:
-    """Return an expert as it runs at a tensor-parallel degree: one session of all, or replicas without a cap."""
+    """Return an expert for a tensor-parallel degree: one session over several workers, or replicas without a cap."""
     return replace(expert, tp_degree=tp_degree, max_replicas=None if tp_degree == 1 else 1)

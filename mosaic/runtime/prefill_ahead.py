@@ -1,4 +1,4 @@
-"""Prefill ahead of time as a controller: prompts grow in engines that are up while the calls they quote still run."""
+"""Prefills prompts ahead of time: prompts grow in engines that are up while the calls that they quote still run."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -13,12 +13,12 @@ from mosaic.planning.profiles import Profile
 
 
 class PrefillAhead:
-    """Has the prompt of a call prefilled slot by slot, in a session of its expert that is up, while others still run.
+    """Prefills the prompt of a call slot by slot, in a session of its expert that is up, while its inputs still run.
 
-    Whenever a call of a question has ended, the prompts that are to quote it are as long as the calls in front of
-    their order (``PrefillOrder``) tell. What has grown is prefilled; the call itself is then sent to the session that
-    has read its beginning. Where no session of the expert is up nothing happens. It stands behind the pipeline, which
-    has submitted by then what is ready.
+    Whenever a call of a question ends, the prompts that will quote it can grow. Their known length ends before the
+    first unended call in their order (``PrefillOrder``). The new part is prefilled, and the call itself is later sent
+    to the session that holds its beginning. Without a session of the expert that is up, nothing happens. This
+    controller must come after the pipeline, which has then submitted the ready calls.
 
     References
     ----------
@@ -30,17 +30,17 @@ class PrefillAhead:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
         self._homes: dict[tuple[str, NodeName, ExpertName], tuple[int, int]] = {}
-        """The session that reads for an expert's calls of a node, and how many inputs of the question it has read."""
+        """The session that prefills for an expert's calls of a node, and how many of the question's inputs it has read."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look again at the question of a call that has ended."""
+        """Reconsider the question of an ended call."""
         if isinstance(event, Finished):
             self._questions.record(event.record)
             return list(self._read_on(event.record.key.question, view))
         return ()
 
     def home(self, call: Call, view: View) -> int | None:
-        """Give the session that has read the beginning of a call, as long as it takes calls."""
+        """Return the session that holds the beginning of a call, while it takes calls."""
         number, _ = self._homes.get((call.key.question, call.key.node, call.expert), (None, 0))
         return number if number is not None and view.is_open(number) else None
 
@@ -63,7 +63,7 @@ class PrefillAhead:
 
 
 def in_order_of_length(graph: CallGraph, profiles: Mapping[NodeName, Profile]) -> CallGraph:
-    """Let a graph that reads ahead read the calls first that are predicted to be the shortest."""
+    """Return the graph with prompts in the order of predicted lengths, the shortest first."""
     if graph.prefill_order is None:
         return graph
     means = {

@@ -1,4 +1,4 @@
-"""Measures what is not given and plans the first layer, in stages: before a run, or in its first stretch."""
+"""Measures missing profiles and plans the first layer, in stages: before a run, or at its beginning."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -26,12 +26,12 @@ from mosaic.runtime.unpriced import sessions_by_size
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
 MANY_WORKERS = 100
-"""From so many on a plan may take long enough to be announced."""
+"""From so many workers on, a plan may take long enough to be announced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A run before its first layer: what was measured and planned of it."""
+    """A run before its first layer: its measurements and its plan."""
 
     planner: Planner
     planned: Planned
@@ -40,7 +40,7 @@ class Begun:
 
 
 def measure_and_plan(job: Job, step: Step, log: Log) -> Stages[Begun]:
-    """Measure all that is not given, and plan the first layer."""
+    """Measure all missing profiles, and plan the first layer."""
     begun = yield from plan_first_layer(job, step, log)
     with step("profile_upper"):
         planner, pilot, rehearsal = yield from price_upper_nodes(job, begun.planner, begun.pilot, begun.rehearsal, log)
@@ -48,9 +48,9 @@ def measure_and_plan(job: Job, step: Step, log: Log) -> Stages[Begun]:
 
 
 def plan_first_layer(job: Job, step: Step, log: Log) -> Stages[Begun]:
-    """Measure the first layer where it is not given, and plan it.
+    """Measure the first layer if it has no profile, and plan it.
 
-    Where a plan expects cancelled calls, calibration questions go through the pipeline first.
+    If a plan takes cancelled calls into account, calibration questions run through the pipeline first.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plan_first_layer(job: Job, step: Step, log: Log) -> Stages[Begun]:
     step
         Times the steps.
     log
-        Receives lines for who waits.
+            Receives lines for the user.
 
     Raises
     ------
@@ -81,14 +81,14 @@ def plan_first_layer(job: Job, step: Step, log: Log) -> Stages[Begun]:
 
 
 def measure_profiles(job: Job, log: Log) -> Stages[Mapping[NodeName, Profile]]:
-    """Measure on calls that are not the batch's, and plan nothing of the batch."""
+    """Measure on calls outside the batch, without a plan for the batch."""
     profile = job.profile or (yield from _sweep(job, log))
     planner, _, _ = yield from price_upper_nodes(job, _planner_of(job, profile), Pilot(), Rehearsal(), log)
     return planner.profiles
 
 
 def _price_first_layer(job: Job, log: Log) -> Stages[tuple[Pilot, Profile]]:
-    """Price the first layer by calls of the batch, where their answers can be kept, and else by others."""
+    """Price the first layer by calls of the batch if their answers can be kept, and by other calls otherwise."""
     source = f"{job.site.kind} pilot of {job.workload.name} {job.site.description}"
     quoted = pilot = Pilot()
     profile = job.profile
@@ -111,14 +111,14 @@ def _price_first_layer(job: Job, log: Log) -> Stages[tuple[Pilot, Profile]]:
 def _sweep(job: Job, log: Log) -> Stages[Profile]:
     """Price the first layer by other calls.
 
-    Of each expert no more are sent than a share of the calls that it has, but a few in any case. Experts are measured
-    at each of their degrees and on each kind of GPU that can hold them. Calls are cut as those of the batch are: so
-    prices are of what is written within the budgets.
+    Each expert gets at most a share of its number of calls, but a few in any case. Experts are measured at each of
+    their degrees and on each kind of GPU that can hold them. Calls have the batch's budgets, so prices are for output
+    within the budgets.
 
     Raises
     ------
     ValueError
-        If only the batch's own may be measured, and they cannot be.
+            If only the batch's own calls may be measured, and they cannot be.
     """
     first = job.graph.first_calls(job.workload)
     reason = why_not(job, first)
@@ -145,7 +145,7 @@ def _sweep(job: Job, log: Log) -> Stages[Profile]:
 
 
 def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stage:
-    """Let experts that are measured together go through questions of calibration in turn."""
+    """Make the stage in which experts that are measured together answer calibration questions in turn."""
     swept = job.site.swept_questions()
     prompt_tokens = [tokens for _, tokens in swept]
     names = [expert.name for expert in row.experts]
@@ -158,12 +158,12 @@ def _sweep_stage(job: Job, row: Row, sweeps: Mapping[ExpertName, Sweep]) -> Stag
     other = OtherCalls(
         name=row.name, why="to price sessions", given_by="profile.path", questions=questions, prompts=prompts
     )
-    places = {expert.name: row.places(expert) for expert in row.experts}  # as many as it may have replicas
+    places = {expert.name: row.places(expert) for expert in row.experts}  # as many as its replica cap allows
     return Stage("profiling", sessions_by_size(shards, row.experts, lambda expert: places[expert.name]), calls, other)
 
 
 def _plan_first(job: Job, planner: Planner, pilot: Pilot, log: Log) -> Planned:
-    """Plan what a pilot leaves of the first layer."""
+    """Plan the calls of the first layer that a pilot leaves."""
     first = tuple(call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records)
     if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
         log(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
@@ -187,7 +187,7 @@ def _planner_of(job: Job, profile: Profile) -> Planner:
 
 
 def _pool(job: Job) -> tuple[Expert, ...]:
-    """Give the pool, and experts that only the graph names."""
+    """Return the pool, and experts that only the graph names."""
     known = {expert.name for expert in job.experts}
     return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
 
@@ -195,14 +195,15 @@ def _pool(job: Job) -> tuple[Expert, ...]:
 def price_upper_nodes(
     job: Job, planner: Planner, pilot: Pilot, rehearsal: Rehearsal, log: Log
 ) -> Stages[tuple[Planner, Pilot, Rehearsal]]:
-    """Measure the nodes that read others, where no profile of them is given.
+    """Measure the nodes that read others, if they have no profile.
 
-    The questions of a pilot price them, if enough of these need them; else a rehearsal does, on other calls.
+    The questions of a pilot price them, if enough of these questions need them; otherwise a rehearsal on other calls
+    does.
 
     Raises
     ------
     InfeasibleError, ProfileError, BackendError
-        If something cannot be measured, or no plan exists for what calibration needs.
+            If a measurement fails, or no plan exists for calibration.
     """
     graph, given = job.graph, job.upper_profile
     profiles, models = dict(planner.profiles), models_of(graph)
@@ -237,9 +238,9 @@ def price_upper_nodes(
 
 
 def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:
-    """Give by upper node the first of its layer that is measured for it: nodes with the same calls cost as much.
+    """Return by upper node the first node of its layer that is measured for it: equal nodes have equal costs.
 
-    These are nodes of the same experts, that read as many responses and run under the same condition.
+    Equal nodes have the same experts, read the same number of responses and run under the same condition.
     """
     first: dict[object, NodeName] = {}
     num_read = {node.name: len(node.experts) for node in graph.nodes}

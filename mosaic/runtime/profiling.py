@@ -1,7 +1,8 @@
-"""Fits a profile to records: the one way from sessions that ran to prices.
+"""Fits a profile to records: every price of a measured session is computed here.
 
 The sessions may be a pilot's, a sweep's or those of a saved run. A batch serves an expert in one session, or in a few
-of about one size. Each of them then also stands for a session of half its calls, as the speed of its calls predicts it.
+of about one size. Each of them then also gives the price of a session with half its calls, predicted from the speed of
+its calls.
 """
 
 from collections import defaultdict
@@ -23,12 +24,12 @@ from mosaic.planning.length_forecast import Floats, Lengths, Speed, Underway, dr
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 
 Waves: TypeAlias = Sequence[Sequence[Session]]
-"""Replicas that start together, one wave behind the other."""
+"""Replicas that start together, one wave after the other."""
 
 LEAST_SPAN = 2
-"""From the smallest to the largest session: the line through sizes that are closer says little of others."""
+"""Least ratio of the largest to the smallest session: a line through closer sizes cannot be extrapolated."""
 NUM_ROUNDS = 6
-"""Of the fit of a speed: how much each moment counts in a call follows from the speed then."""
+"""Rounds of the fit of a speed: the weight of each moment in a call depends on the speed."""
 
 
 def fit_run(
@@ -42,21 +43,22 @@ def fit_run(
 ) -> Profile:
     """Fit the costs of experts to a finished run, at each degree at which it served them.
 
-    Sessions count whose calls all finished there, at the first try, and are of these nodes; an expert without one has
-    no entry. A session may have stayed open for calls that did not come: it counts until its last call ended.
+    A session counts if it belongs to these nodes and all its calls finished there at the first try. An expert without
+    such a session has no entry. A session may have stayed open for calls that did not come: it counts until its last
+    call ended.
 
     Parameters
     ----------
     experts, cluster
         See `fit_entry`.
     result
-        How they ran there.
+            The records of the run.
     source
-        Where the profile says it comes from.
+            Source to be written into the profile.
     nodes
-        Of the run's first layer, or of the layers behind it.
+            Nodes of the run's first layer, or of the later layers.
     in_waves
-        Whether an expert's sessions for a node started together, as replicas above the first layer do.
+            Whether an expert's sessions for a node started together, as replicas above the first layer do.
     """
     records: dict[int, list[CallRecord]] = defaultdict(list)
     for record in result.calls:
@@ -84,7 +86,7 @@ def fit_run(
 
 
 def in_waves_of(sessions: Sequence[Session]) -> Waves:
-    """Sort sessions by what they wait for."""
+    """Group sessions by the sessions that they wait for."""
     return [tuple(wave) for _, wave in groupby(sessions, key=lambda session: session.after)]
 
 
@@ -99,25 +101,25 @@ def fit_entry(
 ) -> ProfileEntry:
     """Fit the costs of one expert to records of its calls and sessions.
 
-    Sessions that were interrupted are left out: they took longer than their calls need. So are waves with such a
-    session, or with one whose worker was lost. A session whose server wanted a request twice stays, since the batch
-    will meet the same server. The lengths of all calls count.
+    Interrupted sessions are left out: they took longer than their calls need. Waves with such a session, or with a lost
+    worker, are left out too. A session stays if its server needed a request twice, since the batch will use the same
+    server. The lengths of all calls count.
 
     Parameters
     ----------
     expert
-        With the tensor-parallel degree at which it ran.
+            With the tensor-parallel degree of the measurement.
     cluster, calls, sessions
-        Where it ran, and how; those of other experts are left out.
+            The cluster and the records; those of other experts are left out.
     waves
-        Sessions of replicas, whose price is that of their wave; None: each session stands for itself.
+            Sessions of replicas, which are priced by wave; None: each session is priced separately.
     adds_halves
-        Whether sessions of about one size also stand for sessions of half their calls.
+            Whether sessions of about one size also give prices of sessions with half their calls.
 
     Raises
     ------
     DisturbedSweepError
-        If sessions that were interrupted leave fewer than two sizes.
+            If interrupted sessions leave fewer than two sizes.
     """
     own = [session for session in sessions if session.expert == expert.name]
     records = [record for record in calls if record.expert == expert.name]
@@ -140,7 +142,7 @@ def fit_entry(
         expert=expert.name,
         gpu=cluster.select(next(iter(whole.values())).workers)[0].gpu.name,
         tp_degree=expert.tp_degree,
-        # NOTE: a load that something else disturbed must not price them all, but a wave waits for its longest.
+        # NOTE: one disturbed load must not affect all prices, but a wave waits for its longest load.
         load_s=_median_load_s(own) if waves is None else max(session.load_s for session in whole.values()),
         fit=fit_session(points),
         lengths=prediction_from_sample(sample),
@@ -152,7 +154,7 @@ def fit_entry(
 
 
 def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
-    """Measure sessions that start together: they last as long as the longest, and each has as many calls at most."""
+    """Measure sessions that start together: their time is the longest, and their size the largest number of calls."""
     return SweepPoint(
         num_calls=max(session.num_calls for session in wave),
         session_s=max(session.end_ts - session.start_ts for session in wave),
@@ -161,7 +163,7 @@ def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
 
 
 def _half(point: SweepPoint, speed: Speed, records: Sequence[CallRecord]) -> SweepPoint:
-    """Predict a session of half the calls, by what the speed says of both."""
+    """Predict a session of half the calls, by the ratio of both predictions from the speed."""
     num_calls = point.num_calls // 2
     lengths = Lengths(tuple(record.output_tokens for record in records))
     prompt_tokens = sum(record.prompt_tokens for record in records) / len(records)
@@ -176,18 +178,18 @@ def _half(point: SweepPoint, speed: Speed, records: Sequence[CallRecord]) -> Swe
 
 
 def _median_load_s(sessions: Sequence[SessionRecord]) -> float:
-    """Take the median of loads; 0 where the expert was always resident."""
+    """Return the median of load times; 0 if the expert was always loaded."""
     loads = [session.load_s for session in sessions if session.load_s > 0]
     return median(loads) if loads else 0.0
 
 
 def fit_speed(records: Sequence[CallRecord]) -> Speed | None:
-    """Fit the speed of one expert's engines to calls of undisturbed sessions; None: no call says anything of it.
+    """Fit the speed of one expert's engines to calls of undisturbed sessions; None: no call has enough data.
 
-    A call's seconds a token are the mean of its iterations' seconds, and each iteration is linear in the number of
-    calls under way and in their context. Both means weigh a moment by the tokens that the call wrote then, which takes
-    a speed: the fit is repeated with the one that it gave. It minimises squares of the relative error by the token,
-    since long calls are what tails are made of.
+    A call's seconds per token are the mean seconds of its iterations. Each iteration is linear in the number of running
+    calls and in their context. Both means are weighted by the tokens that the call wrote at each moment. The weights
+    depend on the speed, so the fit is repeated with its own result. It minimises squares of the relative error per
+    token, since long calls form the tails.
     """
     timed = [record for record in records if record.admitted_ts is not None and record.output_tokens > 1]
     sessions = [[one for one in timed if one.session == number] for number in dict.fromkeys(r.session for r in timed)]
@@ -205,7 +207,7 @@ def fit_speed(records: Sequence[CallRecord]) -> Speed | None:
 
 
 class _Moments:
-    """The spans of a session between two changes of its batch, and which of them each call was under way in."""
+    """The spans of a session between two changes of its batch, and the spans in which each call was running."""
 
     def __init__(self, records: Sequence[CallRecord]) -> None:
         starts = np.array([_begin_ts(record) for record in records])
@@ -225,12 +227,12 @@ class _Moments:
         self._kv_tokens = self._under_way(prompts - rate * starts, len(ts)) + middle_ts * self._under_way(rate, len(ts))
 
     def _under_way(self, values: Floats, num_ts: int) -> Floats:
-        """Sum a value over the calls that are under way in each span."""
+        """Sum a value over the calls that run in each span."""
         changes = np.bincount(self._first, values, num_ts) - np.bincount(self._last, values, num_ts)
         return np.asarray(np.cumsum(changes)[:-1])
 
     def features(self, terms: Floats) -> Floats:
-        """Give each call's means of 1, of the number of calls under way and of their context, an iteration each."""
+        """Return each call's means per iteration: of 1, of the number of running calls and of their context."""
         step_s = np.maximum(terms[0] + terms[1] * self._num_seqs + terms[2] * self._kv_tokens, 1e-12)
         steps = self._lasting_s / step_s
         sums = [np.concatenate([[0.0], np.cumsum(steps * value)]) for value in (1.0, self._num_seqs, self._kv_tokens)]
@@ -259,7 +261,7 @@ def _begin_ts(record: CallRecord) -> float:
 
 
 def _read_s(records: Sequence[CallRecord]) -> list[float]:
-    """Price a token of the prompts that a session read before any of its calls had ended."""
+    """Price a token of the prompts that a session prefilled before its first call ended."""
     timed = [record for record in records if record.first_token_ts is not None]
     if not timed:
         return []

@@ -1,4 +1,4 @@
-"""Whether a promise holds for what was run: whether its questions vote as those did that it was calibrated on."""
+"""Tests whether a promise applies to a run: whether its questions vote like the calibration questions."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,22 +29,22 @@ from mosaic.pipelines.walk import vote_of
 from mosaic.runtime.job import Job, Outcome
 
 WHOLE = (CallStatus.FINISHED, CallStatus.FAILED)
-"""How calls end that were not stopped."""
+"""Statuses of calls that were not stopped."""
 NUM_NAMED = 3
-"""Patterns whose shares a withdrawn promise names."""
+"""Number of patterns that a withdrawn promise lists."""
 
 
 class Promise(NamedTuple):
-    """A promised loss of accuracy against aggregating every question, beside what was run."""
+    """A promised loss of accuracy against aggregating every question, with the loss of the run."""
 
     accepted_loss_frac: float
     votes: PatternTest
     lost_frac: float | None
-    """What this batch lost; None: only a simulation could tell."""
+    """The loss of this batch; None: only a simulation knows it."""
 
     @property
     def is_broken(self) -> bool | None:
-        """Whether the batch lost more than was promised; None: not known."""
+        """Whether the batch lost more than promised; None: not known."""
         return None if self.lost_frac is None else self.lost_frac > self.accepted_loss_frac
 
     def report(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Promise(NamedTuple):
         }
 
     def withdrawal(self) -> str:
-        """Say why nothing is promised."""
+        """Explain why nothing is promised."""
         return (
             "promise WITHDRAWN: the votes differ from those of the calibration questions "
             f"(p = {self.votes.p_value:.2g}, below {LEVEL:g}): {self.votes.largest_differences(NUM_NAMED)}. The gate "
@@ -69,7 +69,7 @@ class Promise(NamedTuple):
 
 
 def promise_of(job: Job, calibration: Calibration | None, outcome: Outcome) -> Promise | None:
-    """Hold what was promised against what was run; None: nothing was promised."""
+    """Compare the promise with the run; None: nothing was promised."""
     graph = job.graph
     promised = graph.rule.promise() if calibration is None else calibration.promise()
     if promised is None or not promised.is_given:
@@ -87,14 +87,14 @@ def promise_of(job: Job, calibration: Calibration | None, outcome: Outcome) -> P
 def calibration_patterns(
     questions: Sequence[CalibrationQuestion], rule: Rule, budgets: Budgets, *, is_early: bool
 ) -> Iterator[str]:
-    """Give the patterns of calibration questions that can be compared.
+    """Return the comparable vote patterns of calibration questions.
 
     Parameters
     ----------
     questions
-        All of the file.
+            All questions of the file.
     rule, budgets
-        Of the run.
+            The run's.
     is_early
         Whether the run cancels calls whose votes no longer matter: see ``mosaic.pipelines.vote_patterns``.
     """
@@ -107,7 +107,7 @@ def calibration_patterns(
 
 
 def batch_patterns(graph: CallGraph, outcome: Outcome, *, is_early: bool) -> Iterator[str]:
-    """Give the patterns of a batch's questions that can be compared; ``is_early`` as above."""
+    """Return the comparable vote patterns of a batch's questions; ``is_early`` as above."""
     first: dict[str, list[CallRecord]] = defaultdict(list)
     for record in outcome.result.calls:
         if record.key.node in graph.first_nodes:
@@ -116,7 +116,7 @@ def batch_patterns(graph: CallGraph, outcome: Outcome, *, is_early: bool) -> Ite
         question, records = ballot.question, sorted(first[ballot.question.id], key=attrgetter("key"))
         done = {record.key: record for record in records}
         late = graph.budgets.straggler({key: one.expert for key, one in done.items()}, done)
-        if graph.rule.is_exit or late is not None:  # else it has the votes that calibration questions have
+        if graph.rule.is_exit or late is not None:  # otherwise it has the same votes as calibration questions
             votes = [Vote(record.expert, None if record.key == late else vote_of(record)) for record in records]
             ballot = make_ballot(question, votes, graph.compare[question.answer_kind])
         is_whole = late is None and all(record.status in WHOLE for record in records)
@@ -125,12 +125,12 @@ def batch_patterns(graph: CallGraph, outcome: Outcome, *, is_early: bool) -> Ite
 
 
 def _pattern(ballot: Ballot, rule: Rule, *, is_whole: bool, is_early: bool) -> str:
-    """Describe votes that can be relied on, where no schedule could have kept one of them from being known."""
+    """Describe the reliable votes, unless a schedule could have hidden one of them."""
     return EARLY if is_early and (not is_whole or may_be_early(rule, ballot)) else vote_pattern(ballot)
 
 
 def _lost_votes(budgets: Budgets, ballot: Ballot, tokens: Sequence[int]) -> dict[int, Vote]:
-    """Give the votes that budgets leave out, or may leave out, by place: of calls that are cut, and of a late one."""
+    """Return the votes that budgets leave out, or may leave out, by index: of cut calls, and of a straggler."""
     cuts = budgets.cut_tokens.get(PROPOSE, {})
     pairs = list(enumerate(zip(ballot.votes, tokens, strict=True)))
     cut = {place for place, (vote, number) in pairs if number > cuts.get(vote.expert, inf)}
@@ -140,7 +140,7 @@ def _lost_votes(budgets: Budgets, ballot: Ballot, tokens: Sequence[int]) -> dict
 
 
 def gate_notes(graph: CallGraph, calibration: Calibration | None, promise: Promise | None) -> Sequence[str]:
-    """Say what the gate promises, or that it no longer does; with budgets the promise is of both."""
+    """Report what the gate promises, or that the promise is withdrawn; with budgets the promise covers both."""
     if promise is not None and promise.votes.differs:
         return (promise.withdrawal(),)
     if calibration is not None:

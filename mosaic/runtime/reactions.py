@@ -1,4 +1,4 @@
-"""Makes the controllers of a run: its pipeline, and the reactions that a job wants, in the order of hearing events."""
+"""Makes the controllers of a run: its pipeline and the job's reactions, in the order in which they receive events."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ from mosaic.runtime.stopping import stopping_controllers
 NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves and new plans are considered so many times in a predicted expert stage, and no more often than this."""
 UNSURE_BATCHES = 1.0
-"""Real engines say once a second how far their calls are."""
+"""Real engines report the progress of their calls once per second."""
 MOVING = {Reaction.MOVES, Reaction.REPLAN}
-"""Reactions that give calls other sessions than the plan's, which are not closed before, and that need ticks."""
+"""Reactions that move calls to other sessions than the plan's, which must stay open, and that need ticks."""
 
 
 def make_controllers(
@@ -49,7 +49,7 @@ def make_controllers(
     if Reaction.REPLAN in wanted:
         unsure = UNSURE_BATCHES if is_real else 0.0
         num_pilot_sessions = begun.pilot.num_sessions
-        # NOTE: a pilot's ticks began before there was a plan, and come as often as ticks may.
+        # NOTE: a pilot's ticks started before there was a plan, at the shortest interval.
         least_s = (tick_s_of(job, begun.planned.plan) or 0.0) if num_pilot_sessions else 0.0
         made.append(Revising(planner, forecaster, on_replan, num_pilot_sessions, unsure, least_s))
     if Reaction.MOVES in wanted or is_real:
@@ -78,7 +78,7 @@ def _pipeline(
 
 
 def tick_s_of(job: Job, first: Plan | None) -> float | None:
-    """Return the seconds between ticks that a job's reactions want; None: none. Before there is a plan, the least."""
+    """Return the seconds between ticks for a job's reactions; None: no ticks. Without a plan, the shortest."""
     if not job.reactions & MOVING:
         return None
     return MIN_TICK_S if first is None else max(MIN_TICK_S, first.predicted_makespan_s / NUM_TICKS)

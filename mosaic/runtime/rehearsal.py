@@ -1,4 +1,4 @@
-"""Prices of upper nodes, by the calls that questions which were answered before leave to them."""
+"""Prices upper nodes by the calls that already answered questions need of them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,12 +23,12 @@ from mosaic.runtime.sweep import measured_calls, of_questions, wave_shards
 from mosaic.runtime.unpriced import SHARES, even_plan, sessions_in_waves, waves_in_thirds
 
 GIVEN_BY = "profile.aggregator_path"
-"""How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
+"""How to avoid measuring upper nodes; without a barrier, or for a quorum, they are rehearsed anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """What calibration questions show of a pipeline's upper nodes."""
+    """What calibration questions show about a pipeline's upper nodes."""
 
     questions: Mapping[str, Question] = field(default_factory=dict)
     records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Rehearsal:
     """Share of the questions that reach it."""
 
     def prompt_tokens(self) -> dict[NodeName, int]:
-        """What a typical call of each node reads."""
+        """Prompt tokens of a typical call of each node."""
         return {
             node: round(sum(call.prompt_tokens for call in calls) / len(calls))
             for node, calls in self.calls.items()
@@ -47,10 +47,10 @@ class Rehearsal:
 
 
 def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
-    """Send calibration questions through all layers but the last, and see what each upper node gets.
+    """Send calibration questions through all layers but the last, and collect the calls of each upper node.
 
-    A node that gets nothing there has no typical call; then all questions stand in. Where a pilot has answered
-    questions of the batch, these are taken, and what is known of their calls is not sent.
+    A node without calls there has no typical call; then all questions are used instead. If a pilot has answered
+    questions of the batch, these are taken, and their known calls are not sent again.
     """
     graph, site = job.graph.deciding(), job.site
     whole = pilot.whole_questions(job) if pilot.records else ()
@@ -60,7 +60,7 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
         rehearsed = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
         most = measured_calls(len(job.workload.questions), job.max_swept_frac) or LARGE_BATCH
         number = len(rehearsed.questions)
-        if most < number:  # from all over: a file may be in order of subjects
+        if most < number:  # evenly spread: a file may be sorted by subject
             rehearsed = of_questions(rehearsed, [rehearsed.questions[number * turn // most] for turn in range(most)])
     known = {question.id: question for question in rehearsed.questions}
     questions = Questions(rehearsed, graph)
@@ -99,9 +99,9 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
 def price_by_rehearsal(
     job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, source: str, log: Log
 ) -> Stages[Profile]:
-    """Measure a node's experts, at each degree at which they may be placed, on what a rehearsal leaves to it.
+    """Measure a node's experts, at each degree at which they may be placed, on the calls of a rehearsal.
 
-    Each of these measurements has no more than a share of the calls that the batch is expected to have for the node.
+    Each measurement has at most a share of the calls that the batch is expected to have for the node.
     """
     num_expected = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
     most = measured_calls(num_expected, job.max_swept_frac)
@@ -123,7 +123,7 @@ def price_by_rehearsal(
 def _wave_stage(
     job: Job, node: Node, expert: Expert, calls: Sequence[Call], max_calls: int | None, other: OtherCalls
 ) -> Stage:
-    """Let an expert serve calls in waves, with as many replicas as its cap and the cluster allow."""
+    """Make the stage in which an expert serves calls in waves, with as many replicas as cap and cluster allow."""
     places = job.site.places(expert)
     shards = list(wave_shards(calls, len(places), max_calls))
     calls = tuple(call for shard in shards for call in shard)
@@ -133,14 +133,14 @@ def _wave_stage(
 def price_by_pilot_questions(
     job: Job, node: Node, planner: Planner, pilot: Pilot, source: str
 ) -> Stages[tuple[Pilot, Profile | str]]:
-    """Price an upper node by the calls that the pilot's own questions need of it, at each degree by others of them.
+    """Price an upper node by the calls that the pilot's questions need of it, with other questions at each degree.
 
-    Where a quote has sent them in waves at the node's only degree, they are priced as they ran.
+    If a quote has sent them in waves at the node's only degree, they are priced as they ran.
 
     Returns
     -------
     tuple[Pilot, Profile | str]
-        What was answered, and the prices, or why there are none.
+            The answers, and the prices or the reason why there are none.
     """
     degrees = planner.degrees(node.name, node.experts[0])
     if pilot.merging and degrees == (len(pilot.merging[0].workers),):
@@ -173,7 +173,7 @@ def fit_waves(job: Job, expert: Expert, pilot: Pilot, sessions: Sequence[Session
     Raises
     ------
     DisturbedSweepError
-        If calls failed, or sessions that were interrupted leave too few others.
+            If failed calls or interrupted sessions leave too few others.
     """
     assert pilot.stage is not None, "it has run"
     sessions = sessions or pilot.stage.sessions
@@ -187,7 +187,7 @@ def fit_waves(job: Job, expert: Expert, pilot: Pilot, sessions: Sequence[Session
 
 
 def questions_of(job: Job, pilot: Pilot) -> Questions:
-    """Give the batch's questions, of which those that a pilot answered whole are on their way through the pipeline."""
+    """Return the batch's questions; the records of those that a pilot answered completely are added."""
     whole = {question.id for question in pilot.whole_questions(job)}
     questions = Questions(job.workload, job.graph)
     for key, record in pilot.records.items():

@@ -1,4 +1,4 @@
-"""Plans anew, on the other workers and at once, what a lost worker leaves."""
+"""Plans the unended calls of a lost worker anew, at once, on the other workers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from mosaic.runtime.static_plan import plan_commands
 
 @dataclass(eq=False)
 class Replanning:
-    """Answers the loss of workers with a new plan for the calls that their sessions had not ended."""
+    """Replies to the loss of workers with a new plan for the unended calls of their sessions."""
 
     plan: Callable[[Sequence[Call], Mapping[int, str]], Plan]
-    """Plans calls without the workers that are lost."""
+    """Plans calls without the lost workers."""
     on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None
-    """Receives each new plan, with what was lost so far, before it runs."""
+    """Receives each new plan, with the workers lost so far, before it runs."""
     reacts: ClassVar[bool] = True
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Answer the loss of a worker.
+        """Reply to the loss of a worker.
 
         Raises
         ------
         BackendError
-            If no plan serves what is left, with the causes of the losses.
+                If no plan serves the calls that are left, with the causes of the losses.
         """
         if not isinstance(event, Lost) or event.num_more:
-            return ()  # the others that are lost with it must not be planned on
+            return ()  # no plan may use the others that are lost with it
         left = view.left_by(view.lost)
         if not left:
             return ()
@@ -43,7 +43,7 @@ class Replanning:
 
     def _again(self, left: Sequence[Call], view: View, causes: str) -> Iterator[Command]:
         number = view.next_session()
-        for node in dict.fromkeys(call.key.node for call in left):  # nodes are placed each in its way
+        for node in dict.fromkeys(call.key.node for call in left):  # each node has its own placement
             calls = [call for call in left if call.key.node == node]
             try:
                 plan = self.plan(calls, view.lost)
@@ -58,7 +58,7 @@ class Replanning:
 
 
 def describe_new_plan(plan: Plan, lost: Mapping[int, str]) -> str:
-    """Say in a line what was lost, or that lengths contradicted the plan, and what is done about it."""
+    """Describe in a line the loss, or the contradicted plan, and the new plan."""
     named = ", ".join(f"worker {worker} ({cause})" for worker, cause in sorted(lost.items()))
     num_calls = sum(len(session.shard) for session in plan.sessions)
     if not lost:

@@ -1,4 +1,4 @@
-"""Plans anew, in mid-run, the calls that have not begun, when the lengths that come in contradict the plan."""
+"""Plans calls that have not started anew during a run, if the observed lengths contradict the plan."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,46 +22,49 @@ from mosaic.runtime.planner import Planner
 from mosaic.runtime.static_plan import opened
 
 CONTRADICTION_FRAC = 0.1
-"""By such a share of what is left the end of a worker must differ from what the plan's lengths say."""
+"""Least change of a worker's end against the plan's lengths, as a share of the remaining time."""
 GAIN_FRAC = 0.05
-"""A new plan has to end so much earlier, of what is left: predictions are no better than that."""
+"""Least gain of a new plan, as a share of the remaining time: predictions are no better than that."""
 MAX_LEFT_OUT = 3
-"""Workers that a new plan may leave to what has begun there."""
+"""Most workers that a new plan may leave to the calls that have started there."""
 NEWS_LOG = 0.15
-"""A length scale that has changed by less, since it was last used, changes no plan."""
+"""Least change of a length scale, as a logarithm, since its last use; smaller ones change no plan."""
 
 
 @dataclass(eq=False)
 class Revising:
-    """Compares observed lengths, those of running calls so far included, with what the plan was made for.
+    """Compares observed lengths, those of running calls so far included, with the lengths of the plan.
 
-    Where a scale of lengths makes a worker end at another time than the plan's lengths do, by a stated share, the calls
-    that no engine has begun are planned anew with the lengths as seen. The new plan is taken where it is predicted to
-    end earlier by a stated share: a session that serves keeps the calls that the new plan leaves on its place, and
-    sessions that lose all their calls are closed by ``Keeping``.
+    A scale of lengths may change the end of a worker, against the plan's lengths, by a stated share. Then the calls
+    that no engine has started are planned anew with the observed lengths. The new plan is taken if it is predicted to
+    end earlier by a stated share. A serving session keeps the calls that the new plan gives to its workers. ``Keeping``
+    closes sessions that lose all their calls.
     """
 
     planner: Planner
     """Made the plan."""
     forecaster: Forecaster
-    """What is predicted; it stands before this."""
+    """Predicts the run; it must come before this controller."""
     on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None
     """Receives each new plan before it runs."""
     num_pilot_sessions: int = 0
-    """The first sessions: their lengths are what the plan was made of."""
+    """The first sessions: the plan was made from their lengths."""
     unsure_batches: float = 0.0
-    """Progress may have been reported a while ago: of the calls that had written nothing, so many times as had written
-    something stay, the first ones. A call that moved after it had begun would write another answer."""
+    """Factor for delayed progress reports: a call that seems unstarted may have started.
+
+    Of the calls without tokens, the first ones stay: so many times as many as have tokens. A call that moved after its
+    start would write another answer.
+    """
     least_s: float = 0.0
-    """Seconds from one look to the next; ticks may come more often. A look reads the lengths of all calls."""
+    """Seconds from one check to the next; ticks may come more often. A check reads the lengths of all calls."""
     reacts: ClassVar[bool] = True
     _next_ts: float = field(default=0.0, init=False)
     _ended: dict[tuple[NodeName, ExpertName], list[int]] = field(default_factory=lambda: defaultdict(list), init=False)
     _planned: dict[tuple[NodeName, ExpertName], float] = field(default_factory=dict, init=False)
-    """The scale that the plan now running was made with, or the last one considered; 1 where there is none."""
+    """The scale of the running plan, or of the last one considered; 1 without a plan."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Note lengths; look at the plan when time has passed, as it is then known how far running calls are."""
+        """Record lengths; check the plan when time has passed, since the progress of running calls is known then."""
         if isinstance(event, Finished):
             record = event.record
             if record.status is CallStatus.FINISHED and record.session >= self.num_pilot_sessions:
@@ -101,7 +104,7 @@ class Revising:
             view.opened[number].expert
             for number in view.up - self.forecaster.counting
             if number not in view.ended and view.held[number]
-        }  # how far their calls are is not known, and those that have ended are the short ones
+        }  # the progress of their calls is not known, and ended calls are the short ones
         return {
             expert: self._planned.get((node, expert), 1.0)
             if expert in uncounted
@@ -110,7 +113,7 @@ class Revising:
         }
 
     def _forecast(self, node: NodeName, scales: Mapping[ExpertName, float], view: View) -> RunForecast:
-        """Predict the run by scaled lengths."""
+        """Predict the run with scaled lengths."""
         profiles = {**self.planner.profiles, node: self._profile(node, scales)}
         self.forecaster.use(profiles)
         return self.forecaster.forecast(view)
@@ -121,7 +124,7 @@ class Revising:
     def _plan(
         self, node: NodeName, scales: Mapping[ExpertName, float], now: RunForecast, view: View
     ) -> Iterator[Command]:
-        """Plan what has not begun, and give it where it pays."""
+        """Plan the calls that have not started, and use the plan if it pays."""
         free = {call.key: call for one in now.sessions for call in self._not_begun(one)}
         if not free:
             return
@@ -142,7 +145,7 @@ class Revising:
     def _plans(
         self, planner: Planner, calls: Sequence[Call], free: Mapping[CallKey, Call], now: RunForecast, view: View
     ) -> Iterator[Plan]:
-        """Plan on all workers, and without those that what has begun keeps busy longest: schedulers know of no rest."""
+        """Plan on all workers, and without the busiest ones: schedulers ignore running calls."""
         begun_s = {
             worker: self._drain_s(
                 {key: call for key, call in one.calls.items() if key not in free}, *placement_of(one.session)
@@ -160,7 +163,7 @@ class Revising:
         return self.forecaster.drain_s(self.forecaster.underway(calls, expert), expert, workers)
 
     def _not_begun(self, one: SessionForecast) -> list[Call]:
-        """List the calls of a session that wrote nothing; where an engine does not count, those of one not up yet."""
+        """List the calls of a session without tokens; if the engine does not count, those of a session not up yet."""
         if one.is_up and one.session.id not in self.forecaster.counting:
             return []
         waiting = [call for key, call in one.calls.items() if not self.forecaster.written.get(key, 0)]
@@ -168,7 +171,7 @@ class Revising:
         return waiting[round(self.unsure_batches * num_begun) if one.is_up else 0 :]
 
     def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: RunForecast) -> float:
-        """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions follow it."""
+        """Predict the end under a new plan: started calls stay, and the plan's sessions follow them."""
         homes = {placement_of(one.session): one for one in now.sessions if one.is_up}
         coming = {(session.expert, session.workers): session for session in plan.sessions}
         free_s: dict[int, float] = defaultdict(float)
@@ -186,7 +189,7 @@ class Revising:
         return max(free_s.values(), default=0.0)
 
     def _commands(self, plan: Plan, now: RunForecast, view: View) -> Iterator[Command]:
-        """Open the plan's sessions, but for those that serve already, and move the calls there."""
+        """Open the plan's sessions, except those that serve already, and move the calls there."""
         up = {placement_of(one.session): one.session.id for one in now.sessions if one.is_up}
         first_session = view.next_session()
         for session in plan.sessions:

@@ -1,4 +1,4 @@
-"""From a workload to answers: measure, plan, run. What a run is made of comes in as plain values."""
+"""Runs a workload to its answers: measures, plans, runs. The inputs are plain values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -34,14 +34,14 @@ def plan(
     step: Step = lambda name: nullcontext(),
     log: Log = lambda line: None,
 ) -> Planned:
-    """Plan the first layer, and measure its experts before where no profile is given.
+    """Plan the first layer, and measure its experts before if no profile is given.
 
     Raises
     ------
     ValueError
-        If the job runs on servers, which nothing is placed on.
+            If the job runs on servers, which need no plan.
     InfeasibleError, PlanError, ProfileError, BackendError
-        If no plan exists, a saved plan is of another batch, or something cannot be measured.
+            If no plan exists, a saved plan is of another batch, or a measurement fails.
     """
     _require_workers(job)
     job.graph.rule.load()
@@ -52,16 +52,16 @@ def plan(
 
 
 def measure(job: Job, *, show: Show = show_nothing, log: Log = lambda line: None) -> Mapping[NodeName, Profile]:
-    """Measure what a run measures before it begins, or take what is given, by node.
+    """Measure what a run measures before its batch, or return given profiles, by node.
 
-    All that the sweep says is measured, whatever the batch could pay back: profiles are wanted.
+    The whole sweep is measured, even if it costs more than the batch would save: the purpose is the profiles.
 
     Raises
     ------
     ValueError
-        If the job runs on servers, of which nothing is measured.
+            If the job runs on servers, which are not measured.
     InfeasibleError, PlanError, ProfileError, BackendError
-        If something cannot be measured, or no plan exists for what calibration needs.
+            If a measurement fails, or no plan exists for calibration.
     """
     _require_workers(job)
     job.graph.rule.load()
@@ -81,29 +81,29 @@ def run(
     step: Step = lambda name: nullcontext(),
     log: Log = lambda line: None,
 ) -> Outcome:
-    """Measure what is not given, plan, and run to the end; on servers, only run.
+    """Measure missing profiles, plan, and run to the end; on servers, only run.
 
     Parameters
     ----------
     job
-        What to run.
+            The job to run.
     controllers
-        Who reacts while it lasts, beside the pipeline and the plan.
+            Controllers of the caller, beside the pipeline and the plan.
     show
-        Shows what goes on.
+            Displays the progress.
     on_replan
-        Receives each plan that is made because workers were lost.
+            Receives each plan that is made after workers were lost.
     tick_s
-        Seconds between ticks, for controllers that want them.
+            Seconds between ticks, for controllers that need them.
     step
-        Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
+            Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
     log
-        Receives lines on what is measured before the batch and on what takes its time to plan.
+            Receives lines about measurements before the batch and about slow planning.
 
     Raises
     ------
     InfeasibleError, PlanError, ProfileError, BackendError
-        If no plan exists, a plan breaks the problem, or the site cannot run it.
+            If no plan exists, a plan violates the problem, or the site cannot run it.
     """
     rest = _Stretch(job, controllers, on_replan)
     if job.site.expert_by_server is not None:
@@ -127,7 +127,7 @@ def run(
 
 
 def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float | None, step: Step) -> RunResult:
-    """Run what no stage of the batch's calls comes before; ``begun`` is None on servers."""
+    """Run a batch without own stages before it; ``begun`` is None on servers."""
     with step("execute"), show("calls", rest.expected) as shown:
         made = rest.begin(begun, shown)
         job, backend = rest.job, backend_of(rest.job)
@@ -140,7 +140,7 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
 
 @dataclass(eq=False)
 class _Stretch:
-    """What a run does when all is priced: its controllers, and what is noted of them."""
+    """The part of a run after pricing: its controllers, and their results."""
 
     job: Job
     others: Sequence[Controller]
@@ -149,7 +149,7 @@ class _Stretch:
     def __post_init__(self) -> None:
         self._planned: list[Planned] = []
         self._plans: list[Plan] = []
-        """Theirs; on servers one, which says what runs where."""
+        """Their plans; on servers one, which records where calls run."""
         self._replans: list[tuple[Plan, Mapping[int, str]]] = []
         self._timed: list[Timed] = []
         unit = "worker" if self.job.site.expert_by_server is None else "server"
@@ -178,7 +178,7 @@ class _Stretch:
         return self._timed or made
 
     def outcome(self, result: RunResult, step: Step) -> Outcome:
-        """Put together what came of the run."""
+        """Assemble the outcome of the run."""
         job, begun = self.job, self._begun
         num_pilot_sessions = 0 if begun is None else begun.pilot.num_sessions
         result = replace(result, first_nodes=job.graph.first_nodes, num_pilot_sessions=num_pilot_sessions)
@@ -224,7 +224,7 @@ def _with_answers(job: Job, planner: Planner | None, outcome: Outcome, questions
 
 
 def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[FinalAnswer, ...] | None:
-    """Let the experts' majority answer where no node reads them; None: it is not known whether it is right."""
+    """Answer by the experts' majority if no node reads them; None: it is not known whether it is right."""
     if job.site.kind != "measured" and all(record.answer is None for record in result.calls):
         return None  # its world has lengths only
     answers = tuple(end.answer for end in questions.ends())
@@ -232,7 +232,7 @@ def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[Fin
 
 
 def failures(result: RunResult) -> dict[str, int]:
-    """Count what made calls fail, by error."""
+    """Count the errors of failed calls."""
     counts: dict[str, int] = {}
     for record in result.calls:
         if record.status is CallStatus.FAILED and record.response is not None and record.response.error:

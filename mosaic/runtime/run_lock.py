@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one command at a time works there, from its start to its end."""
+"""Locks a run's folder: one command at a time works there, from its start to its end."""
 
 import fcntl
 import os
@@ -14,12 +14,12 @@ LOCK_NAME = "lock"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it alone; a command that was killed holds nothing.
+    """Make a folder and lock it; the lock of a killed command is released.
 
     Raises
     ------
     InUseError
-        If another command works there.
+            If another command works there.
     RunFolderError
         If the folder or its lock cannot be made.
     """
@@ -36,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
                 f"{folder}: another command is at work there ({holder or 'unknown'}) and goes on undisturbed; "
                 "wait for its end, or name another folder"
             )
-        with suppress(OSError):  # a full disk: the lock holds all the same
+        with suppress(OSError):  # a full disk: the lock is valid anyway
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
@@ -45,7 +45,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Tell whether another command works in a folder, which is not made for that."""
+    """Return whether another command works in a folder; the folder is not created."""
     try:
         lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""A run on servers: experts are where their servers are, so nothing is placed, measured or planned before it."""
+"""Runs a batch on servers: each server has its expert, so no placement, measurement or plan is needed before."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from mosaic.pipelines.questions import Questions
 from mosaic.runtime.no_barrier import SubmitWhenReady
 
 SERVERS = "servers"
-"""What a plan of servers has in place of a scheduler."""
+"""The scheduler name in a plan of servers."""
 
 
 def plan_of_servers(questions: Questions, expert_by_server: Mapping[int, ExpertName]) -> Plan:
-    """Give every server of an expert that may be called a session, without calls or predicted times."""
+    """Give each server whose expert may be called a session, without calls or predicted times."""
     nodes: dict[ExpertName, NodeName] = {call.expert: call.key.node for call in questions.first_calls}
     for node in questions.graph.upper_nodes:
         for expert in node.experts:
@@ -33,21 +33,21 @@ def plan_of_servers(questions: Questions, expert_by_server: Mapping[int, ExpertN
 
 @dataclass(kw_only=True)
 class Servers(SubmitWhenReady):
-    """Opens a session on every server; calls go to the queue of their expert, whose next server with room takes them.
+    """Opens a session on every server; calls join the queue of their expert, from which its servers take them.
 
     Sessions are closed by the run loop when no call is left.
     """
 
     plan: Plan
-    """A session a server."""
+    """One session per server."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Submit what is ready.
+        """Submit the ready calls.
 
         Raises
         ------
         BackendError
-            If all servers are lost before any has served a call.
+                If all servers are lost before any has served a call.
         """
         if isinstance(event, Lost):
             self._check(view)

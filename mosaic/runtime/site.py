@@ -1,4 +1,4 @@
-"""The interface between a run and the place where its plans are executed."""
+"""The interface between a run and the site that executes its plans."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,49 +13,49 @@ from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import Journal
 
 Prompts: TypeAlias = Callable[[Call, Inputs], str | Chat]
-"""Gives what an expert reads for a call, from what the calls said that it comes after."""
+"""Returns the prompt of a call, given the records of the calls in its ``after``."""
 
 
 class Site(Protocol):
     """The simulator, engines on this machine, or servers; configured once for a run.
 
-    It gives out a backend for the run itself, and others to measure on before: with draws of their own, so that no
-    price knows the batch.
+    It provides a backend for the run itself, and others for measurements before it. Measurements have draws of their
+    own, so that no price depends on the batch.
     """
 
     @property
     def name(self) -> str:
-        """Of the kind of place."""
+        """Name of the kind of site."""
 
     @property
     def kind(self) -> str:
-        """How what comes from it came about: simulated, measured or replayed."""
+        """How its results were obtained: simulated, measured or replayed."""
 
     @property
     def expert_by_server(self) -> Mapping[int, ExpertName] | None:
-        """The expert of each worker, where workers are servers; None: any expert may be loaded anywhere."""
+        """The expert of each worker if workers are servers; None: any expert may be loaded anywhere."""
 
     def open(self) -> AbstractContextManager[None]:
-        """Keep what the place needs while a run lasts."""
+        """Hold the resources of the site during a run."""
 
     @property
     def description(self) -> str:
-        """On what, and with which draws, profiles are measured: for their source."""
+        """Machines and draws of the measurements: the source of profiles."""
 
     @property
     def cache_key(self) -> tuple[object, ...] | None:
-        """All that decides what is measured here before a run, beside the calls; None: it may come out differently."""
+        """Everything that a measurement before a run depends on, beside its calls; None: it is not repeatable."""
 
     @property
     def world_key(self) -> object:
-        """What decides how a run's calls come out, whoever plans it and however often; None: only its engines know."""
+        """What the outcomes of calls depend on, for any plan and any repetition; None: only its engines know."""
 
     def evidence(self, result: RunResult) -> Sequence[str]:
-        """Say what the times of a run rest on, a line for each kind of worker that is simulated."""
+        """Describe the basis of a run's times, one line for each simulated kind of worker."""
 
     @property
     def answers_source(self) -> str:
-        """Where the agreement of the experts comes from: measured, fitted or assumed."""
+        """Source of the experts' agreement: measured, fitted or assumed."""
 
     def backend(
         self,
@@ -67,7 +67,7 @@ class Site(Protocol):
         earlier: Inputs | None = None,
         is_measured: bool = False,
     ) -> Backend:
-        """Give the backend of the run, of another that goes on by itself, or of a measurement.
+        """Return the backend of the run, of an independent run, or of a measurement.
 
         Parameters
         ----------
@@ -76,42 +76,42 @@ class Site(Protocol):
         name
             Unique in the run.
         prefixes
-            What prompts begin with, where they are prefilled ahead of time.
+                The beginnings of prompts, if they are prefilled ahead of time.
         earlier
-            Records, of other backends, of calls that those of this one come after.
+                Records of other backends, for calls that calls of this one read.
         is_measured
-            Whether it measures: then its draws are others than the run's.
+                Whether it measures: then its draws differ from the run's.
         """
 
     def costs(self) -> Mapping[ExpertName, Cost]:
         """Price what calls have come to, in earlier starts too, by expert; empty: nothing is billed."""
 
     def has_begun(self, name: str) -> bool:
-        """Tell whether an earlier start began a measurement of this name."""
+        """Return whether an earlier start began a measurement of this name."""
 
     def command_log(self, backend: Backend) -> Journal | None:
-        """Give the log of commands of a backend that it gave; None: it cannot be interrupted and go on."""
+        """Return the log of commands of one of its backends; None: its run cannot be resumed."""
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the questions that show what a gate leaves: others than the batch's, or the batch with other draws.
+        """Return the questions that show what a gate skips: other questions, or the batch's with other draws.
 
-        They need only the experts that are named: those that have been measured.
+        They need only the named experts, which have been measured.
         """
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
-        """Record what calls say to calibration questions, without their times; None: only models can answer."""
+        """Record answers to calibration questions, without their times; None: only models can answer."""
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
-        """List the questions that sweeps go through in turn, with the tokens of their prompts."""
+        """List the questions that sweeps use in turn, with the tokens of their prompts."""
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs of workers where an expert may run."""
+        """List the gangs of workers on which an expert may run."""
 
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
-        """List the gangs where an expert's sessions of a sweep run, in turn."""
+        """List the gangs on which an expert's sessions of a sweep run, in turn."""
 
     def lower_bound_s(self, backend: Backend) -> float | None:
-        """Bound the first layer's makespan from below, from what really happened; None: not known."""
+        """Bound the first layer's makespan from below, from the true lengths; None: not known."""
 
 
 def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole: bool = True) -> Prompts:

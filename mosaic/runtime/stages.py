@@ -1,8 +1,8 @@
-"""Measuring as stages: sessions to run, of the batch's own calls or of others.
+"""Measures in stages: sets of sessions to run, of the batch's own calls or of others.
 
-What is measured is a generator: it yields stages, receives how they ended, and returns prices. What a call says
-depends on the seed and its key, and not on the plan, so answers of the batch's own calls are kept: stages of them are
-the first stretch of its run. A stage of other calls has a backend, and draws, of its own.
+A measurement is a generator: it yields stages, receives how they ended, and returns prices. A response depends on the
+seed and the call's key, and not on the plan. So answers of the batch's own calls are kept, and their stages are the
+beginning of its run. A stage of other calls has its own backend and its own draws.
 """
 
 from collections import Counter
@@ -32,9 +32,9 @@ from mosaic.runtime.stopping import Cuts
 from mosaic.runtime.unpriced import even_plan
 
 MAX_FAILURES = 4
-"""Answers that count for themselves stop where so many calls fail in a row: the batch would fare no better."""
+"""Failed calls in a row after which independent answers stop: the batch would fail too."""
 MAX_TRIES = 3
-"""Of a stage whose sessions are disturbed, in one start."""
+"""Tries of a stage whose sessions are interrupted, in one start."""
 MEASURED_OTHERWISE = "Correct this, or give a profile (profile.path, profile.aggregator_path)"
 
 _T = TypeVar("_T")
@@ -42,43 +42,43 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherCalls:
-    """Questions of calls that are not the batch's."""
+    """Questions of calls outside the batch."""
 
     name: str
-    """Of the stage, unique in the run."""
+    """Name of the stage, unique in the run."""
     why: str
-    """They are sent."""
+    """Why they are sent."""
     given_by: str
-    """The key of the configuration that spares them."""
+    """The key of the configuration that makes them unnecessary."""
     questions: Mapping[str, Question]
     prompts: Prompts
     earlier: Inputs = field(default_factory=dict)
-    """Records, of other stages, of calls that these come after."""
+    """Records of other stages, of calls that these read."""
     for_answers: bool = False
-    """Answers count for themselves: some may fail, and other workers take over what a lost one leaves.
+    """The answers themselves are the purpose: some may fail, and other workers take over the calls of a lost one.
 
-    Not where sessions are priced: these are of one shape, and a price is never fitted to part of a sweep.
+    Not for sessions that are priced: these have a fixed shape, and a price is never fitted to part of a sweep.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Sessions that run together, behind those before."""
+    """Sessions that run together, after the earlier ones."""
 
     title: str
-    """Under which it is announced."""
+    """Title of its announcement."""
     sessions: tuple[Session, ...]
     calls: tuple[Call, ...]
     other: OtherCalls | None = None
     """None: the calls are the batch's."""
 
     def numbered(self, first_session: int) -> "Stage":
-        """Number the sessions from one on."""
+        """Renumber the sessions from the given number on."""
         sessions = (replace(session, id=session.id + first_session) for session in self.sessions)
         return replace(self, sessions=tuple(sessions))
 
     def announcement(self) -> str:
-        """Say what is sent before the batch is planned, why, and what spares it.
+        """Describe the calls before the batch's plan, their purpose, and how to avoid them.
 
         Examples
         --------
@@ -101,19 +101,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pilot:
-    """What stages have answered: those of the batch's calls so far, or one of other calls."""
+    """The answers of stages: of the batch's calls so far, or of one stage of other calls."""
 
     records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
-    """Of the batch's calls those that finished. Those that failed are planned with the batch."""
+    """Of the batch's calls, those that finished. Failed ones are planned with the batch."""
     sessions: tuple[SessionRecord, ...] = ()
     num_sessions: int = 0
-    """They are the run's first; with those that were lost."""
+    """Number of the run's first sessions, those of the stages; lost ones included."""
     stage: Stage | None = None
-    """The last, with its sessions as the run numbers them."""
+    """The last stage, with the run's numbers of its sessions."""
     is_resumed: bool = False
-    """Whether an earlier start began it: it is no try of this one."""
+    """Whether an earlier start began it: then it does not count as a try of this start."""
     merging: tuple[Session, ...] = ()
-    """Those of the sessions in whose waves a quote merged."""
+    """The sessions in whose waves a quote aggregated."""
 
     def whole_questions(self, job: Job) -> tuple[Question, ...]:
         """List the batch's questions whose calls of the first layer have all finished here."""
@@ -133,9 +133,9 @@ class Elsewhere(Exception):
 class FirstStretch(Generic[_T]):
     """Runs stages one after the other, and keeps what they return.
 
-    On the run's backend it is a controller. What lost workers leave is taken over by the others, so that a stage always
-    ends with all its calls: gone through again after an interruption it is the same, and so are the stages behind it.
-    The run is interrupted where other calls have to be measured, and goes on from its journal.
+    On the run's backend it is a controller. Other workers take over the calls of lost workers, so a stage always ends
+    with all its calls. If it is repeated after an interruption, it is the same, and so are the later stages. The run is
+    interrupted when other calls must be measured, and is resumed from its journal.
     """
 
     job: Job
@@ -146,32 +146,32 @@ class FirstStretch(Generic[_T]):
 
     def __post_init__(self) -> None:
         self._next: Stage | None = None
-        """Yielded and not begun."""
+        """Yielded, and not started."""
         self._own: list[Stage] = []
-        """Of the batch's calls, those that were begun."""
+        """Stages of the batch's calls that were started."""
         self._num_begun = 0
-        """Of these, in this start of the run."""
+        """Number of them in this start of the run."""
         self._last: Stage | None = None
-        """Of these the last, as the run numbers its sessions."""
+        """The last of them, with the run's numbers of its sessions."""
         self._submitted: Set[CallKey] = frozenset()
-        """By earlier starts."""
+        """Calls submitted by earlier starts."""
         self._returned: list[_T] = []
 
     @property
     def outcome(self) -> _T:
-        """What the stages returned.
+        """The return value of the stages.
 
         Raises
         ------
         BackendError
-            If the run ended before they did: no worker was left for their calls.
+                If the run ended before the stages did: no worker was left for their calls.
         """
         if not self._returned:
             raise BackendError("pilot: no worker is left for its calls; what has finished is kept")
         return self._returned[0]
 
     def measure(self) -> bool:
-        """Run the stages of other calls that come next; returns whether any stage is of the batch's."""
+        """Run the next stages of other calls; returns whether any stage is of the batch's."""
         if not self._own and self._next is None and not self._returned:
             self._go_on(None)
         while self._next is not None and self._next.other is not None:
@@ -195,16 +195,16 @@ class FirstStretch(Generic[_T]):
         Parameters
         ----------
         title
-            Under which the stages are shown.
+                Title of the display of the stages.
         then
-            Gives the controllers that take over behind them, and shows what comes in place of the stages.
+                Returns the controllers that take over after the stages, and replaces the display.
         tick_s, is_quote
             See `drive`.
 
         Raises
         ------
         BackendError
-            If calls fail in a row.
+            If too many calls fail in a row.
         """
         job = self.job
         num_starts = 0
@@ -228,13 +228,13 @@ class FirstStretch(Generic[_T]):
                         then=None if then is None else partial(then, display),
                         is_quote=is_quote,
                     )
-                # that other calls were measured meanwhile is no interruption
+                # measuring other calls in between is no interruption
                 return replace(result, resumptions=result.resumptions[: len(result.resumptions) + 1 - num_starts])
             except Elsewhere:
                 continue
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Begin the next stage when every session of the one before it is over."""
+        """Start the next stage when every session of the stage before it has ended."""
         is_over = not view.running and view.opened.keys() <= view.ended.keys()
         if not is_over or not isinstance(event, Started | Finished | Closed | Unused | Lost):
             return ()
@@ -247,7 +247,7 @@ class FirstStretch(Generic[_T]):
         return plan_commands(plan, stage.calls, first_session)
 
     def _begin_next(self, view: View) -> bool:
-        """Find the stage after those that were begun; returns whether there is one."""
+        """Find the stage after the started ones; returns whether there is one."""
         if self._next is None and not self._returned:
             is_resumed = self._is_resumed(self._own[-1])
             self._go_on(replace(pilot_of(view), stage=self._last, is_resumed=is_resumed))
@@ -265,7 +265,7 @@ class FirstStretch(Generic[_T]):
         return any(call.key in self._submitted for call in stage.calls)
 
     def _go_on(self, ended: Pilot | DisturbedSweepError | None) -> None:
-        """Let the generator receive how its stage ended; None: it has not begun."""
+        """Pass the end of the stage to the generator; None: it has not started."""
         try:
             if isinstance(ended, DisturbedSweepError):
                 self._next = self.stages.throw(ended)
@@ -281,7 +281,7 @@ class FirstStretch(Generic[_T]):
         Raises
         ------
         DisturbedSweepError
-            If a worker is lost with calls that others may not take over.
+                If a worker is lost with calls that others may not take over.
         """
         job = self.job
         is_resumed = job.site.has_begun(other.name)
@@ -305,9 +305,9 @@ class FirstStretch(Generic[_T]):
 
 
 class Late:
-    """A controller that follows a run from the end of its pilot on: it receives what the pilot answered.
+    """A controller that joins a run at the end of its pilot: it first receives the pilot's answers.
 
-    Calls that failed there are sent again, and so it does not receive them twice.
+    Calls that failed there are sent again, and their failures are not passed on.
     """
 
     def __init__(self, controller: Controller, pilot: Pilot) -> None:
@@ -316,7 +316,7 @@ class Late:
         self.reacts = controller.reacts
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Answer as the controller does."""
+        """Reply as the controller does."""
         yield from self._controller.on(event, view)
         if isinstance(event, Started):
             for record in self._pilot.records.values():
@@ -325,31 +325,31 @@ class Late:
 
 @dataclass(kw_only=True, eq=False)
 class StopWhenFailing:
-    """A controller that stops a measurement which can price nothing any more, and says why.
+    """A controller that stops a measurement which can no longer give prices, and reports why.
 
-    What comes after a call that fails would be sent for nothing. What has finished is in the journal of a real run.
+    Calls after a failed one would be useless. Finished calls are in the journal of a real run.
     """
 
     name: str
-    """Of the measurement."""
+    """Name of the measurement."""
     num_calls: int
-    """That it has."""
+    """Number of its calls."""
     for_answers: bool
-    """See ``OtherCalls``. A pilot's single failures are tried again with the batch."""
+    """See ``OtherCalls``. Single failed calls of a pilot are repeated with the batch."""
     reacts: ClassVar[bool] = False
     _num_finished: int = field(default=0, init=False)
     _failed: list[CallRecord] = field(default_factory=list, init=False)
-    """Since a call finished."""
+    """Failures since a call last finished."""
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Count how calls end, and look at each worker that is lost.
+        """Count how calls end, and check each lost worker.
 
         Raises
         ------
         BackendError
             If too many calls fail.
         DisturbedSweepError
-            If a call never ends since its worker is lost: on the others it may.
+                If a call never ends because its worker is lost: on another worker it may.
         """
         if isinstance(event, Finished):
             if event.record.status in SERVED:
@@ -373,16 +373,16 @@ class StopWhenFailing:
 
 
 def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], log: Log) -> Stages[_T]:
-    """Measure on other calls until it is undisturbed; what earlier starts began does not count as a try of this one.
+    """Measure on other calls until no session is interrupted; stages begun by earlier starts do not count as tries.
 
     Parameters
     ----------
     stage_of
-        Makes the stage, without the workers that are lost by then.
+            Makes the stage, without the workers lost so far.
     fit
-        Reads what was measured off how the stage ended.
+            Computes the measurement from the end of the stage.
     log
-        Receives lines for who waits.
+            Receives lines for the user.
     """
     num_tries = 0
     for number in count(1):
@@ -403,7 +403,7 @@ def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], log: 
 
 
 def pilot_of(view: View) -> Pilot:
-    """Read what the stages of the batch's calls have answered off its run."""
+    """Read the answers of the stages of the batch's calls from its run."""
     finished = (record for record in view.calls_by_session() if record.status is CallStatus.FINISHED)
     return Pilot(
         records={record.key: record for record in finished},
@@ -413,14 +413,14 @@ def pilot_of(view: View) -> Pilot:
 
 
 def backend_of(job: Job, earlier: Inputs | None = None) -> Backend:
-    """Give the backend of a run, which answers the batch's questions, or those that calls of these records leave."""
+    """Return the backend of a run for the batch's questions, or for calls that read the given records."""
     known = {question.id: question for question in job.workload.questions}
     prefixes = None if job.graph.prefill_order is None else prompts_of(job.graph, known, is_whole=False)
     return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes, earlier=earlier)
 
 
 def _spread_anew(job: Job) -> Controller:
-    """Make a controller that spreads what lost workers leave evenly over the others."""
+    """Make a controller that spreads the calls of lost workers evenly over the others."""
 
     def plan(left: Sequence[Call], lost: Mapping[int, str]) -> Plan:
         experts = [*job.experts, *job.graph.experts]

@@ -1,4 +1,4 @@
-"""A plan as a controller: it opens the plan's sessions and submits their calls, and answers nothing else."""
+"""Runs a fixed plan as a controller: it opens the plan's sessions and submits their calls, and reacts to no event."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,21 +18,21 @@ from mosaic.runtime.loop import drive
 def plan_commands(
     plan: Plan, calls: Iterable[Call], first_session: int = 0, *, closes: bool = True
 ) -> Iterator[Command]:
-    """Open each session of a plan, submit its calls and close it; the plan's session numbers are counted from one.
+    """Open each session of a plan, submit its calls and close it; session numbers are offset by ``first_session``.
 
     Parameters
     ----------
     plan, calls
-        What to run; the plan may serve calls that another plan has served in part.
+            What to run; another plan may have served some of the plan's calls.
     first_session
         Number of the plan's session 0 in the run.
     closes
-        Whether sessions are closed at once; else somebody closes them later.
+            Whether sessions are closed at once; otherwise another controller closes them later.
 
     Raises
     ------
     BackendError
-        If the plan names a call that is not there.
+            If the plan names an unknown call.
     """
     named = {call.key: call for call in calls}
     for session in plan.sessions:
@@ -47,7 +47,7 @@ def plan_commands(
 
 
 def opened(session: Session, first_session: int) -> Session:
-    """Number a plan's session as the run does; it gets its calls by commands."""
+    """Give a plan's session its number in the run; it gets its calls by commands."""
     return replace(
         session,
         id=session.id + first_session,
@@ -66,10 +66,10 @@ class StaticPlan:
         self._calls = calls
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Give all commands at the start."""
+        """Send all commands at the start."""
         return plan_commands(self._plan, self._calls) if isinstance(event, Started) else ()
 
 
 def execute(plan: Plan, calls: Sequence[Call], backend: Backend, controllers: Sequence[Controller] = ()) -> RunResult:
-    """Run a plan over its calls, and whatever else controllers want."""
+    """Run a plan over its calls, with further controllers."""
     return drive(backend, (StaticPlan(plan, calls), *controllers), num_workers=plan.num_workers)

@@ -1,4 +1,4 @@
-"""Controllers that stop calls: at the end of their budget, past a hedge, or when their answers no longer matter."""
+"""Stops calls: at the end of their budget, beyond a hedge, or when their answers no longer matter."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -14,9 +14,9 @@ from mosaic.runtime.controller import Controller
 
 
 class Cuts:
-    """Gives every call its budget when it is submitted, and again where a lost worker had it.
+    """Gives every call its budget when it is submitted, and again after the loss of its worker.
 
-    It stands behind who submits calls, and behind who places those of lost workers anew.
+    This controller must come after those that submit calls or place calls of lost workers again.
     """
 
     reacts = False
@@ -26,7 +26,7 @@ class Cuts:
         self._num_seen = 0
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look at the calls that are new."""
+        """Check the new calls."""
         if isinstance(event, Lost):
             return self._cut(view.running.values())
         if len(view.calls) == self._num_seen:
@@ -41,9 +41,9 @@ class Cuts:
 
 
 class Stopping:
-    """Looks at a question whenever a call of it has ended; what a lost worker gave back is stopped again.
+    """Checks a question whenever a call of it has ended; calls of a lost worker are stopped again.
 
-    It stands behind who places the calls of lost workers anew.
+    This controller must come after those that place the calls of lost workers again.
     """
 
     reacts = True
@@ -53,7 +53,7 @@ class Stopping:
         self._given: dict[CallKey, Cut | Cancel] = {}
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look again at the question of a call that has ended."""
+        """Check the question of an ended call."""
         if isinstance(event, Lost):
             return [command for key, command in self._given.items() if key in view.running]
         if not isinstance(event, Finished):
@@ -65,12 +65,12 @@ class Stopping:
         return new.values()
 
     def _find(self, ended: CallRecord, view: View) -> Iterable[Cut | Cancel]:
-        """Find what stops calls of the question, given before or not."""
+        """Find the commands that stop calls of the question, sent before or not."""
         raise NotImplementedError
 
 
 class Hedge(Stopping):
-    """Waits no longer than its hedge for the last call of a question whose other votes leave open what the gate says.
+    """Limits the wait for the last call of a question, if the other votes do not settle it, to the call's hedge.
 
     The call is cut there, and the aggregator reads the others.
     """
@@ -92,7 +92,7 @@ class Quorum(Stopping):
 
 
 def stopping_controllers(questions: Questions, *, is_cancelling: bool) -> Sequence[Controller]:
-    """Make what keeps a graph's budgets and, where calls are cancelled, a quorum."""
+    """Make the controllers for a graph's budgets and, if calls are cancelled, a quorum."""
     budgets = questions.graph.budgets
     cuts = [Cuts(budgets)] if budgets.cut_tokens else []
     hedge = [Hedge(questions)] if budgets.hedge_tokens else []

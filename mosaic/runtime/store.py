@@ -1,4 +1,4 @@
-"""Measurements that are kept by what decides them, so that runs with the same world measure once."""
+"""Stores measurements by their inputs, so that runs with the same world measure once."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,35 +14,34 @@ _Measured = TypeVar("_Measured")
 
 MOST_KEPT = 32
 _digests: dict[int, tuple[object, str]] = {}
-"""Of dataclasses, by identity: many measurements are decided by the same workload and worlds."""
+"""Digests of dataclasses, by identity: many measurements have the same workload and worlds as inputs."""
 
 
 class Store:
-    """A folder of measurements, a file each; several processes may use it at once.
+    """A folder of measurements, one file each; several processes may use it at once.
 
-    What cannot be read, or not be written, is measured again: a store saves time and nothing else.
+    Files that cannot be read or written are measured again: a store only saves time.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, decided_by: Sequence[object], kind: type[_Measured]) -> _Measured | None:
-        """Read what the same values have decided before; None: it must be measured.
+        """Read the stored measurement of the same inputs; None: it must be measured.
 
         Parameters
         ----------
         decided_by
-            All that decides the measurement, with the code that takes it, by its ``repr``. Dataclasses stay as
-            they are.
+                All inputs of the measurement, and the code that takes it, by ``repr``. Dataclasses must not change.
         kind
-            Of what is measured: a dataclass.
+                Type of the measurement: a dataclass.
         """
         with suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(self._path(decided_by, kind).read_bytes(), type=kind)
         return None
 
     def write(self, decided_by: Sequence[object], measured: object) -> None:
-        """Keep a measurement."""
+        """Store a measurement."""
         path = self._path(decided_by, type(measured))
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def _digest(value: object) -> str:
 
 
 def digest_of(folders: Sequence[Path]) -> str:
-    """Digest the code in some folders: another engine model measures something else."""
+    """Digest the code in some folders: another engine model gives another measurement."""
     digest = sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):

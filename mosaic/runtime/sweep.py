@@ -1,4 +1,4 @@
-"""Which sessions a profile is made of, where their calls are not the batch's."""
+"""Defines the sessions that a profile is measured by, if their calls are not the batch's."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +16,19 @@ Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
 """Checks whether workers can hold an expert."""
 
 MIN_CALLS = 8
-"""The least that is measured: sessions of 1, 2 and 5 calls, the two points that a line needs and one to spare."""
+"""The smallest measurement: sessions of 1, 2 and 5 calls, the two points of a line and one in reserve."""
 MOST_SWEPT_CALLS = 50_000
-"""Of all experts together: pools of 20 experts and more are measured in smaller sessions than a sweep says."""
+"""Of all experts together: with 20 experts or more, sessions are smaller than the sweep's settings."""
 WAVES = (1, 2, 4)
 """Waves serve all calls, a half and a quarter of them."""
 NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
-"""Waves are repeated until they have served so many calls: a few waves of a few calls say little."""
+"""Waves are repeated until they have served so many calls: a few small waves give little information."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("profile.sweep.")
 class Sweep:
-    """Which sessions a profile is made of."""
+    """The sessions of a profile."""
 
     shard_sizes: tuple[AtLeast1, ...]
     num_repeats: AtLeast1 = 1
@@ -39,13 +39,13 @@ class Sweep:
 
     @property
     def num_calls(self) -> int:
-        """Of an expert, in all."""
+        """Calls of an expert, in all."""
         return sum(self.shard_sizes) * self.num_repeats
 
     def within(self, num_calls: int | None) -> "Sweep":
-        """Shrink to so many calls: by the repeats first, and then to three sessions, each twice the one before.
+        """Shrink to so many calls: first the repeats, and then to three sessions, each twice as large as the last.
 
-        Few large sessions tell more of a large batch than many small ones, and one of them may be interrupted.
+        Few large sessions predict a large batch better than many small ones, and one of them may be interrupted.
 
         Examples
         --------
@@ -61,14 +61,14 @@ class Sweep:
         return Sweep(shard_sizes=in_thirds(num_calls))
 
     def by_expert(self, calls: Sequence[Call], max_batch_frac: float | None) -> dict[ExpertName, "Sweep"]:
-        """Give the sweep of each expert that a batch calls, by how often it does, and by how many experts there are."""
+        """Return the sweep of each expert of a batch, given its number of calls and the number of experts."""
         counts = Counter(call.expert for call in calls)
         share = self.within(MOST_SWEPT_CALLS // max(1, len(counts)))
         return {expert: share.within(measured_calls(number, max_batch_frac)) for expert, number in counts.items()}
 
 
 def measured_calls(num_calls: int, max_batch_frac: float | None) -> int | None:
-    """Say how many calls may be measured before a batch has so many; None: there is no limit.
+    """Return how many calls may be measured before a batch with so many; None: no limit.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def measured_calls(num_calls: int, max_batch_frac: float | None) -> int | None:
 
 
 def of_questions(workload: Workload, questions: Sequence[Question]) -> Workload:
-    """Cut a workload down to some of its questions."""
+    """Reduce a workload to some of its questions."""
     kept = {question.id for question in questions}
     calls = tuple(call for call in workload.calls if call.key.question in kept)
     return Workload(name=workload.name, questions=tuple(questions), calls=calls)
@@ -90,15 +90,15 @@ class Row:
     """Experts that are measured together: each at one degree, on workers of one kind."""
 
     name: str
-    """Of the measurement."""
+    """Name of the measurement."""
     experts: tuple[Expert, ...]
     places: PlacesOf
 
 
 def rows_of(experts: Sequence[Expert], cluster: Cluster, places: PlacesOf, fits: Fits) -> Iterator[Row]:
-    """List what is measured of experts: each of their degrees, on each kind of GPU that holds them.
+    """List the measurements of experts: each of their degrees, on each kind of GPU that holds them.
 
-    Where all have one degree and workers are of one kind, that is one row, on all their places.
+    If all have one degree and workers are of one kind, there is one row, on all their gangs.
     """
     workers = cluster.workers
     if len({worker.gpu for worker in workers}) == 1 and not any(expert.tp_degrees for expert in experts):
@@ -119,9 +119,9 @@ def _only(place: tuple[int, ...], expert: Expert) -> list[tuple[int, ...]]:
 
 
 def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: Sequence[int]) -> Iterator[tuple[Call, ...]]:
-    """List the shards of an expert's calls, which go through prompts in turn.
+    """List the shards of an expert's calls, which use the prompts in turn.
 
-    Every call has a key, and so an outcome, of its own.
+    Every call has its own key, and so its own outcome.
     """
     first = 0
     for size in sweep.shard_sizes:
@@ -134,14 +134,14 @@ def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: Sequence[int]) 
 
 
 def wave_shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> Iterator[list[Call]]:
-    """Cut waves out of calls that calibration questions leave to an aggregator, for so many replicas.
+    """Make waves from the calls that calibration questions give to an aggregator, for so many replicas.
 
-    NOTE: Its replicas serve in waves, all at once, and a wave lasts as long as the replica with the longest answers.
-    With a heavy tail that is far above the mean of one session, so a wave is what is measured, and what a replica's
-    price stands for.
+    NOTE: its replicas serve in waves, all at once, and a wave takes as long as the replica with the longest answers.
+    With a heavy tail that is far above the mean of one session. So a wave is measured, and it is the price of a
+    replica.
 
-    What is served again has a key, and so an outcome, of its own. ``max_calls`` are the most that are served, but for
-    one wave of each size with four calls a place.
+    A repeated call has its own key, and so its own outcome. At most ``max_calls`` are served, except for one wave of
+    each size with four calls per gang.
     """
     least = num_places * max(WAVES)
     if max_calls is not None:

@@ -1,4 +1,4 @@
-"""Sessions that are planned without prices: for calls before there are prices, and for measuring them."""
+"""Makes sessions without prices: for calls before there are prices, and for measuring prices."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,25 +11,25 @@ from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.scheduler import replica_sessions, split_evenly
 
 SHARES = 1 + 2 + 4
-"""Three sessions serve a seventh, two and four of an expert's calls: the points that a line needs."""
+"""Three sessions serve a seventh, two and four sevenths of an expert's calls: the points for a line."""
 
 
 PlacesOf: TypeAlias = Callable[[Expert], Sequence[tuple[int, ...]]]
-"""Lists the gangs of workers where an expert may run."""
+"""Lists the gangs of workers on which an expert may run."""
 
 
 def first_workers(places: PlacesOf, num_workers: int) -> PlacesOf:
-    """Leave the first so many workers; all, where they make up no gang."""
+    """Keep only gangs of the first so many workers; all gangs if there is none."""
 
     def left(expert: Expert) -> Sequence[tuple[int, ...]]:
         every = places(expert)
-        return [place for place in every if max(place) < num_workers] or every  # its own may be lost
+        return [place for place in every if max(place) < num_workers] or every  # its own workers may be lost
 
     return left
 
 
 def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
-    """List the gangs of an expert's replicas: all that the workers make up, or as many as its cap allows.
+    """List the gangs of an expert's replicas: all that the workers form, or as many as its cap allows.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
 
 
 def even_plan(calls: Sequence[Call], experts: Sequence[Expert], places: PlacesOf, num_workers: int) -> Plan:
-    """Spread calls evenly over as many replicas as each expert may have; experts may be named twice."""
+    """Spread calls evenly over as many replicas as each expert may have; an expert may occur twice."""
     sessions: list[Session] = []
     for expert in {expert.name: expert for expert in experts}.values():
         mine = [call for call in calls if call.expert == expert.name]
@@ -55,7 +55,7 @@ def even_plan(calls: Sequence[Call], experts: Sequence[Expert], places: PlacesOf
 
 
 def in_thirds(num_calls: int) -> tuple[int, int, int]:
-    """Cut a number of calls into three parts, each twice the one before.
+    """Divide a number of calls into three parts, each twice as large as the one before.
 
     Examples
     --------
@@ -67,13 +67,13 @@ def in_thirds(num_calls: int) -> tuple[int, int, int]:
 
 
 def thirds(calls: Sequence[Call]) -> list[Sequence[Call]]:
-    """Cut calls into three parts, each twice the one before."""
+    """Divide calls into three parts, each twice as large as the one before."""
     bounds = accumulate(in_thirds(len(calls)), initial=0)
     return [calls[low:high] for low, high in pairwise(bounds)]
 
 
 def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], places: PlacesOf) -> tuple[Session, ...]:
-    """Cut each expert's calls into three sessions; workers take turns."""
+    """Divide each expert's calls into three sessions; workers take turns."""
     by_expert: dict[ExpertName, list[Call]] = {}
     for call in calls:
         by_expert.setdefault(call.expert, []).append(call)
@@ -85,9 +85,9 @@ def sessions_by_size(
 ) -> tuple[Session, ...]:
     """Give each shard of an expert's calls a session; workers take turns.
 
-    Sizes outside, experts inside, so that an expert is loaded for each of its sessions, as in a batch, and its load is
-    measured again, unless it is alone in the pool. Workers that are all busy may slow each other down, which is what a
-    run will meet. One place further in each round, so that no expert finds itself loaded already.
+    The outer loop is over sizes, the inner one over experts. So an expert is loaded for each of its sessions, as in a
+    batch. Its load is measured again, unless it is alone in the pool. Workers that are all busy may slow each other
+    down, as they will in a run. Each round starts one gang further, so that no expert is still loaded.
     """
     used = [expert for expert in experts if expert.name in shards]
     sessions: list[Session] = []
@@ -100,7 +100,7 @@ def sessions_by_size(
 
 
 def sessions_in_waves(shards: Iterable[Sequence[Call]], places: Sequence[tuple[int, ...]]) -> tuple[Session, ...]:
-    """Spread each shard evenly over all places; a wave starts when the one before it has ended."""
+    """Spread each shard evenly over all gangs; a wave starts when the one before it has ended."""
     sessions: list[Session] = []
     barrier: tuple[int, ...] = ()
     for shard in shards:
@@ -112,7 +112,7 @@ def sessions_in_waves(shards: Iterable[Sequence[Call]], places: Sequence[tuple[i
 
 
 def waves_in_thirds(calls: Sequence[Call], places: Sequence[tuple[int, ...]]) -> tuple[Session, ...]:
-    """Cut calls into waves of three sizes, on as many places as they price; none: they are too few."""
+    """Divide calls into waves of three sizes, on as many gangs as they can price; empty: there are too few calls."""
     places = places[: len(calls) // SHARES]
     return sessions_in_waves(thirds(calls), places) if places else ()
 
