@@ -30,7 +30,7 @@ class PrefillAhead:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
         self._homes: dict[tuple[str, NodeName, ExpertName], tuple[int, int]] = {}
-        """The session that prefills for an expert's calls of a node, and how many of the question's inputs it has read."""
+        """The session that prefills for an expert's calls of a node, and how many of the question's inputs it read."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Reconsider the question of an ended call."""
