@@ -8,6 +8,7 @@ questions.errors.jsonl, in the order of the input. The same command goes on afte
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -26,7 +27,6 @@ from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, na
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
-from mosaic.core.spending import dollars_text, total_cost
 from mosaic.quote import best_plan, can_quote, quote_stages
 from mosaic.report.batch_output import (
     AnswerStream,
@@ -40,7 +40,7 @@ from mosaic.report.batch_output import (
 )
 from mosaic.report.display import show_run
 from mosaic.report.prometheus import RunMetrics, serving
-from mosaic.report.run_folder import JOURNAL, SUMMARY, completed_with, read_summary
+from mosaic.report.run_folder import JOURNAL, SUMMARY, completed_with, read_summary, write_file
 from mosaic.report.run_status import Row, RunStatus
 from mosaic.report.summary_text import rows
 from mosaic.runtime.controller import Controller
@@ -97,10 +97,34 @@ def run_batch(
             outcome = execute(prepared, stream, metrics, price)
             ended = finish(files, stream)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
+    seconds, num_workers = time.monotonic() - start, prepared.job.cluster.num_workers
+    spent = None if price is None else f"{cost(seconds, num_workers, price)} for {seconds:,.0f} s"
     notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
-    billed = billed_rows(prepared.job, stream, ended, price, time.monotonic() - start)
-    print(describe(request.path, files, outcome, ended, notes, billed))
+    print(describe(request.path, files, outcome, ended, notes, spent))
     return UNANSWERED_STATUS if ended.num_unanswered else 0
+
+
+def keep_standard_input(out: Path | None, work: Path | None, *, is_dry: bool) -> Path:
+    """Keep the questions on standard input as a file of the output's folder, so that the batch can go on from it.
+
+    Raises
+    ------
+    ValueError, RunFolderError
+        If no folder is named, or there are no questions, or others than a batch in that folder began with.
+    """
+    require(not is_dry, "FILE", "a file with --dry-run, which keeps nothing", "-")
+    if out is None:
+        raise ValueError("FILE must be a file, or - with --out FOLDER, which keeps what standard input has as a file")
+    path, data = out / "questions", sys.stdin.buffer.read()
+    require(bool(data.strip()), "FILE", "a file, or - and questions on standard input", "none")
+    has_begun = path.exists() and (work or work_folder(path)).exists()
+    if has_begun and not data.startswith(path.read_bytes()):
+        raise RunFolderError(
+            f"{path}: holds other questions than standard input; --out names another folder, and {path} as FILE goes on"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out, path.name, data)
+    return path
 
 
 def log_notes(job: Job, errors: str) -> None:
@@ -139,16 +163,12 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
     start, num_workers = time.monotonic(), prepared.job.cluster.num_workers
 
     def questions() -> Row:
-        costs, spent = prepared.job.site.costs(), []
-        if price_per_hour is not None:
-            spent.append(f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}")
-        if costs:
-            spent.append(total_cost(costs).text)
-        return Row("questions", ", ".join(spent), len(stream.lines), len(stream.questions))
+        spent = "" if price_per_hour is None else f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}"
+        return Row("questions", spent, len(stream.lines), len(stream.questions))
 
     def show(title: str, expected: Expected) -> AbstractContextManager[tuple[Controller, ...]]:
         status = RunStatus(title, expected)
-        metrics.follow(status, lambda: len(stream.lines), prepared.job.site.costs)
+        metrics.follow(status, lambda: len(stream.lines))
         return show_run(status, more=questions)
 
     return mosaic.run(
@@ -176,19 +196,13 @@ def is_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Seque
 
 
 def describe(
-    path: Path,
-    files: BatchPaths,
-    outcome: Outcome,
-    ended: Ended,
-    notes: Sequence[str],
-    billed: Sequence[tuple[str, str]],
+    path: Path, files: BatchPaths, outcome: Outcome, ended: Ended, notes: Sequence[str], spent: str | None
 ) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls, unit = outcome.result.calls, "server" if outcome.plans[0].scheduler == SERVERS else "worker"
     tokens = sum(record.output_tokens for record in calls)
-    is_whole = outcome.skip_frac is not None and not ended.num_not_sent
-    skipped = "" if not is_whole else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
+    skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
     lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
     cut = f"{ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
     failed = "questions that could not be aggregated have one expert's text"
@@ -203,33 +217,11 @@ def describe(
         ("errors", errors if ended.num_unanswered > ended.num_bad_lines else None),
         ("left out", left_out if ended.num_bad_lines else None),
         *(("gate", note) for note in notes),
-        ("promise", f"mosaic audit {files.out}" if is_whole and outcome.skip_frac else None),
-        *billed,
+        ("promise", f"mosaic audit {files.out}" if outcome.skip_frac else None),
+        ("cost", spent),
     )
     answered = f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors"
     return "\n".join([answered, *lines])
-
-
-def billed_rows(
-    job: Job, stream: AnswerStream, ended: Ended, price_per_hour: float | None, seconds: float
-) -> list[tuple[str, str]]:
-    """Describe what workers or servers cost, and which cap stopped the batch."""
-    costs, found = job.site.costs(), []
-    if price_per_hour is not None:
-        found.append(("cost", f"{cost(seconds, job.cluster.num_workers, price_per_hour)} for {seconds:,.0f} s"))
-    if not costs:
-        return found
-    total = total_cost(costs)
-    tokens = f"{total.spent.prompt_tokens:,} tokens in, {total.spent.output_tokens:,} out"
-    found.append(("requests", f"{total._replace(dollars=None).text}; {tokens}"))
-    if total.dollars is not None:
-        each = ", ".join(f"{name} {dollars_text(one.dollars or 0.0)}" for name, one in costs.items())
-        found.append(("cost", f"{dollars_text(total.dollars)}: {each}"))
-    if stream.stopped is not None:
-        option = "--max-requests" if stream.stopped.startswith("max_requests") else "--max-cost"
-        how = f"{ended.num_not_sent:,} questions are left, and the same command with a higher {option} goes on"
-        found.append(("STOPPED", f"{stream.stopped}; {how}"))
-    return found
 
 
 def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:

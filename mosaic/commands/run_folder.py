@@ -73,9 +73,8 @@ def summary_of(
     promise: Promise | None = None,
 ) -> Summary:
     """Build the contents of summary.json; without an outcome, of a plan that was not run."""
-    job, costs = spec.job, spec.job.site.costs()
-    spending = {"spending": {name: cost.as_dict() for name, cost in costs.items()}} if costs else {}
-    summary = summarise(
+    job = spec.job
+    return summarise(
         plans,
         outcome.result if outcome else None,
         workload=job.workload.name,
@@ -86,7 +85,6 @@ def summary_of(
         experts=[expert.name for expert in job.experts],
         answers=_answered(spec, outcome, promise) if outcome else {},
     )
-    return summary | spending
 
 
 def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[str, Any]:

@@ -98,13 +98,6 @@ class Joined(NamedTuple):
     worker: int
 
 
-class Stopped(NamedTuple):
-    """Nothing more is sent: a cap on what the run may spend is reached. Calls that have not ended fail next."""
-
-    ts: float
-    cause: str
-
-
 class Tick(NamedTuple):
     """Time has passed: for controllers that request it."""
 
@@ -112,7 +105,7 @@ class Tick(NamedTuple):
 
 
 Event: TypeAlias = (
-    Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Unused | Idle | Lost | Joined | Stopped | Tick
+    Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Unused | Idle | Lost | Joined | Tick
 )
 
 

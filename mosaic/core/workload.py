@@ -402,7 +402,7 @@ class Call:
 
 
 class BadLine(NamedTuple):
-    """A line of a file of questions that cannot be asked."""
+    """A line of a file of questions that cannot be used."""
 
     number: int
     """Of the line, or of the row where a file has no lines."""

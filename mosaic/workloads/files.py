@@ -1,7 +1,7 @@
 """Reads files as people have them into entries: JSON lines, a JSON list, a table or parquet, each also with .gz.
 
-What a file is shows in its first bytes; its suffix decides where they do not. No question is asked here of what an
-entry means: that is `mosaic.workloads.rows`.
+The suffix of a file says what it is; where it does not, its first bytes do. `mosaic.workloads.rows` reads what an entry
+means.
 """
 
 import codecs

@@ -6,11 +6,12 @@ Questions without experts are recruited by the router, if it has skill profiles,
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mosaic.core.chat import count_text_tokens
 from mosaic.core.checks import require, require_count, require_unique
@@ -37,7 +38,7 @@ _KIND_WORDS = {AnswerKind.MATH: "numbers", AnswerKind.CHOICE: "choices", AnswerK
 
 
 class BadLines(StrEnum):
-    """What happens to lines that cannot be asked."""
+    """What happens to lines that cannot be used."""
 
     REFUSE = "refuse"
     """The first of them is an error."""
@@ -130,7 +131,7 @@ def file_workload(
 
 
 class _Reader:
-    """Reads the questions of a file, and keeps what cannot be asked and what there is to say of it."""
+    """Reads the questions of a file, and keeps what cannot be used and what there is to say of it."""
 
     def __init__(self, path: Path, *, is_strict: bool) -> None:
         self._path = path
@@ -143,20 +144,25 @@ class _Reader:
         source = open_file(self._path)
         self.notes += source.notes
         found: dict[str, Row] = {}
-        unknown: dict[str, None] = {}
+        unknown: dict[tuple[str, ...], list[str]] = {}
         num_empty = ordinal = 0
         for entry in source.entries:
-            if entry.problem is None and not present_values(entry):
+            values = present_values(entry.values)
+            if entry.problem is None and not values:
                 num_empty += 1
                 continue
             if ordinal == limit:
                 break
             ordinal += 1
-            unknown |= dict.fromkeys(unknown_names(entry, question_column))
-            with self._setting_aside(entry.number, _own_id(entry, found)):
-                row = _new_row(entry, ordinal, question_column, found)
+            names = tuple(entry.values)
+            if names not in unknown:
+                unknown[names] = unknown_names(names, question_column)
+            try:
+                row = _new_row(entry._replace(values=values), ordinal, question_column, found)
                 found[row.id] = row
-        self.notes += _left_out(self._path.name, num_empty, list(unknown))
+            except (ValueError, TypeError) as error:
+                self._set_aside(error, entry.number, _own_id(values, found))
+        self.notes += _left_out(self._path.name, num_empty, list(dict.fromkeys(chain(*unknown.values()))))
         return list(found.values())
 
     def questions(
@@ -166,8 +172,10 @@ class _Reader:
         base = first_position(rows)
         made: dict[str, Question] = {}
         for row in rows:
-            with self._setting_aside(row.number, row.id):
+            try:
                 made[row.id] = _question(row, base, wanted, pool)
+            except (ValueError, TypeError) as error:
+                self._set_aside(error, row.number, row.id)
         return made
 
     def require_questions(self, questions: Collection[str]) -> None:
@@ -176,23 +184,18 @@ class _Reader:
             return
         if not self.bad_lines:
             raise ValueError(f"{self._path}: must be a file with at least one question, got none")
-        others = f"; none of its {len(self.bad_lines):,} lines can be asked" if len(self.bad_lines) > 1 else ""
+        others = f"; none of its {len(self.bad_lines):,} lines can be used" if len(self.bad_lines) > 1 else ""
         raise ValueError(self.bad_lines[0].reason + others)
 
-    @contextmanager
-    def _setting_aside(self, number: int, name: str | None) -> Iterator[None]:
+    def _set_aside(self, error: ValueError | TypeError, number: int, name: str | None) -> None:
         """Keep what is wrong with a line, unless the first such line is an error."""
-        try:
-            yield
-        except (ValueError, TypeError) as error:
-            if self._is_strict:
-                raise
-            self.bad_lines.append(BadLine(number, name, str(error)))
+        if self._is_strict:
+            raise error
+        self.bad_lines.append(BadLine(number, name, str(error)))
 
 
-def _own_id(entry: Entry, found: Collection[str]) -> str | None:
+def _own_id(values: Mapping[str, Any], found: Collection[str]) -> str | None:
     """Return the id that an entry gives itself; None: it has none, or another row has it."""
-    values = present_values(entry)
     given = next((str(values[name]) for name in NAMES["id"] if name in values), None)
     return None if given in found else given
 

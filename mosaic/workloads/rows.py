@@ -36,8 +36,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "output_tokens": ("output_tokens",),
 }
 """What the parts of a question are called; of several names that a row has the first counts."""
-GIVEN_ONCE = {"question": NAMES["question"], "answer": ("answer", "gold_answer")}
-"""Names of which two would be two different things."""
+GIVEN_ONCE = frozenset((*NAMES["question"], "answer", "gold_answer"))
+"""Names of which two, of one part, would be two different things."""
 FIELD_BY_NAME = {name: field for field, names in NAMES.items() for name in names}
 _LISTS = ("options", "skills", "experts")
 _OPTION_COLUMN = re.compile(r"(?:(?:option|choice|opt|op)[ _-]?)?([a-z])")
@@ -88,7 +88,7 @@ def read_row(entry: Entry, ordinal: int, question_column: str | None = None) -> 
     Parameters
     ----------
     entry
-        It is not empty.
+        With its ``present_values``, of which there are some.
     ordinal
         Of the questions of its file: names those without an id.
     question_column
@@ -99,7 +99,7 @@ def read_row(entry: Entry, ordinal: int, question_column: str | None = None) -> 
     ValueError, TypeError
         Naming the file, the line, the field, the rule and the value.
     """
-    at, values = entry.at, present_values(entry)
+    at, values = entry.at, entry.values
     context: tuple[Message, ...] = ()
     sampling: Sampling | None = None
     if is_batch_line(values):
@@ -129,46 +129,48 @@ def is_batch_line(names: Collection[str]) -> bool:
     return "body" in names or ("custom_id" in names and not set(NAMES["question"]).intersection(names))
 
 
-def present_values(entry: Entry) -> dict[str, Any]:
-    """Give the values of an entry that are there, by their names in small letters.
+def present_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values that are there, by their names in small letters.
 
     A null or NaN is what a data frame writes for an absent value, and an empty text what a table has for one.
     """
-    return {key.strip().lower(): value for key, value in entry.values.items() if not _is_absent(value)}
+    return {key.strip().lower(): value for key, value in values.items() if not _is_absent(value)}
 
 
 def _is_absent(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (value != value)
 
 
-def unknown_names(entry: Entry, question_column: str | None = None) -> list[str]:
-    """List the names of an entry that no part of a question has, as the file has them."""
-    known = _known_names(frozenset(key.strip().lower() for key in entry.values), question_column)
-    return [key for key in entry.values if key.strip().lower() not in known]
+def unknown_names(names: Sequence[str], question_column: str | None = None) -> list[str]:
+    """List the names of an entry that no part of a question has."""
+    keys = frozenset(name.strip().lower() for name in names)
+    line_keys = LINE_KEYS if is_batch_line(keys) else ()
+    known = {*_field_by_name(question_column), *line_keys, *option_columns(keys)}
+    return [name for name in names if name.strip().lower() not in known]
 
 
 @lru_cache(maxsize=64)
-def _known_names(keys: frozenset[str], question_column: str | None) -> Collection[str]:
-    others = {*FIELD_BY_NAME, *(LINE_KEYS if is_batch_line(keys) else ()), *option_columns(keys)}
+def _field_by_name(question_column: str | None) -> Mapping[str, str]:
     if question_column is None:
-        return others
-    return others.difference(NAMES["question"]) | {question_column.lower()}
+        return FIELD_BY_NAME
+    others = {name: field for name, field in FIELD_BY_NAME.items() if field != "question"}
+    return others | {question_column.lower(): "question"}
 
 
 def _by_field(values: Mapping[str, Any], at: str, question_column: str | None) -> dict[str, tuple[str, Any]]:
     """Find the parts of a question under their names: the name, and the value."""
-    names = dict(NAMES)
-    if question_column is not None:
-        names["question"] = (question_column.lower(),)
-    for field, several in GIVEN_ONCE.items():
-        both = [name for name in several if name in values and name in names[field]]
-        what_to_do = "; --question-column names the one to ask" if field == "question" else ""
-        require(len(both) < 2, f"{at}: {field}", f"given once{what_to_do}", both)
-    found: dict[str, tuple[str, Any]] = {}
-    for field, candidates in names.items():
-        name = next((name for name in candidates if name in values), None)
-        if name is not None:
-            found[field] = (name, values[name])
+    fields, found = _field_by_name(question_column), dict[str, tuple[str, Any]]()
+    for name, value in values.items():
+        field = fields.get(name)
+        if field is None:
+            continue
+        if field in found:
+            other = found[field][0]
+            what_to_do = "; --question-column names the one to ask" if field == "question" else ""
+            require(not {name, other} <= GIVEN_ONCE, f"{at}: {field}", f"given once{what_to_do}", [other, name])
+            if NAMES[field].index(other) < NAMES[field].index(name):
+                continue
+        found[field] = (name, value)
     return found
 
 
@@ -290,7 +292,7 @@ def _answer(fields: Mapping[str, Any], options: Options, field: str) -> dict[str
         whole = _WHOLE.fullmatch(str(position).strip())
         return {"answer": None if whole else _as_text(position), "position": int(whole[1]) if whole else None}
     if isinstance(answer, list | Mapping):
-        raise TypeError(f"{field} must be a text or a number, got {answer!r}; a question needs none to be asked")
+        raise TypeError(f"{field} must be a text or a number, got {answer!r}; a question needs no answer")
     is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
     text = _as_text(answer)
     if match := _AFTER_REASONING.fullmatch(text):

@@ -160,7 +160,7 @@ KINDS = [
     # What cannot be asked at all
     Kind("no_question", "q.csv", b"frage,antwort\na,1\nb,2\n",
          f"FILE, line 2: question must be in one of the columns or keys {USUAL}, or --question-column names it, "
-         "got ['frage', 'antwort']; none of its 2 lines can be asked"),
+         "got ['frage', 'antwort']; none of its 2 lines can be used"),
     Kind("no_such_column", "q.csv", b"question\na\n",
          "FILE, line 2: question must be in one of the columns or keys ['frage'], or --question-column names it, "
          "got ['question']", options={"question_column": "frage"}),
