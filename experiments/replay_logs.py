@@ -161,7 +161,7 @@ def replay(log: Log, time: IterationTime, *, with_prefixes: bool = True) -> Repl
     """Serve the requests of a log."""
     workload, measured = load_request_log(log.path, expert="model"), measured_records(log.path, expert="model")
     require(len(measured) > 0, f"{log.path}", "a log with measured times", "arrivals and lengths alone")
-    calls = workload.calls if with_prefixes else [replace(call, prefix=None) for call in workload.calls]
+    calls = workload.calls if with_prefixes else [msgspec.structs.replace(call, prefix=None) for call in workload.calls]
     served = _serve(calls, workload.output_tokens or {}, log, time)
     records = [_record(*both) for both in zip(measured, served, strict=True)]
     errors = replay_errors(records, measured)
@@ -184,7 +184,8 @@ def _serve(calls: Sequence[Call], output_tokens: Mapping[CallKey, int], log: Log
 
 
 def _record(measured: CallRecord, served: Request) -> CallRecord:
-    return measured._replace(
+    return msgspec.structs.replace(
+        measured,
         admitted_ts=served.admitted_ts,
         first_token_ts=served.first_token_ts,
         finished_ts=served.finished_ts,

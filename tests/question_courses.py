@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, Call, CallKey, Question
@@ -65,8 +66,8 @@ def run(graph: CallGraph, course: Course, order: Sequence[CallKey] | None = None
             return Came(state.end(), calls, num_cancelled)
         stopped = [key for key in state.cancel if cancels and key in calls and key not in course.late]
         for key in stopped:
-            done[key] = ended(calls[key], "wasted")._replace(status=CallStatus.CANCELLED)
+            done[key] = replace(ended(calls[key], "wasted"), status=CallStatus.CANCELLED)
         num_cancelled += len(stopped)
         if not stopped:
             answer, confidence = course.says[waiting[0]]
-            done[waiting[0]] = ended(calls[waiting[0]], answer)._replace(confidence=confidence)
+            done[waiting[0]] = replace(ended(calls[waiting[0]], answer), confidence=confidence)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from msgspec import structs
+
 from mosaic.core.plan import LengthPrediction, Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.results import CallRecord, CallStatus, LostWorker, Resumption, RunResult, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
@@ -20,7 +22,7 @@ def make_record(question: str = "q0", *, expert: str = "A", **changes: object) -
         key=make_key(question), expert=expert, session=0, workers=(0,), prompt_tokens=100, output_tokens=11,
         queued_ts=1.0, admitted_ts=2.0, first_token_ts=3.0, finished_ts=8.0,
     )  # fmt: skip
-    return record._replace(**changes)
+    return structs.replace(record, **changes)
 
 
 def make_failed(question: str, **changes: object) -> CallRecord:

@@ -6,6 +6,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from experiments.hardware.sweep import WARM_UP, Batch, MakeBackend, is_undisturbed, ready_s, round_of
 from mosaic.core.checks import AtLeast1, checked, require
@@ -104,7 +105,8 @@ def _of_batch(result: RunResult, batches: Mapping[int, Batch]) -> BatchRun:
         if record.status is not CallStatus.FINISHED or record.first_token_ts is None or record.finished_ts is None:
             raise BackendError(f"replayed batch: every call must finish, {record.key} did not")
         records.append(
-            record._replace(
+            replace(
+                record,
                 queued_ts=0.0,
                 admitted_ts=None if record.admitted_ts is None else record.admitted_ts - start_ts,
                 first_token_ts=record.first_token_ts - start_ts,

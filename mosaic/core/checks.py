@@ -51,7 +51,7 @@ def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingPr
     kind: Any = type(value)
     for name, check in _checks_of(kind):
         given = getattr(value, name)
-        kept = check(given, owner + names.get(name, name))
+        kept = check(given, owner + (names.get(name, name) if names else name))
         if kept is not given:
             object.__setattr__(value, name, kept)
 
@@ -150,10 +150,11 @@ def _check_member(kind: type[Enum], value: Any, name: str) -> Any:
 
 
 def _check_sequence(items: str, check: _Check | None, value: Any, name: str) -> Any:
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a list{items}, got {value!r}")
-    kept = value if isinstance(value, tuple) else tuple(value)
-    return kept if check is None else tuple(check(item, name) for item in kept)
+    if not isinstance(value, tuple):
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be a list{items}, got {value!r}")
+        value = tuple(value)
+    return value if check is None or not value else tuple(check(item, name) for item in value)
 
 
 def _check_entries(check: _Check, value: Any, name: str) -> Any:

@@ -1,6 +1,5 @@
 """Commands of controllers to a backend: plain values, so that the log of commands can be saved and replayed."""
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -9,8 +8,7 @@ from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, ExpertName
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(msgspec.Struct, frozen=True):
     """Load an expert on its workers and serve calls until the session is closed.
 
     It waits for the earlier sessions on its workers, and for the sessions in ``after``.
@@ -19,8 +17,7 @@ class Open:
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True):
     """Serve a call; all calls in its ``after`` have ended."""
 
     call: Call
@@ -31,38 +28,33 @@ class Submit:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(msgspec.Struct, frozen=True):
     """Stop a call that waits or runs; a call that has ended is not changed."""
 
     key: CallKey
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(msgspec.Struct, frozen=True):
     """Limit the tokens that a call writes in all; a call that reaches the limit is cut there, without an answer."""
 
     key: CallKey
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(msgspec.Struct, frozen=True):
     """Continue a call in another session of its expert, with the tokens written so far where the engine knows them."""
 
     key: CallKey
     session: int
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """End a session when its calls have ended; it takes no more calls."""
 
     session: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(msgspec.Struct, frozen=True):
     """Compute the beginning of a call's prompt ahead of the call, so that the call starts at its end.
 
     It replaces an earlier one of the same call, and the call itself replaces it. It has no effect if the session is not

@@ -1,13 +1,15 @@
 """Events that a backend sends to controllers, which reply with commands."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
 
 from mosaic.core.results import CallRecord, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName
 
 
-class Started(NamedTuple):
+class Started(msgspec.Struct, frozen=True, gc=False):
     """The run begins. The first event."""
 
     ts: float
@@ -15,14 +17,14 @@ class Started(NamedTuple):
     """When the interrupted run continues: events up to then are sent again."""
 
 
-class Ready(NamedTuple):
+class Ready(msgspec.Struct, frozen=True, gc=False):
     """A session has loaded its expert and serves calls."""
 
     ts: float
     session: int
 
 
-class Redone(NamedTuple):
+class Redone(msgspec.Struct, frozen=True, gc=False):
     """The run continues after an interruption, and repeats some of its work."""
 
     ts: float
@@ -34,21 +36,21 @@ class Redone(NamedTuple):
     """Ended calls whose inputs have changed since, by expert."""
 
 
-class Finished(NamedTuple):
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """A call has ended, with any status."""
 
     ts: float
     record: CallRecord
 
 
-class Prefilled(NamedTuple):
+class Prefilled(msgspec.Struct, frozen=True, gc=False):
     """The beginning of a prompt was prefilled ahead of its call, or its prefill was dropped."""
 
     ts: float
     record: PrefillRecord
 
 
-class Progress(NamedTuple):
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """The progress of a session's running calls."""
 
     ts: float
@@ -57,28 +59,28 @@ class Progress(NamedTuple):
     """Tokens written so far; empty if the engine does not know."""
 
 
-class Closed(NamedTuple):
+class Closed(msgspec.Struct, frozen=True, gc=False):
     """A session has ended and left its workers."""
 
     ts: float
     record: SessionRecord
 
 
-class Unused(NamedTuple):
+class Unused(msgspec.Struct, frozen=True, gc=False):
     """A session has ended without loading its expert: it had no calls left to serve."""
 
     ts: float
     session: int
 
 
-class Idle(NamedTuple):
+class Idle(msgspec.Struct, frozen=True, gc=False):
     """A worker holds no session, and none waits for it."""
 
     ts: float
     worker: int
 
 
-class Lost(NamedTuple):
+class Lost(msgspec.Struct, frozen=True, gc=False):
     """A worker is lost, unless it joins again.
 
     Unended calls of its sessions must be submitted again.
@@ -91,14 +93,14 @@ class Lost(NamedTuple):
     """Workers that are lost at the same instant and reported next: all their calls are planned anew together."""
 
 
-class Joined(NamedTuple):
+class Joined(msgspec.Struct, frozen=True, gc=False):
     """A worker is available, again or for the first time."""
 
     ts: float
     worker: int
 
 
-class Tick(NamedTuple):
+class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed: for controllers that request it."""
 
     ts: float

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
+from msgspec.structs import replace
 
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey
@@ -20,7 +23,7 @@ _STEP = 2.0**-52
 """Distance between two numbers that can be drawn."""
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The true result of a call."""
 
     output_tokens: int
@@ -36,7 +39,7 @@ class Outcome(NamedTuple):
         """Return the outcome when attention reads at most a budget of tokens; None: all of them."""
         if budget_tokens is None or not self.sparse_answers or budget_tokens not in self.sparse_answers:
             return self
-        return self._replace(answer=self.sparse_answers[budget_tokens])
+        return replace(self, answer=self.sparse_answers[budget_tokens])
 
 
 def uniform(root_seed: int, stream: str, key: CallKey) -> float:

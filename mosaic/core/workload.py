@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, NamedTuple, TypeAlias
 
+import msgspec
+
 from mosaic.core.chat import Message, Sampling, count_text_tokens
 from mosaic.core.checks import (
     AtLeast0,
@@ -379,8 +381,7 @@ class Prefix(NamedTuple):
         return len(self.blocks) * self.block_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """One generation by one expert for one slot of a question."""
 
     key: CallKey

@@ -8,6 +8,8 @@ from dataclasses import InitVar, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+import msgspec
+
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import GANG_RULE, Cluster, may_be_gang
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
@@ -294,7 +296,7 @@ class EngineBackend:
         state = self._sessions.get(record.session)
         if state is None or (state.session.expert, state.session.workers) == (record.expert, record.workers):
             return record
-        return record._replace(session=to)
+        return msgspec.structs.replace(record, session=to)
 
     def _prefill(self, command: Prefill) -> None:
         call, label = command.call, f"prefill of call {command.call.key}"
@@ -302,7 +304,7 @@ class EngineBackend:
         self._check_expert(label, call.expert, state)
         if state.send is None or state.is_closing or call.key in self._outcomes:
             return
-        inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
+        inputs = inputs_of(msgspec.structs.replace(call, after=call.after[: command.num_read]), self._records)
         request = self.content.prefill(call, self._served_expert(self._experts[call.expert]), inputs)
         if request is not None:
             state.send([request])

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+import msgspec
+
 from mosaic.core.commands import Cancel, Cut, Move
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response
@@ -302,7 +304,7 @@ class Calls:
                 state.held.discard(record.key)
                 state.suspected.discard(record.key)
         workers = () if session is None else session.session.workers
-        return record._replace(key=call.call.key, expert=call.call.expert, workers=workers)
+        return msgspec.structs.replace(record, key=call.call.key, expert=call.call.expert, workers=workers)
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""

@@ -9,6 +9,8 @@ from functools import cache
 from hashlib import blake2b
 from typing import Protocol, TypeAlias
 
+from msgspec.structs import replace
+
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.chat import Chat, Sampling
 from mosaic.core.checks import require_count
@@ -187,19 +189,19 @@ class RunContent:
     def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
         """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""
         if record.status is CallStatus.CUT and outcome is not None:
-            return record._replace(visible_tokens=None if outcome.visible_tokens is None else 0)
+            return replace(record, visible_tokens=None if outcome.visible_tokens is None else 0)
         if record.status is not CallStatus.FINISHED:
             return record
         if outcome is not None:
             limit = served.output_limit(record.prompt_tokens)
             if record.output_tokens == outcome.output_tokens < limit:
-                return record._replace(answer=outcome.answer, visible_tokens=outcome.visible_tokens)
-            return record._replace(visible_tokens=None if outcome.visible_tokens is None else 0)
+                return replace(record, answer=outcome.answer, visible_tokens=outcome.visible_tokens)
+            return replace(record, visible_tokens=None if outcome.visible_tokens is None else 0)
         question, response = self.questions.get(record.key.question), record.response
         if question is None or response is None or (text := response.text) is None:
             return record
         answer = extract_answer(text, question, thinking_opened=response.thinking_opened)
-        return record._replace(answer=None if answer is None else sys.intern(answer))  # a letter of each is many
+        return replace(record, answer=None if answer is None else sys.intern(answer))  # a letter of each is many
 
 
 def _prompt(write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt | None:

@@ -9,6 +9,8 @@ determine the possible outcomes, and only the schedule decides between them: a c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from mosaic.core.checks import AtLeast1, checked
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
@@ -69,4 +71,4 @@ def cut_record(record: CallRecord, budgets: Budgets) -> CallRecord:
     limit = budgets.limit_of(Call(record.key, record.expert, record.prompt_tokens))
     if record.status is not CallStatus.FINISHED or limit is None or record.output_tokens <= limit:
         return record
-    return record._replace(status=CallStatus.CUT, output_tokens=limit, answer=None, visible_tokens=0)
+    return replace(record, status=CallStatus.CUT, output_tokens=limit, answer=None, visible_tokens=0)

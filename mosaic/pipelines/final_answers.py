@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+
+import msgspec
 
 from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.workload import AnswerKind
@@ -22,7 +23,7 @@ class AnswerSource(StrEnum):
     """As ``MAJORITY``, but the question needed an aggregation and could not be aggregated: not a reliable answer."""
 
 
-class FinalAnswer(NamedTuple):
+class FinalAnswer(msgspec.Struct, frozen=True, gc=False):
     """A row of answers.parquet."""
 
     question: str
@@ -35,7 +36,7 @@ class FinalAnswer(NamedTuple):
     """None: there is no gold answer, or no comparison with it."""
 
 
-class End(NamedTuple):
+class End(msgspec.Struct, frozen=True, gc=False):
     """The end of a question."""
 
     answer: FinalAnswer

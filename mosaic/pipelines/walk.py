@@ -7,9 +7,10 @@ needs now and which it no longer needs. They also determine which prompts can be
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter, eq
 from typing import NamedTuple
+
+import msgspec
 
 from mosaic.answers.extraction import is_correct
 from mosaic.core.results import CallRecord, CallStatus, Inputs
@@ -33,8 +34,7 @@ class Opening(NamedTuple):
     num_read: int
 
 
-@dataclass(slots=True)
-class NodeState:
+class NodeState(msgspec.Struct):
     """The state of a node of a question."""
 
     gives: tuple[Agent, ...]
@@ -55,18 +55,17 @@ class NodeState:
     """Its experts cannot read so many tokens."""
 
 
-@dataclass(slots=True)
-class QuestionState:
+class QuestionState(msgspec.Struct):
     """The state of a question, computed from its ended calls."""
 
     graph: CallGraph
     question: Question
     first: Sequence[Call]
     done: Inputs
-    nodes: dict[NodeName, NodeState] = field(default_factory=dict)
+    nodes: dict[NodeName, NodeState] = {}
     exit: tuple[Ballot, Decision] | None = None
     """Accepted for the question as a whole."""
-    wanted: set[NodeName] = field(default_factory=set)
+    wanted: set[NodeName] = set()
     """Nodes whose calls will be read, or whose answers are final."""
 
     @property

@@ -4,6 +4,7 @@ pyarrow is imported inside the functions: a plan or an error message must not wa
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +49,7 @@ def calls_parquet(
     predicted = {(node, name): length.mean for node, by_name in lengths.items() for name, length in by_name.items()}
 
     def columns(block: Sequence[CallRecord]) -> dict[str, Iterable[Any]]:
-        values = _columns(CallRecord, block)
+        values = _columns(block, CallRecord.__struct_fields__)
         questions, nodes, slots = list(zip(*values["key"], strict=True)) or ((), (), ())
         return values | {
             "question": questions,
@@ -66,8 +67,9 @@ def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     """Encode sessions.parquet: one row per session, in the order of the result."""
 
     def columns(block: Sequence[SessionRecord]) -> Mapping[str, Iterable[Any]]:
-        values = {name: [getattr(session, name) for session in block] for name in SESSION_COLUMNS}
-        return values | {"output_tok_per_s": [session_output_tok_per_s(session) for session in block]}
+        return _columns(block, SESSION_COLUMNS) | {
+            "output_tok_per_s": [session_output_tok_per_s(session) for session in block]
+        }
 
     return _encode(sessions, columns, SESSIONS)
 
@@ -80,7 +82,7 @@ def read_calls(folder: Path) -> tuple[CallRecord, ...]:
     RunFolderError
         If it cannot be read.
     """
-    names = [name for name in CallRecord._fields if name not in ("key", "response", "confidence")]
+    names = [name for name in CallRecord.__struct_fields__ if name not in ("key", "response", "confidence")]
     return tuple(
         CallRecord(
             key=CallKey(row["question"], row["node"], row["slot"]),
@@ -110,16 +112,15 @@ def answers_parquet(answers: Sequence[FinalAnswer]) -> bytes:
     """Encode answers.parquet: one row per question, in the order of the workload."""
 
     def columns(block: Sequence[FinalAnswer]) -> dict[str, Iterable[Any]]:
-        values = _columns(FinalAnswer, block)
+        values = _columns(block, FinalAnswer.__struct_fields__)
         return values | {"source": [source.value for source in values["source"]]}
 
     return _encode(answers, columns, ANSWERS)
 
 
-def _columns(kind: Any, rows: Sequence[tuple[Any, ...]]) -> dict[str, Iterable[Any]]:
-    """Turn named tuples into columns."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(kind._fields)
-    return dict(zip(kind._fields, columns, strict=True))
+def _columns(rows: Sequence[object], names: Iterable[str]) -> dict[str, Iterable[Any]]:
+    """Turn rows into columns of these fields."""
+    return {name: list(map(attrgetter(name), rows)) for name in names}
 
 
 def _schema(columns: str) -> "pa.Schema":

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.results import STOPPED, CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Question, Workload
@@ -88,4 +90,4 @@ def _read(record: CallRecord, question: Question) -> CallRecord:
     if said is None or record.status is not CallStatus.FINISHED or (text := said.text) is None:
         return record
     answer = extract_answer(text, question, thinking_opened=said.thinking_opened)
-    return record._replace(answer=answer)
+    return replace(record, answer=answer)

@@ -127,7 +127,7 @@ def as_kept(record: CallRecord, stored: StoredText) -> CallRecord:
     if response is None or (response.content is None and not response.token_ids):
         return record
     content = None if response.content is None else stored
-    return record._replace(response=response._replace(content=content, token_ids=()))
+    return msgspec.structs.replace(record, response=response._replace(content=content, token_ids=()))
 
 
 @dataclass(slots=True)

@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from msgspec.structs import replace
+
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus
@@ -86,7 +88,7 @@ def rehearse(job: Job, planner: Planner, pilot: Pilot) -> Stages[Rehearsal]:
             questions.record(records[record.key])
         for question in known if number == 0 else ():
             if (late := questions.late_call(question)) is not None:
-                records[late] = records[late]._replace(status=CallStatus.CUT, answer=None)
+                records[late] = replace(records[late], status=CallStatus.CUT, answer=None)
                 questions.record(records[late])
         for node in layer:
             mine = questions.calls_of(node.name)

@@ -7,6 +7,8 @@ from functools import partial
 from itertools import count, islice
 from typing import TypeAlias
 
+import msgspec
+
 from mosaic.core.checks import AtLeast1, checked, require, require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
@@ -156,7 +158,9 @@ def wave_shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -
     for share in WAVES * num_repeats:
         chosen = list(islice(copies_made, num_copies))
         copies = [
-            replace(call, key=call.key._replace(slot=copy * width + rank)) for copy in chosen for rank, call in ranked
+            msgspec.structs.replace(call, key=call.key._replace(slot=copy * width + rank))
+            for copy in chosen
+            for rank, call in ranked
         ]
         if max_calls is not None:
             copies = copies[: max(least, max_calls // len(WAVES))]

@@ -74,9 +74,9 @@ class SimBackend:
         held = ("", ()) if earlier else None  # what the calls before ran on is still there
         self._gpus = Gpus(self._env, cluster, self._use, hardware[cluster.workers[0].gpu.name].host, held)
         self._sessions: dict[int, SimSession] = {}
-        self._pending: dict[CallKey, PendingCall] = {}
+        self._calls: dict[CallKey, PendingCall | CallRecord] = {}
+        """All that were submitted; of those that have ended the records."""
         self._queues = Queues()
-        self._records: dict[CallKey, CallRecord] = {}
         self._first: list[Call] = []
         """Calls that come after no other: for the lower bound."""
         self._events: deque[Event] = deque()
@@ -116,6 +116,7 @@ class SimBackend:
                 env.step()
                 self._now = env.now
         self._check_all_ended()
+        self._prefills.close()
 
     def _compose(self) -> None:
         """Let engines that have finished calls or got commands go on; controllers have answered all events by now."""
@@ -156,16 +157,19 @@ class SimBackend:
                 self._move(key, number)
             case Prefill(call=call, session=number):
                 live = self._session_of(number, call)
-                if call.key not in self._pending and call.key not in self._records:
+                if call.key not in self._calls:
                     self._prefills.start(command, live, self._now)
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        records = [self._records[call.key] for call in self._first]
-        ended = zip(self._first, records, strict=True)
-        jobs = ((call, one.output_tokens) for call, one in ended if one.status is not CallStatus.CANCELLED)
         if self._use.num_slots > 1:
             return None  # it counts loads and work one after the other
+        ended = ((call, self._calls[call.key]) for call in self._first)
+        jobs = (
+            (call, record.output_tokens)
+            for call, record in ended
+            if isinstance(record, CallRecord) and record.status is not CallStatus.CANCELLED
+        )
         return lower_bound_s(jobs, self._models, self._num_workers)
 
     @property
@@ -185,12 +189,13 @@ class SimBackend:
 
     def _submit(self, call: Call, to: int | ExpertName) -> None:
         key, now = call.key, self._now
-        if key in self._pending or key in self._records:
+        if key in self._calls:
             raise BackendError(f"Submit: call {key} must be new, it was submitted before")
         live = self._sessions.get(to) if isinstance(to, int) else None
         expert = self._models.expert(call.expert) if live is None else live.model.expert
-        outcome = cut_off(call, expert, self._outcomes(call, inputs_of(call, self._earlier, self._records)))
-        pending = self._pending[key] = PendingCall(call, outcome, now if call.ready_s < now else call.ready_s)
+        outcome = cut_off(call, expert, self._outcomes(call, self._inputs_of(call)))
+        ready_ts = now if call.ready_s < now else call.ready_s
+        pending = self._calls[key] = PendingCall(call, outcome, ready_ts, call.prefix)
         if not call.after:
             self._first.append(call)
         else:
@@ -205,16 +210,24 @@ class SimBackend:
             for live in self._sessions_of(to):
                 self._clock.touch(live)
 
+    def _inputs_of(self, call: Call) -> Inputs:
+        """Give the records of the calls that a call comes after, of this run or of another."""
+        if not call.after:
+            return {}
+        submitted = {key: self._calls.get(key) for key in call.after}
+        ended = {key: record for key, record in submitted.items() if isinstance(record, CallRecord)}
+        return inputs_of(call, self._earlier, ended)
+
     def _give(self, pending: PendingCall, live: SimSession) -> None:
         live.add(pending, self._now)
         self._clock.touch(live)
 
     def _find(self, key: CallKey) -> PendingCall | None:
         """Find a call; None: it has ended."""
-        pending = self._pending.get(key)
-        if pending is None and key not in self._records:
+        found = self._calls.get(key)
+        if found is None:
             raise BackendError(f"command must name a call that was submitted, got {key}")
-        return pending
+        return found if isinstance(found, PendingCall) else None
 
     def _cancel(self, key: CallKey) -> None:
         pending = self._find(key)
@@ -261,10 +274,7 @@ class SimBackend:
 
     def _end(self, ended: Sequence[CallRecord]) -> None:
         for record in ended:
-            del self._pending[record.key]
-            if not self._pending:
-                self._pending.clear()  # what was taken out still had its memory
-            self._records[record.key] = record
+            self._calls[record.key] = record
             self._events.append(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
@@ -327,8 +337,7 @@ class SimBackend:
 
     def _check_all_ended(self) -> None:
         """Refuse the end of a run where calls or sessions have not ended."""
-        if self._pending:
-            names = sorted({one.call.expert for one in self._pending.values()})
-            raise BackendError(f"calls wait for sessions of {names}, and none is open")
+        if waiting := {one.call.expert for one in self._calls.values() if isinstance(one, PendingCall)}:
+            raise BackendError(f"calls wait for sessions of {sorted(waiting)}, and none is open")
         if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
             raise BackendError(f"sessions {left} were never closed")

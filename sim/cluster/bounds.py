@@ -51,9 +51,9 @@ def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) 
         return None
     bound_s = busy_s = 0.0
     for name, own in jobs_by_expert.items():
-        places, tp_degree = models.everywhere(name), models.expert(name).tp_degree
+        places, tp_degree, extremes = models.everywhere(name), models.expert(name).tp_degree, _extremes(own)
         load_s, work_s = min(place.load_s for place in places), _session_work_s(own, places, models.settings)
-        longest_s = min(_longest_uncontended_s(own, place, models.settings) for place in places)
+        longest_s = min(_longest_uncontended_s(extremes, place, models.settings) for place in places)
         bound_s = max(bound_s, longest_s, load_s + work_s / (num_workers // tp_degree))
         busy_s += (load_s + work_s) * tp_degree
     return max(bound_s, busy_s / num_workers) if jobs_by_expert else None
@@ -63,10 +63,10 @@ def _session_work_s(jobs: Sequence[Job], places: Sequence[ExpertOnGpu], settings
     """Seconds that the sessions of an expert take together at least, loads left out."""
     prompts = decoded = reads = 0
     for call, output_tokens in jobs:
-        steps = output_tokens - 1
-        prompts += call.prompt_tokens - _most_cached(call, settings)
+        steps, prompt_tokens = output_tokens - 1, call.prompt_tokens
+        prompts += prompt_tokens if call.prefix is None else prompt_tokens - _most_cached(call, settings)
         decoded += steps
-        reads += steps * (2 * call.prompt_tokens + output_tokens)
+        reads += steps * (2 * prompt_tokens + output_tokens)
     reads //= 2  # Step i of a call reads prompt + i tokens.
     return min(
         max(
@@ -166,12 +166,15 @@ def _sizes(budget: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _longest_uncontended_s(jobs: Sequence[Job], place: ExpertOnGpu, settings: EngineOptions) -> float:
-    """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
-    longest = max(jobs, key=lambda job: (job[1], job[0].prompt_tokens))
-    last = max(jobs, key=lambda job: job[0].ready_s)
+def _extremes(jobs: Sequence[Job]) -> set[Job]:
+    """Find the call with the most tokens to write, and the one that arrives last."""
+    return {max(jobs, key=lambda job: (job[1], job[0].prompt_tokens)), max(jobs, key=lambda job: job[0].ready_s)}
+
+
+def _longest_uncontended_s(jobs: Iterable[Job], place: ExpertOnGpu, settings: EngineOptions) -> float:
+    """Time the longest of some calls, each as if nothing else ran."""
     budget = settings.batched_tokens(place.expert.context_limit)
-    return max(_uncontended_s(job, budget, place, settings) for job in {longest, last})
+    return max(_uncontended_s(job, budget, place, settings) for job in jobs)
 
 
 def _uncontended_s(job: Job, budget: int, place: ExpertOnGpu, settings: EngineOptions) -> float:

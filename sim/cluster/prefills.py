@@ -45,6 +45,10 @@ class Prefills:
         self._begun: dict[tuple[PromptName, ExpertName], tuple[tuple[CallKey, ...], Prefix]] = {}
         """What the longest beginning of a prompt reads, and that beginning."""
 
+    def close(self) -> None:
+        """Let go of who is told: a backend that has ended goes at once, and not when cycles are looked for."""
+        del self._touch, self._emit
+
     def start(self, command: Prefill, live: SimSession, now: float) -> None:
         """Queue a prefill in the place of an earlier one of the call, where the session is up and gets calls.
 

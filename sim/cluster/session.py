@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import msgspec
 import simpy
+from msgspec.structs import replace
 
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Prefix
 from sim.cluster.expert_on_gpu import ExpertOnGpu
 from sim.engine.engine import Engine
 from sim.engine.request import Request
@@ -41,28 +43,29 @@ def unanswered(outcome: Outcome, output_tokens: int) -> Outcome:
     return Outcome(output_tokens, None, None if outcome.visible_tokens is None else 0, outcome.confidence)
 
 
-class PendingCall:
+class PendingCall(msgspec.Struct, eq=False):
     """A call that has been submitted and has not ended, with what will really happen to it."""
 
+    call: Call
+    outcome: Outcome
+    queued_ts: float
+    prefix: Prefix | None
+    """What its prompt begins with, that of it included which was prefilled ahead."""
     place: "SimSession | None" = None
     """None: it waits in its expert's queue."""
-    number = -1
+    number: int = -1
     """In its session."""
     request: Request | None = None
     """None: no engine has it."""
-    # What a move leaves behind:
-    generated = num_preemptions = wasted_tokens = attempt = 0
-    status = CallStatus.FINISHED
+    status: CallStatus = CallStatus.FINISHED
     """What it ends with."""
+    # What a move leaves behind:
+    generated: int = 0
+    num_preemptions: int = 0
+    wasted_tokens: int = 0
+    attempt: int = 0
     admitted_ts: float | None = None
     first_token_ts: float | None = None
-
-    def __init__(self, call: Call, outcome: Outcome, queued_ts: float) -> None:
-        self.call = call
-        self.prefix = call.prefix
-        """What its prompt begins with, that of it included which was prefilled ahead."""
-        self.outcome = outcome
-        self.queued_ts = queued_ts
 
     @property
     def engine(self) -> Engine | None:
@@ -86,7 +89,8 @@ class PendingCall:
 
     def with_attempts(self, record: CallRecord) -> CallRecord:
         """Add to a record of the last attempt what those before left behind."""
-        return record._replace(
+        return replace(
+            record,
             queued_ts=self.queued_ts,
             admitted_ts=record.admitted_ts if self.admitted_ts is None else self.admitted_ts,
             first_token_ts=record.first_token_ts if self.first_token_ts is None else self.first_token_ts,
@@ -236,14 +240,14 @@ class SimSession:
                 self.on_prefilled(request)
                 continue
             pending = self.calls.pop(request.id)
-            call, (_, answer, visible_tokens, confidence, _) = pending.call, pending.outcome
+            call, outcome = pending.call, pending.outcome
             output_tokens = request.output_tokens
             self._output_tokens += output_tokens
             record = CallRecord(
                 call.key, expert, number, workers, call.prompt_tokens, output_tokens,
                 request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
-                request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
-                visible_tokens, None, confidence,
+                request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status,
+                outcome.answer, outcome.visible_tokens, None, outcome.confidence,
             )  # fmt: skip
             records.append(pending.with_attempts(record) if pending.attempt else record)
         if not self.calls:

@@ -3,13 +3,13 @@
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
 
+import msgspec
 
-@dataclass(slots=True, eq=False)
-class Request:
+
+class Request(msgspec.Struct, eq=False, gc=False):
     """One generation, from its arrival to its last token; instants are on the engine's clock.
 
     A request waits, is admitted (its prompt is prefilled, which yields a token), decodes, and finishes.

@@ -39,6 +39,7 @@ Correlation: TypeAlias = Annotated[float, Limit(at_least=-1, at_most=1)]
 
 _STANDARD_NORMAL = NormalDist()
 _LARGEST_UNIFORM = 1.0 - 2.0**-53
+_SMALLEST_UNIFORM = 1.0 - _LARGEST_UNIFORM
 
 
 class Item(NamedTuple):
@@ -147,7 +148,9 @@ def shift_length(u: float, difficulty: float, loading: float) -> float:
         return u
     own = _STANDARD_NORMAL.inv_cdf(u)
     shifted = _STANDARD_NORMAL.cdf(loading * difficulty + sqrt(1 - loading**2) * own)
-    return min(max(shifted, 1.0 - _LARGEST_UNIFORM), _LARGEST_UNIFORM)
+    if _SMALLEST_UNIFORM <= shifted <= _LARGEST_UNIFORM:
+        return shifted
+    return _LARGEST_UNIFORM if shifted > 0.5 else _SMALLEST_UNIFORM
 
 
 def possible_answers(question: Question) -> tuple[str, ...]:
@@ -170,4 +173,4 @@ def _pick(answers: Sequence[str], weights: Sequence[float], u: float) -> str:
     """Pick in proportion to the weights; the first uniform numbers fall to the first answer."""
     bounds = list(accumulate(weights))
     # The product can round up to the last bound, hence the limit.
-    return answers[min(bisect_right(bounds, u * bounds[-1]), len(answers) - 1)]
+    return answers[bisect_right(bounds, u * bounds[-1], 0, len(answers) - 1)]

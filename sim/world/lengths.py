@@ -64,8 +64,8 @@ class ClippedLognormal:
 
     def quantile(self, u: float) -> int:
         require_uniform(u)
-        tokens = exp(self.mu + self.sigma * _STANDARD_NORMAL.inv_cdf(u))
-        return max(1, min(self.clip_tokens, round(tokens)))
+        tokens = round(exp(self.mu + self.sigma * _STANDARD_NORMAL.inv_cdf(u)))
+        return tokens if 1 <= tokens <= self.clip_tokens else max(1, min(self.clip_tokens, tokens))
 
     def scaled(self, factor: float) -> "ClippedLognormal":
         """Multiply the mean; the shape (sigma) and the limit stay."""

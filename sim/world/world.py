@@ -59,7 +59,9 @@ class World:
         elif item.answers:
             answer = self.answers.propose(item, call.expert, choice)
         length = self._length(call, shift_length(length_draw, item.difficulty, loading))
-        visible = min(length, self.thinking[call.expert]) if call.expert in self.thinking else None
+        visible = self.thinking.get(call.expert)
+        if visible is not None and visible > length:
+            visible = length
         confidence, sparse = None, None
         if self.tells_confidence and answer is not None:
             confidence = self.answers.probability(item, call.expert, answer, seen)
@@ -69,8 +71,7 @@ class World:
         return Outcome(length, answer, visible, confidence, sparse)
 
     def _length(self, call: Call, u: float) -> int:
-        recorded = self.recorded.get(call.key)
-        if recorded is not None:
+        if self.recorded and (recorded := self.recorded.get(call.key)) is not None:
             return recorded
         is_aggregator = bool(call.after)
         lengths = self.aggregator_lengths if is_aggregator else self.lengths

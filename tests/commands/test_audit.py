@@ -6,6 +6,7 @@ from shutil import copytree, rmtree
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from mosaic.core.commands import Action
 from mosaic.core.results import CallStatus
@@ -64,7 +65,7 @@ def ended_as(entry: Entry | None, status: CallStatus) -> Entry | None:
     """End a third call of the first layer in another way; other entries are as they were."""
     if not isinstance(entry, EndedCall) or entry.record.key.node != PROPOSE or entry.record.key.slot != 2:
         return entry
-    return EndedCall(entry.record._replace(status=status))
+    return EndedCall(replace(entry.record, status=status))
 
 
 def copy_with(status: CallStatus, done: Path, folder: Path) -> Path:

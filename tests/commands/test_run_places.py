@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 
 import mosaic
 from mosaic.core.results import CallStatus
@@ -23,7 +24,9 @@ NAMED = {"prompt_tokens": 90, "experts": ["SmolLM2", "QwenHalf"], "output_tokens
 
 def lose_a_call(outcome: RunOutcome) -> RunOutcome:
     first, *others = outcome.result.calls
-    return replace(outcome, result=replace(outcome.result, calls=(first._replace(status=CallStatus.FAILED), *others)))
+    return replace(
+        outcome, result=replace(outcome.result, calls=(structs.replace(first, status=CallStatus.FAILED), *others))
+    )
 
 
 @pytest.mark.slow

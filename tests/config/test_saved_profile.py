@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from msgspec import structs
 
 import mosaic
 from mosaic.config.compose import as_recorded, compose_config
@@ -109,7 +110,7 @@ def test_a_session_prices_its_calls_and_not_how_long_it_stayed_open(tmp_path, ou
 
 def test_a_session_with_a_call_that_was_tried_again_or_moved_prices_nothing(tmp_path, outcome) -> None:
     session = min((one for one in outcome.result.sessions if one.expert == "LlamaR1"), key=lambda one: one.end_ts)
-    calls = [one._replace(attempt=int(one.session == session.session)) for one in outcome.result.calls]
+    calls = [structs.replace(one, attempt=int(one.session == session.session)) for one in outcome.result.calls]
     folder = write(tmp_path / "run", outcome, replace(outcome.result, calls=tuple(calls)))
     num_sessions = sum((one.expert, one.node) == ("LlamaR1", "propose") for one in outcome.result.sessions)
     num_points = len(points_of(profile_from(folder)))
@@ -135,7 +136,7 @@ def test_a_folder_without_a_complete_run_of_the_experts_on_this_hardware_is_refu
     others = "profile.path must be a run on hardware=rtxpro6000"
     assert refusal("hardware=rtxpro6000", "aggregator=dp", f"profile.path={folder}") == f"{others}, got {str(folder)!r}"
     result = outcome.result
-    calls = [one._replace(status=CallStatus.FAILED) if one.expert == "Gemma" else one for one in result.calls]
+    calls = [structs.replace(one, status=CallStatus.FAILED) if one.expert == "Gemma" else one for one in result.calls]
     lacking = write(tmp_path / "lacking", outcome, replace(result, calls=tuple(calls)))
     rule = "a run with sessions of ['Gemma'] in ['propose'] whose calls all finished"
     assert refusal(f"profile.path={lacking}") == f"profile.path must be {rule}, got {str(lacking)!r}"

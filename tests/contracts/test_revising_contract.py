@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from mosaic.core.commands import Move
 from mosaic.core.plan import Plan
@@ -44,7 +45,7 @@ def run_revised(
 ) -> tuple[RunResult, list[Plan]]:
     """Three experts on two workers, planned for an A that writes so many times what it does."""
     calls = [make_call(f"q{i}", expert=name) for name, number in NUM_CALLS.items() for i in range(number)]
-    calls = [replace(call, key=call.key._replace(slot="ABC".index(call.expert))) for call in calls]
+    calls = [structs.replace(call, key=call.key._replace(slot="ABC".index(call.expert))) for call in calls]
     graph = CallGraph(nodes=(Node(name=PROPOSE),), rule=Never(), compare=comparisons())
     batch = Workload(name="w", questions=tuple(make_question(f"q{i}") for i in range(120)), calls=tuple(calls))
     questions = Questions(batch, graph)

@@ -6,6 +6,7 @@ from functools import partial
 from math import nan
 
 import pytest
+from msgspec import structs
 
 from mosaic.core.chat import Sampling
 from mosaic.core.cluster import Cluster, Worker, uniform_cluster
@@ -31,7 +32,7 @@ lognormal = partial(ClippedLognormal, **{"mean": 300, "sigma": 0.8, "clip_tokens
 prediction = partial(LengthPrediction, **{"mean": 100, "max": 200, "std": 10})
 expert = partial(replace, make_expert())
 question = partial(replace, ASKED)
-call = partial(replace, make_call())
+call = partial(structs.replace, make_call())
 plan = partial(replace, unpriced_plan([SESSION], num_workers=1))
 workload = partial(Workload, **{"name": "w", "questions": (ASKED,), "calls": (make_call(),), "output_tokens": {KEY: 5}})
 

@@ -1,7 +1,7 @@
 """The core's values: workers and engine options, plans and the lengths they expect, experts, questions, calls."""
 
 import statistics
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -122,5 +122,5 @@ def test_experts_come_in_the_order_in_which_calls_name_them() -> None:
     ],
 )
 def test_values_cannot_be_changed(value: object, field: str) -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         setattr(value, field, getattr(value, field))

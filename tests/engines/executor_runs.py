@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from mosaic.core.commands import Move, Open, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.events import Finished, Lost, Progress, Started
@@ -107,7 +109,7 @@ class Runs:
         """Of the result's calls, with the token ids that only the journal keeps."""
         said = {(record.key, record.finished_ts): record.response for record in ended_in(self.journal)}
         return {
-            record.key: record._replace(response=said.get((record.key, record.finished_ts), record.response))
+            record.key: structs.replace(record, response=said.get((record.key, record.finished_ts), record.response))
             for record in self.result.calls
         }
 

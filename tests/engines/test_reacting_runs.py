@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
+from msgspec import structs
 
 from mosaic.core.commands import Close, Cut, Open, Submit
 from mosaic.core.errors import BackendError
@@ -112,7 +113,7 @@ def test_a_call_that_failed_may_be_submitted_again_and_one_that_finished_is_told
         return [Submit(A[0], 0)] if event.record.key == A[0].key and next(times) < 2 else ()
 
     times = count()
-    started = [Open(make_session(0, expert="A")), Submit(A[0], 0), Submit(replace(A[1], ready_s=0.5), 0)]
+    started = [Open(make_session(0, expert="A")), Submit(A[0], 0), Submit(structs.replace(A[1], ready_s=0.5), 0)]
     executor = Runs(tmp_path, host, prompts=lambda call, inputs: words[0] if call.key == A[0].key else "x")
     executor.drive(Script(started=started, finished=again, again=("finished",)))
     told = [event.record.status for event in executor.watcher.all(Finished) if event.record.key == A[0].key]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from msgspec import structs
 
 from experiments.hardware.engine_fit import MeasuredShape, SkewShown, fit_loads, fit_shapes
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
@@ -58,7 +59,7 @@ def with_cpu_s(make, cpu_s):
     def tell(event, name):
         if not isinstance(event, Closed):
             return event
-        return event._replace(record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
+        return structs.replace(event, record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
 
     return lambda outcomes, name: Changed(make(outcomes, name), lambda event: tell(event, name))
 
@@ -156,7 +157,11 @@ def test_a_call_that_failed_ends_the_sweep():
 
     def fail(event):
         is_first = isinstance(event, Finished) and event.record.key.question.endswith("-0-0")
-        return event._replace(record=event.record._replace(status=CallStatus.FAILED)) if is_first else event
+        return (
+            structs.replace(event, record=structs.replace(event.record, status=CallStatus.FAILED))
+            if is_first
+            else event
+        )
 
     with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
         fit_machine([EXPERT], cluster, lambda *known: Changed(make(*known), fail), size=SweepSize())
@@ -257,7 +262,7 @@ class Disturbed:
             if not isinstance(event, Finished) or first:
                 return event
             first.append(event.record.key)
-            return event._replace(record=event.record._replace(attempt=1))
+            return structs.replace(event, record=structs.replace(event.record, attempt=1))
 
         return Changed(backend, disturb)
 

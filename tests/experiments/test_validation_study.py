@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+from msgspec import structs
 
 from experiments.studies.validation import SESSION, compare, durations, kendall_tau, spread_frac, total_error
 from mosaic.core.plan import PredictedTimes
@@ -72,7 +73,7 @@ def test_the_order_of_finishes_is_compared_within_a_session() -> None:
 def test_a_run_that_lacks_a_call_is_refused() -> None:
     broken = run(1.0, 8.0)
     first, *rest = broken.calls
-    failed = replace(broken, calls=(first._replace(status=CallStatus.FAILED), *rest))
+    failed = replace(broken, calls=(structs.replace(first, status=CallStatus.FAILED), *rest))
     with pytest.raises(ValueError, match="finished calls of a run must be all 6, got 5"):
         durations(PLAN, run(1.0, 8.0), failed)
 

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import AGGREGATE
@@ -16,7 +17,7 @@ def make_run(folder: Path) -> Path:
     """A run folder whose calls took half as long again as the log says."""
     log = write_log(folder, make_line("a"), make_line("b", last_token_ts=55.0))
     measured = measured_records(log, expert="A")
-    slower = [record._replace(finished_ts=1.5 * (record.finished_ts or 0.0)) for record in measured]
+    slower = [replace(record, finished_ts=1.5 * (record.finished_ts or 0.0)) for record in measured]
     (folder / "config.yaml").write_text(f"workload:\n  path: {log}\n  expert: A\n")
     (folder / "calls.parquet").write_bytes(calls_parquet(slower, {}))
     return log
@@ -34,7 +35,7 @@ TWO = (served("r0", 0.0, 1.0, 4.0, 4), served("r1", 1.5, 3.0, 4.0, 2))
 
 def test_errors_are_relative_to_the_log() -> None:
     slower = [
-        record._replace(first_token_ts=record.first_token_ts + 1.0, finished_ts=record.finished_ts + 1.0)
+        replace(record, first_token_ts=record.first_token_ts + 1.0, finished_ts=record.finished_ts + 1.0)
         for record in TWO
         if record.first_token_ts is not None and record.finished_ts is not None
     ]
@@ -82,8 +83,8 @@ def test_equal_runs_are_equal_bytes(tmp_path: Path) -> None:
 def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     log = make_run(tmp_path)
     measured = measured_records(log, expert="A")
-    failed = measured[0]._replace(finished_ts=None, first_token_ts=None)
-    again = [record._replace(attempt=1) for record in measured]
+    failed = replace(measured[0], finished_ts=None, first_token_ts=None)
+    again = [replace(record, attempt=1) for record in measured]
     result = RunResult(calls=(failed, *again), sessions=(), num_workers=1)
     table, files = report_replay({"path": log, "expert": "A"}, result)
     assert table.count("+0.0%") == 8
@@ -94,7 +95,7 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
 def test_calls_behind_those_of_a_log_are_left_out(tmp_path: Path) -> None:
     log = make_run(tmp_path)
     measured = measured_records(log, expert="A")
-    merged = [one._replace(key=one.key._replace(node=AGGREGATE), finished_ts=99.0) for one in measured]
+    merged = [replace(one, key=one.key._replace(node=AGGREGATE), finished_ts=99.0) for one in measured]
     result = RunResult(calls=(*measured, *merged), sessions=(), num_workers=1)
     table, _ = report_replay({"path": log, "expert": "A"}, result)
     assert table.count("+0.0%") == 8

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallRecord, CallStatus
@@ -228,7 +229,7 @@ def test_counts_change_nothing_where_estimates_suffice_and_never_keep_out_what_f
     assert as_counted(QUESTION, [record], INF, text_rate=0.9) == QUESTION
     narrow = reading(scaffold_tokens(1) + 10 + MIN_RESPONSE_TOKENS)
     assert fits_context(QUESTION, narrow, 1)
-    huge = as_counted(QUESTION, [record._replace(prompt_tokens=10**6)], narrow, text_rate=1)
+    huge = as_counted(QUESTION, [structs.replace(record, prompt_tokens=10**6)], narrow, text_rate=1)
     assert fits_context(huge, narrow, 1)
     assert call_of(huge, [record], narrow).prompt_tokens <= prompt_limit(narrow)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey
@@ -103,7 +104,7 @@ def test_an_aggregator_that_teaches_also_answers_without_each_response():
 @pytest.mark.parametrize("slot", [0, 1, 2])
 def test_what_budgets_leave_alone_is_the_answer_also_of_free_text(kind, said, slot):
     question, calls, done = answered(make_question("q", kind), [said] * 3)
-    cut = {key: record._replace(status=CallStatus.CUT, answer=None) for key, record in done.items()}
+    cut = {key: replace(record, status=CallStatus.CUT, answer=None) for key, record in done.items()}
     state = walk(make_moa(Never()), question, calls, cut | {calls[slot].key: done[calls[slot].key]})
     assert state.submit == ()
     assert state.is_over

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mosaic.config.instantiation import make
 from mosaic.core.results import CallStatus, Inputs, Response
@@ -97,7 +98,7 @@ def test_a_gates_decisions_by_hand() -> None:
 
 def test_a_call_that_failed_or_is_not_there_has_no_answer_whatever_its_record_says() -> None:
     question, first, done = answered(make_question("q"), ["A", "A", "B"])
-    cancelled = {**done, first[1].key: done[first[1].key]._replace(status=CallStatus.CANCELLED)}
+    cancelled = {**done, first[1].key: replace(done[first[1].key], status=CallStatus.CANCELLED)}
     missing = {key: record for key, record in done.items() if key != first[0].key}
     for ended_calls, answers in ((cancelled, ["A", None, "B"]), (missing, [None, "A", "B"])):
         ballot, _ = walk(make_moa(), question, first, ended_calls).vote()
@@ -255,7 +256,7 @@ def test_accuracy_is_of_the_answers_that_can_be_told() -> None:
 def test_an_expert_reads_the_question_and_an_aggregator_what_was_answered_by_slot() -> None:
     question, first, done = answered(make_question("q", text="A or B?"), ["A", FAILED, "B"])
     said = {0: "Surely A.", 2: "It is B."}
-    done = {key: r._replace(response=Response(said.get(key.slot)), output_tokens=4) for key, r in done.items()}
+    done = {key: replace(r, response=Response(said.get(key.slot)), output_tokens=4) for key, r in done.items()}
     graph = make_moa(Never())
     (call,) = walk(graph, question, first, done).submit
     assert graph.prompt(question, first[0], {}) == expert_prompt(question)
@@ -267,7 +268,7 @@ def test_an_aggregator_does_not_read_thinking() -> None:
     question, first, done = answered(make_question("q", text="A or B?"), ["A"])
     (key,) = done
     thought = Response("hm, B? no</think>It is A.", thinking_opened=True)
-    done = {key: done[key]._replace(response=thought, visible_tokens=3)}
+    done = {key: replace(done[key], response=thought, visible_tokens=3)}
     (call,) = walk(make_moa(Never()), question, first, done).submit
     prompt = make_moa(Never()).prompt(question, call, done)
     assert "It is A." in prompt

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mosaic.core.results import Response
 from mosaic.core.workload import PROPOSE, CallKey
@@ -89,7 +90,7 @@ def test_token_correlations_compare_texts_of_any_length(one: int, other: int, si
 def votes(answers: str, rule: FasterMoa, *, confidence: float | None = 0.95, ended: int = 3) -> Ballot:
     question, first, done = answered(make_question("q"), list(answers))
     done = {
-        key: record._replace(confidence=confidence, response=Response(f"It is {record.answer}."))
+        key: replace(record, confidence=confidence, response=Response(f"It is {record.answer}."))
         for key, record in list(done.items())[:ended]
     }
     graph = CallGraph(nodes=(Node(name=PROPOSE),), rule=rule, compare=comparisons())

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallStatus, Response
@@ -40,8 +41,8 @@ def test_every_beginning_is_what_the_whole_prompt_begins_with(said, context_toke
     asked, first, done = answered(question, [None] * len(said))
     for call, (text, status) in zip(first, said, strict=True):
         response = Response(text)
-        done[call.key] = done[call.key]._replace(
-            status=status, output_tokens=count_text_tokens(text), response=response
+        done[call.key] = structs.replace(
+            done[call.key], status=status, output_tokens=count_text_tokens(text), response=response
         )
     writer = make_expert("W", context_tokens=context_tokens, max_output_tokens=100)
     graph = make_moa(Never())
@@ -61,7 +62,7 @@ def test_every_beginning_is_what_the_whole_prompt_begins_with(said, context_toke
     for key in luck.sample(sorted(done), len(done))[:-1]:  # whoever ends first
         ended[key] = done[key]
         ((begun, num_read),) = walk(graph, asked, first, ended).openings()
-        assert begun == replace(call, prompt_tokens=begun.prompt_tokens), "it names the call that is to come"
+        assert begun == structs.replace(call, prompt_tokens=begun.prompt_tokens), "it names the call that is to come"
         assert last <= begun.prompt_tokens <= call.prompt_tokens
         last = begun.prompt_tokens
         inputs = {key: done[key] for key in begun.after[:num_read]}
@@ -104,7 +105,7 @@ def test_every_layer_begins_as_soon_as_it_can():
 def test_a_response_keeps_its_own_share_whatever_the_others_leave():
     """Two places share a room of 400 tokens or so: the long response gets half of it though the other is short."""
     question, first, done = answered(make_question("q", prompt_tokens=20), ["A", "B"])
-    done = {key: record._replace(output_tokens=(5, 5000)[key.slot]) for key, record in done.items()}
+    done = {key: structs.replace(record, output_tokens=(5, 5000)[key.slot]) for key, record in done.items()}
     writer = make_expert("W", context_tokens=1200, max_output_tokens=400)
     graph = make_moa(Never())
     graph = replace(graph, nodes=(graph.nodes[0], replace(graph.nodes[1], experts=(writer,))))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import PredictedTimes, Session
@@ -89,7 +90,7 @@ def test_light_experts_go_first_where_the_order_is_free() -> None:
     assert light_first(problem, bound) == tuple(bound)
     wide = [heavy, replace(middle, workers=(0, 1)), light]
     assert light_first(problem, wide) == tuple(wide)
-    late = replace(problem, calls=(*problem.calls[:-1], replace(problem.calls[-1], ready_s=1.0)))
+    late = replace(problem, calls=(*problem.calls[:-1], structs.replace(problem.calls[-1], ready_s=1.0)))
     assert light_first(late, [heavy, middle]) == (heavy, middle)
 
 

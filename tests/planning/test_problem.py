@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from mosaic.planning.problem import Problem
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster, make_problem
@@ -74,9 +75,9 @@ def test_equal_problems_have_equal_fingerprints_whatever_they_cost() -> None:
     [
         replace(PROBLEM, calls=PROBLEM.calls[1:]),
         replace(PROBLEM, calls=PROBLEM.calls[::-1]),
-        replace(PROBLEM, calls=(replace(PROBLEM.calls[0], prompt_tokens=101), *PROBLEM.calls[1:])),
-        replace(PROBLEM, calls=(replace(PROBLEM.calls[0], ready_s=1.0), *PROBLEM.calls[1:])),
-        replace(PROBLEM, calls=(replace(PROBLEM.calls[0], expert="B"), *PROBLEM.calls[1:])),
+        replace(PROBLEM, calls=(structs.replace(PROBLEM.calls[0], prompt_tokens=101), *PROBLEM.calls[1:])),
+        replace(PROBLEM, calls=(structs.replace(PROBLEM.calls[0], ready_s=1.0), *PROBLEM.calls[1:])),
+        replace(PROBLEM, calls=(structs.replace(PROBLEM.calls[0], expert="B"), *PROBLEM.calls[1:])),
         replace(PROBLEM, cluster=make_cluster(3)),
         replace(PROBLEM, cluster=make_cluster(2, gpu=make_gpu("other"))),
         replace(PROBLEM, cluster=make_cluster(2, gpu=make_gpu(memory_gib=40))),

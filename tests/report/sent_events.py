@@ -1,5 +1,7 @@
 """Runs told by hand to whoever watches."""
 
+from msgspec.structs import replace
+
 from mosaic.core.commands import Close, Open, Submit
 from mosaic.core.events import Closed, Finished, Ready, Started
 from mosaic.core.plan import Session
@@ -52,7 +54,7 @@ class Run:
 
     def finish(self, number: int, calls, *, output_tokens: int = 100, **changes: object) -> list[str]:
         record = make_record(session=number, output_tokens=output_tokens, **changes)
-        told = [self.send(Finished(self.ts, record._replace(key=call.key, expert=call.expert))) for call in calls]
+        told = [self.send(Finished(self.ts, replace(record, key=call.key, expert=call.expert))) for call in calls]
         return [line for lines in told for line in lines]
 
     def close(self, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run says of itself while it lasts: rows of workers, and lines of a log."""
 
 import pytest
+from msgspec.structs import replace
 
 from mosaic.core.commands import Close, Move, Open, Submit
 from mosaic.core.events import Finished, Idle, Lost, Progress, Ready, Started
@@ -167,7 +168,7 @@ def test_what_had_ended_is_counted_and_not_shown_as_if_it_happened_now(status, r
     assert run.send(Started(0.0, resumes_ts=50.0)) == ["calls: 6 calls on 2 workers"]
     for number, calls in ((0, first), (1, second[:3])):
         for call in calls:
-            record = make_record(session=number, output_tokens=100)._replace(key=call.key, expert=call.expert)
+            record = replace(make_record(session=number, output_tokens=100), key=call.key, expert=call.expert)
             assert run.send(Finished(20.0, record)) == []
         assert number or (texts(status)[0], run.close_at(40.0, 0)) == ("worker 0: idle", [])
     assert texts(status)[0] == "worker 0: B loading, 0 s"

@@ -1,6 +1,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from mosaic.core.results import SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE
@@ -62,7 +63,7 @@ def test_a_role_is_its_nodes_label():
 def test_prediction_is_that_of_the_calls_node():
     run = make_two_stage_run()
     plan, after = make_small_plan(), make_small_aggregator_plan()
-    one_expert = [record._replace(expert="A", visible_tokens=7) for record in run.calls]
+    one_expert = [replace(record, expert="A", visible_tokens=7) for record in run.calls]
     lengths = {PROPOSE: plan.lengths, AGGREGATE: {"A": after.lengths["Z"]}}
     rows = read(calls_parquet(one_expert, lengths)).to_pylist()
     assert [(row["role"], row["predicted_output_tokens"]) for row in rows] == [

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit, decode_action, encode_action
 from mosaic.core.errors import InUseError, RunFolderError
@@ -239,7 +240,7 @@ def test_a_state_keeps_all_but_texts_and_token_ids():
     assert record.response.token_ids
     kept, failed = state_of(*ENTRIES).ended
     assert (kept.response.content, kept.response.token_ids) == (STORED, ())
-    assert kept._replace(response=record.response) == record
+    assert replace(kept, response=record.response) == record
     assert kept.response._replace(content=record.response.content, token_ids=record.response.token_ids) == (
         record.response
     )
@@ -249,7 +250,7 @@ def test_a_state_keeps_all_but_texts_and_token_ids():
 def saying(slot: int, text: str) -> EndedCall:
     record = ENTRIES[0].record
     response = record.response._replace(content=text)
-    return EndedCall(record._replace(key=CallKey("q", PROPOSE, slot), response=response))
+    return EndedCall(replace(record, key=CallKey("q", PROPOSE, slot), response=response))
 
 
 def texts_of(state: JournalState) -> list[str]:
@@ -276,7 +277,7 @@ def test_texts_are_read_back_from_the_disk_by_what_was_kept_before_and_after(tmp
 
 def test_a_call_that_is_added_is_kept_without_its_text(tmp_path):
     journal, record = Journal(tmp_path), saying(0, "B").record
-    kept = journal.add_call(record, record._replace(answer="B"))
+    kept = journal.add_call(record, replace(record, answer="B"))
     journal.sync()
     assert journal.state.ended == [kept]
     assert kept.response == as_kept(record, kept.response.content).response
@@ -312,7 +313,7 @@ def test_a_state_knows_what_is_done_and_the_last_instant():
 def test_an_interrupted_session_has_one_record_from_its_first_load_to_its_last_end():
     session = Session(id=3, expert="A", workers=(0,))
     again = OpenedSession(session=3, expert="A", node=PROPOSE, workers=(0,), load_start_ts=5.0, load_s=1, start_ts=6.0)
-    calls = [ENTRIES[0].record._replace(session=3, finished_ts=6.5), ENTRIES[1].record]
+    calls = [replace(ENTRIES[0].record, session=3, finished_ts=6.5), ENTRIES[1].record]
     record = state_of(ENTRIES[2], again, ENTRIES[3]).session_record(session, calls)
     assert (record.load_start_ts, record.load_s, record.start_ts, record.end_ts) == (0.0, 4.5, 4.5, 7.5)
     assert (record.num_calls, record.output_tokens, record.cpu_s) == (1, 3, None)

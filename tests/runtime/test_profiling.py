@@ -6,6 +6,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.workload import PROPOSE
 from mosaic.planning.length_forecast import Speed
@@ -59,13 +60,13 @@ def test_a_known_speed_is_found_again(seed: int, base_s: float, per_seq_s: float
 def test_where_no_first_token_is_told_reading_is_not_priced_and_one_token_says_nothing() -> None:
     speed = Speed(base_s=0.01, per_seq_s=0.0, per_kv_s=0.0, read_s=0.0)
     told = serve([20, 30, 40], [10, 10, 10], speed)
-    silent = fit_speed([record._replace(first_token_ts=None) for record in told])
+    silent = fit_speed([structs.replace(record, first_token_ts=None) for record in told])
     assert silent is not None
     assert silent.read_s == 0
     assert silent.step_s(1) == pytest.approx(0.01, rel=0.2)
-    assert fit_speed([record._replace(output_tokens=1) for record in told]) is None
-    assert fit_speed([record._replace(admitted_ts=None) for record in told]) is None
-    at_once = [record._replace(first_token_ts=None, finished_ts=record.admitted_ts) for record in told]
+    assert fit_speed([structs.replace(record, output_tokens=1) for record in told]) is None
+    assert fit_speed([structs.replace(record, admitted_ts=None) for record in told]) is None
+    at_once = [structs.replace(record, first_token_ts=None, finished_ts=record.admitted_ts) for record in told]
     assert fit_speed(at_once) is None
 
 

@@ -83,7 +83,7 @@ def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(r
         "profile", "shows profiling", "plan", "profile_upper", "shows profiling aggregate", "execute", "shows calls",
         "always_aggregate",
     ]  # fmt: skip
-    assert sorted(watcher.records) == sorted(outcome.result.calls)
+    assert sorted(watcher.records, key=str) == sorted(outcome.result.calls, key=str)
     assert len(steps.watcher.records) > len(watcher.records), "who shows the run hears the measurements too"
     # Sessions of all layers, as they are numbered in the run.
     assert steps.predicted.keys() == {session.session for session in outcome.result.sessions}

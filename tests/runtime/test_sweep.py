@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.errors import BackendError, DisturbedSweepError
@@ -161,7 +162,7 @@ def test_a_sweep_refuses_bad_sizes(change: dict[str, object], message: str) -> N
 
 def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
     stop, view = StopWhenFailing(name="pilot", num_calls=9, for_answers=True), View(1)
-    failed = make_failed("q1")._replace(response=Response(error="no such model"))
+    failed = structs.replace(make_failed("q1"), response=Response(error="no such model"))
     for _ in range(3):
         assert stop.on(Finished(1.0, failed), view) == ()
     with pytest.raises(BackendError, match="pilot: 0 of 9 calls .*: no such model, the first of 4 in a row"):
@@ -172,7 +173,7 @@ def test_a_pilot_goes_on_past_single_failures() -> None:
     stop, view = StopWhenFailing(name="pilot", num_calls=9, for_answers=True), View(1)
     for number in range(20):
         record = make_record(f"q{number}")
-        stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
+        stop.on(Finished(1.0, structs.replace(record, status=CallStatus.FAILED) if number % 3 == 0 else record), view)
 
 
 @given(

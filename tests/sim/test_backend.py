@@ -1,5 +1,7 @@
 """What is particular to the simulated backend; what every backend promises is in tests/contracts."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -381,3 +383,16 @@ def test_engines_that_keep_prefixes_are_stepped_without() -> None:
         for is_kept in (True, False)
     ]  # in prefill-first order a simulated engine keeps none, and a real one that does has to be planned for
     assert served[0] == served[1]
+
+
+def test_what_a_run_leaves_goes_with_its_backend_and_waits_for_no_garbage_collector() -> None:
+    calls = some_calls("A", 2)
+    backend = make_backend(lengths({"A0": 3, "A1": 5}), hardware=ONE_SECOND)
+    known = weakref.ref(backend)
+    gc.disable()
+    try:
+        execute(make_plan(make_session(0, calls)), calls, backend)
+        del backend
+        assert known() is None, "it would hold all records while the report is written"
+    finally:
+        gc.enable()

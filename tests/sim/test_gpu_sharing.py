@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mosaic.core.errors import BackendError
 from mosaic.runtime.static_plan import execute
@@ -178,7 +179,7 @@ def test_taking_turns_neither_loses_nor_makes_time(run, shares):
     """A GPU works off its sessions' calls no faster beside each other than alone, and is not idle between."""
     make, plan, calls = run
     options = replace(make.keywords["settings"], kv_cache_tokens=4000)
-    calls = [replace(call, ready_s=0.0) for call in calls]
+    calls = [structs.replace(call, ready_s=0.0) for call in calls]
     machine = replace(make.keywords["hardware"], load=0.0)
     kept = tuple(session for session in plan.sessions if len(session.workers) == 1)
     plan = replace(plan, sessions=kept, predicted=plan.predicted[: len(kept)])

@@ -9,6 +9,7 @@ from statistics import NormalDist, correlation, fmean, pstdev
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from scipy.stats import chi2_contingency, kstest
 
 from mosaic.core.engine_options import EngineOptions
@@ -233,13 +234,13 @@ def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
     assert other.outcome(call, given_inputs) == expected
     named = list(call.after)
     order.shuffle(named)
-    assert other.outcome(replace(call, after=tuple(named)), given_inputs) == expected
+    assert other.outcome(structs.replace(call, after=tuple(named)), given_inputs) == expected
 
 
 def test_an_expert_that_aggregates_has_other_draws_than_when_it_answers() -> None:
     world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
     own = [ask(world, name) for name in names(40)]
-    merged = [world.outcome(replace(aggregate_call(name), expert="A"), {}) for name in names(40)]
+    merged = [world.outcome(structs.replace(aggregate_call(name), expert="A"), {}) for name in names(40)]
     assert all(a.output_tokens != b.output_tokens for a, b in zip(own, merged, strict=True))
     assert any(a.answer != b.answer for a, b in zip(own, merged, strict=True))
 
@@ -302,7 +303,7 @@ def test_a_world_keeps_what_it_says_of_the_full_cache() -> None:
     num_lost = num_right = 0
     for question in names(300):
         full, sparse = ask(plain, question), ask(lossy, question)
-        assert sparse._replace(sparse_answers=None) == full
+        assert structs.replace(sparse, sparse_answers=None) == full
         changed = sparse.with_kv_budget(20_000) != sparse.with_kv_budget(None)
         is_long = full.output_tokens + 100 > 20_000
         num_right += full.answer == "B" and is_long

@@ -138,6 +138,12 @@ def plurality(ballot: Ballot) -> Winner:
 def decide_at(ballot: Ballot, winner: Winner, threshold: float | None) -> Decision:
     """Skip if there is an answer whose confidence reaches the threshold; None: never skip."""
     if not ballot.comparable:
-        return Decision(False, None, None)
+        return _decision(False, None, None)
     skip = threshold is not None and winner.answer is not None and winner.confidence >= threshold
-    return Decision(skip, *winner)
+    return _decision(skip, *winner)
+
+
+@lru_cache(1 << 12)
+def _decision(skip: bool, answer: str | None, confidence: float | None) -> Decision:
+    """Make a decision that names no votes to read: equal ones are one object, as with votes."""
+    return Decision(skip, answer, confidence)
