@@ -7,9 +7,6 @@ from collections.abc import Callable
 from operator import eq
 from typing import TypeAlias
 
-from mosaic.answers.choice_answers import choice_letter
-from mosaic.answers.math_answers import math_expression
-from mosaic.answers.math_equality import same_value
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.workload import AnswerKind, Question
 
@@ -51,16 +48,26 @@ def extract_answer(text: str, question: Question, *, thinking_opened: bool = Fal
     """
     visible = without_thinking(text, thinking_opened=thinking_opened).strip()
     if question.answer_kind is AnswerKind.CHOICE:
+        from mosaic.answers.choice_answers import choice_letter  # simulations do without: they draw answers
+
         assert question.num_options is not None, "checked by Question"
         return choice_letter(visible, question.num_options)
     if question.answer_kind is AnswerKind.MATH:
+        from mosaic.answers.math_answers import math_expression
+
         return math_expression(visible)
     return visible or None
 
 
 def comparison(kind: AnswerKind) -> Comparison | None:
     """Return the comparison for a kind of answers; None for free text, which only a user's comparison can compare."""
-    return {AnswerKind.CHOICE: eq, AnswerKind.MATH: same_value}.get(kind)
+    return {AnswerKind.CHOICE: eq, AnswerKind.MATH: _same_value}.get(kind)
+
+
+def _same_value(a: str, b: str) -> bool:
+    from mosaic.answers.math_equality import same_value  # takes a while to import
+
+    return same_value(a, b)
 
 
 def is_correct(answer: str | None, question: Question, same: Comparison | None) -> bool | None:

@@ -3,10 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from mosaic.answers.math_answers import FUNCTIONS
-from mosaic.answers.math_parser import parse
-from mosaic.answers.math_text import tidy
-from mosaic.answers.math_tree import Quantity, Relation, variables
 from mosaic.core.checks import require
 from mosaic.core.workload import OPTION_LETTERS, AnswerKind
 
@@ -121,6 +117,12 @@ def _gold_letter(gold: str, options: Sequence[str]) -> str | None:
 
 def _is_mathematical(gold: str) -> bool:
     """Whether gold is a number or a formula; no algebra is needed to see that."""
+    # What reads mathematics takes a while to import, and most workloads have none.
+    from mosaic.answers.math_answers import FUNCTIONS
+    from mosaic.answers.math_parser import parse
+    from mosaic.answers.math_text import tidy
+    from mosaic.answers.math_tree import Quantity, Relation, variables
+
     text = tidy(gold)
     counted = _COUNTED.fullmatch(text)
     found = parse(counted["number"] if counted else text)

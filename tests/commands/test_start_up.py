@@ -9,6 +9,7 @@ HEAVY = (
     "aiohttp", "highspy", "hydra", "joblib", "matplotlib", "mpmath", "numpy", "omegaconf", "polars", "pyarrow",
     "pyomo", "ray", "rich", "scipy", "simpy", "torch", "transformers", "vllm", "yaml",
 )  # fmt: skip
+READS_MATHEMATICS = ("mosaic.answers.math_parser", "mosaic.answers.math_equality", "mosaic.answers.choice_cues")
 COMMANDS = ("compare", "quote", "batch", "audit", "doctor")
 
 
@@ -29,3 +30,9 @@ def test_help_and_version_load_no_package_that_only_work_needs(arguments: tuple[
     loaded = loaded_by(*arguments)
     assert loaded.isdisjoint(HEAVY)
     assert {name for name in loaded if name.startswith("mosaic.commands.")} == {"mosaic.commands.app"}
+
+
+def test_a_run_begins_without_what_only_some_runs_need() -> None:
+    code = "import sys, mosaic.commands.run\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded).isdisjoint((*READS_MATHEMATICS, "pyomo", "matplotlib", "polars", "scipy", "vllm", "torch"))
