@@ -1,4 +1,4 @@
-"""Directives that write the reference from the code at every build: ``{commands}`` and ``{keys} GROUP...``.
+"""The reference, from the code at every build: directives ``{commands}`` and ``{keys} GROUP...``, and numpydoc.
 
 Commands, options and defaults come from Typer's app. Keys, values and comments come from the files of ``conf/``.
 The types and limits of keys come from the typed sections of the configuration, and from the classes that files name.
@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import yaml
 from docutils.nodes import Node
 from sphinx.application import Sphinx
+from sphinx.ext import napoleon
+from sphinx.ext.napoleon import NumpyDocstring
 from sphinx.util.docutils import SphinxDirective
 from typer.main import get_command
 
@@ -35,6 +37,10 @@ PARTS = {
 ROOT_FILE = CONF / "config.yaml"
 UNREAD = {"_target_", "_partial_", "defaults", "hydra"}
 """Keys that Hydra reads, and a user does not set."""
+
+
+UNSAID = {"", "true or false", "text", "text or null", "group", "group or null", " or null"}
+"""Types that a key's value shows, or that are of no help."""
 
 
 class Key(NamedTuple):
@@ -82,7 +88,7 @@ def about(path: Path) -> str:
             break
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     text = " ".join(line for line in lines if not line.startswith("@"))
-    return str(values.get("evidence") or text or values.get("checkpoint") or "")
+    return str(values.get("evidence") or text.removesuffix(":") or values.get("checkpoint") or "")
 
 
 def keys_of(path: Path) -> list[Key]:
@@ -202,9 +208,10 @@ def key_table(owner: str, found: Iterable[Key], types: Mapping[str, str]) -> str
     """Write the table of keys."""
     rows = []
     for key in found:
-        meaning = "; ".join(filter(None, [key.comment, types.get(key.name, "")]))
+        limits = "" if types.get(key.name, "") in UNSAID else f"({types[key.name]})"
+        meaning = f"{key.comment.removesuffix(':')} {limits}"
         rows.append([f"`{owner}{key.name}`", f"`{key.value}`" if key.value else "", meaning])
-    return table(["key", "value", "meaning; type"], rows) if rows else ""
+    return table(["key", "value", "meaning (type)"], rows) if rows else ""
 
 
 class Commands(SphinxDirective):
@@ -226,8 +233,15 @@ class Keys(SphinxDirective):
         return self.parse_text_to_nodes("\n\n".join(keys(self.arguments[0].split())), allow_section_headings=True)
 
 
+def read_numpydoc(_app: Sphinx, what: str, name: str, it: object, options: object, lines: list[str]) -> None:
+    """Read a docstring as numpydoc, but not an attribute's: napoleon takes what stands before a colon for its type."""
+    if what not in ("attribute", "property"):
+        lines[:] = NumpyDocstring(lines, napoleon.Config(), None, what, name, it, options).lines()
+
+
 def setup(application: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     application.add_directive("commands", Commands)
     application.add_directive("keys", Keys)
+    application.connect("autodoc-process-docstring", read_numpydoc)
     return {"parallel_read_safe": True}

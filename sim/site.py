@@ -11,6 +11,7 @@ import sim
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallRecord, Inputs, RunResult
+from mosaic.core.spending import Cost
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.planning.wrapped_costs import HostLoads
 from mosaic.runtime.backend import Backend
@@ -191,6 +192,10 @@ class SimSite:
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
         """Give the first workers alone: they are all alike and do not disturb each other."""
         return self.places(expert)[:1]
+
+    def costs(self) -> Mapping[ExpertName, Cost]:
+        """Return nothing: a simulation is not billed."""
+        return {}
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """Bound the first layer's makespan by the true lengths."""

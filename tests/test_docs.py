@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +13,20 @@ import pytest
 
 from tests.readme_blocks import PAGES, ROOT
 
+GATEWAYS = {
+    "a batch": {"README.md": "mosaic batch questions.jsonl --models A,B,C"},
+    "an answer of an API": {"README.md": "mosaic batch questions.jsonl --server"},
+    "a batch, on the site": {"docs/index.md": "", "docs/how-to/batch.md": "mosaic batch"},
+}
+"""Pages that a newcomer reads before something, and the command that ends each; empty: the whole page."""
+MOST_WORDS_BEFORE = 250
 RESULTS = sorted(ROOT.glob("results/*/*.md"))
 MOST_WORDS = 1500
 """Of a page: of all its text without fenced blocks; of a page of results, whose tables are data, without tables too."""
 
 
-def text_of(path: Path) -> str:
-    """Return what a reader reads of a page: no fenced blocks, no comments, no targets of links."""
-    text = path.read_text(encoding="utf-8")
+def without_blocks(text: str) -> str:
+    """Leave what a reader reads: no fenced blocks, no comments, no targets of links."""
     text = re.sub(r"^(```+|:::+).*?^\1$|<!--.*?-->", "", text, flags=re.M | re.S)
     return re.sub(r"\]\([^)]*\)", "]", text)
 
@@ -36,22 +42,46 @@ def num_words(text: str) -> int:
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_pages_are_short(path: Path) -> None:
-    text = text_of(path)
+    text = without_blocks(path.read_text(encoding="utf-8"))
     if path in RESULTS:
         text = re.sub(r"^\|.*$", "", text, flags=re.M)
     assert num_words(text) <= MOST_WORDS
 
 
+@pytest.mark.parametrize("what", GATEWAYS)
+def test_few_words_stand_before_the_first_command(what: str) -> None:
+    read = ""
+    for name, command in GATEWAYS[what].items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        (before, *_) = (
+            re.split(rf"^```sh\w*\n(?:(?!```).*\n)*?{re.escape(command)}", page, flags=re.M) if command else (page,)
+        )
+        assert before != page or not command, f"{name} does not show {command}"
+        read += without_blocks(before)
+    assert num_words(read) <= MOST_WORDS_BEFORE
+
+
 class Page(HTMLParser):
-    """A built page: its anchors, and what it links to."""
+    """A built page: its anchors, what it links to, and its words outside of blocks."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.anchors = {""}
         self.links: list[str] = []
+        self.num_words = 0
+        self._is_read: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
+    def handle_data(self, data: str) -> None:
+        self.num_words += num_words(data) if self._is_read == ["article"] else 0
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._is_read[-1:] == [tag]:
+            self._is_read.pop()
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "article" or (self._is_read and tag == "pre"):
+            self._is_read.append(tag)
         for name, value in attrs:
             if name == "id":
                 self.anchors.add(value or "")
@@ -59,9 +89,8 @@ class Page(HTMLParser):
                 self.links.append(value or "")
 
 
-def dead_links(site: Path) -> Iterator[str]:
+def dead_links(site: Path, pages: Mapping[Path, Page]) -> Iterator[str]:
     """List links of a built site that lead to no file or no anchor of it; other hosts are not visited."""
-    pages = {path: Page(path) for path in site.rglob("*.html")}
     for path, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
@@ -79,4 +108,7 @@ def test_the_site_is_built_without_warnings_and_its_links_lead_somewhere(tmp_pat
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(tmp_path / "site")]
     done = subprocess.run([*command, "-d", str(tmp_path / "doctrees")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert list(dead_links(tmp_path / "site")) == []
+    pages = {path: Page(path) for path in (tmp_path / "site").rglob("*.html")}
+    assert list(dead_links(tmp_path / "site", pages)) == []
+    long = {path.stem: page.num_words for path, page in pages.items() if "docs" in path.parts}
+    assert {name: number for name, number in long.items() if number > MOST_WORDS} == {}

@@ -32,6 +32,8 @@ KeyEnv = Annotated[
 ]
 RequestsPerMin = Annotated[int | None, typer.Option("--rpm", help="Most requests a minute, of a model.", min=1)]
 TokensPerMin = Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute, of a model.", min=1)]
+MaxRequests = Annotated[int | None, typer.Option(help="Send servers no more requests in all, retries included.", min=1)]
+MaxCost = Annotated[float | None, typer.Option(metavar="DOLLARS", help="Spend no more on servers in all.", min=0)]
 Aggregator = Annotated[
     str | None,
     typer.Option(help="Who merges: one of them, another one, or none. [default: the largest; on servers the first]"),
@@ -197,7 +199,15 @@ def batch(
     question_column: QuestionColumn = None,
     answers: Answers = None,
     limit: Limit = None,
-    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]IN/OUT",
+            help="Dollars for a million tokens read/written; of models here DOLLARS for a worker and an hour.",
+        ),
+    ] = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
     work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
     metrics_port: Annotated[
@@ -215,9 +225,14 @@ def batch(
     from mosaic.commands.batch import keep_standard_input, run_batch
     from mosaic.commands.dry_run import run_dry
     from mosaic.config.batch import BatchRequest
+    from mosaic.config.servers import split_prices
+    from mosaic.core.spending import Cap
 
+    token_prices, price_per_hour = split_prices(price or ())
     request = BatchRequest(
         path=keep_standard_input(out, work, is_dry=dry_run) if str(file) == "-" else file,
+        token_prices=token_prices,
+        cap=Cap(max_requests=max_requests, max_dollars=max_cost),
         models=models,
         servers=tuple(server or ()),
         key_env=key_env,
@@ -235,7 +250,7 @@ def batch(
     )
     if dry_run:
         return run_dry(request)
-    return run_batch(request, work, out, price, metrics_port, metrics_host)
+    return run_batch(request, work, out, price_per_hour, metrics_port, metrics_host)
 
 
 @app.command()

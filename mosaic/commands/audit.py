@@ -28,6 +28,8 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.journal import RUN, read_journal
 
 OUT_SUFFIX = ".out.jsonl"
+CAPS = ("max_requests", "max_dollars")
+"""Of the batch: an audit sends the questions that its own options name."""
 
 
 def run_audit(
@@ -101,7 +103,7 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     if differing:
         raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
     try:
-        job = build_job(config, folder / JOURNAL).job
+        job = build_job(without_keys(config, CAPS.__contains__), folder / JOURNAL).job
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{folder / CONFIG}: {error}") from error
     return job, str(recorded["workload"].get("path_sha256", job.workload.name))

@@ -27,6 +27,7 @@ from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, na
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
+from mosaic.core.spending import dollars_text, total_cost
 from mosaic.quote import best_plan, can_quote, quote_stages
 from mosaic.report.batch_output import (
     AnswerStream,
@@ -97,10 +98,9 @@ def run_batch(
             outcome = execute(prepared, stream, metrics, price)
             ended = finish(files, stream)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
-    seconds, num_workers = time.monotonic() - start, prepared.job.cluster.num_workers
-    spent = None if price is None else f"{cost(seconds, num_workers, price)} for {seconds:,.0f} s"
     notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
-    print(describe(request.path, files, outcome, ended, notes, spent))
+    billed = billed_rows(prepared.job, stream, ended, price, time.monotonic() - start)
+    print(describe(request.path, files, outcome, ended, notes, billed))
     return UNANSWERED_STATUS if ended.num_unanswered else 0
 
 
@@ -163,12 +163,16 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
     start, num_workers = time.monotonic(), prepared.job.cluster.num_workers
 
     def questions() -> Row:
-        spent = "" if price_per_hour is None else f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}"
-        return Row("questions", spent, len(stream.lines), len(stream.questions))
+        costs, spent = prepared.job.site.costs(), []
+        if price_per_hour is not None:
+            spent.append(f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}")
+        if costs:
+            spent.append(total_cost(costs).text)
+        return Row("questions", ", ".join(spent), len(stream.lines), len(stream.questions))
 
     def show(title: str, expected: Expected) -> AbstractContextManager[tuple[Controller, ...]]:
         status = RunStatus(title, expected)
-        metrics.follow(status, lambda: len(stream.lines))
+        metrics.follow(status, lambda: len(stream.lines), prepared.job.site.costs)
         return show_run(status, more=questions)
 
     return mosaic.run(
@@ -196,13 +200,19 @@ def is_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Seque
 
 
 def describe(
-    path: Path, files: BatchPaths, outcome: Outcome, ended: Ended, notes: Sequence[str], spent: str | None
+    path: Path,
+    files: BatchPaths,
+    outcome: Outcome,
+    ended: Ended,
+    notes: Sequence[str],
+    billed: Sequence[tuple[str, str]],
 ) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls, unit = outcome.result.calls, "server" if outcome.plans[0].scheduler == SERVERS else "worker"
     tokens = sum(record.output_tokens for record in calls)
-    skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
+    is_whole = outcome.skip_frac is not None and not ended.num_not_sent
+    skipped = "" if not is_whole else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
     lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
     cut = f"{ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
     failed = "questions that could not be aggregated have one expert's text"
@@ -217,11 +227,33 @@ def describe(
         ("errors", errors if ended.num_unanswered > ended.num_bad_lines else None),
         ("left out", left_out if ended.num_bad_lines else None),
         *(("gate", note) for note in notes),
-        ("promise", f"mosaic audit {files.out}" if outcome.skip_frac else None),
-        ("cost", spent),
+        ("promise", f"mosaic audit {files.out}" if is_whole and outcome.skip_frac else None),
+        *billed,
     )
     answered = f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors"
     return "\n".join([answered, *lines])
+
+
+def billed_rows(
+    job: Job, stream: AnswerStream, ended: Ended, price_per_hour: float | None, seconds: float
+) -> list[tuple[str, str]]:
+    """Describe what workers or servers cost, and which cap stopped the batch."""
+    costs, found = job.site.costs(), []
+    if price_per_hour is not None:
+        found.append(("cost", f"{cost(seconds, job.cluster.num_workers, price_per_hour)} for {seconds:,.0f} s"))
+    if not costs:
+        return found
+    total = total_cost(costs)
+    tokens = f"{total.spent.prompt_tokens:,} tokens in, {total.spent.output_tokens:,} out"
+    found.append(("requests", f"{total._replace(dollars=None).text}; {tokens}"))
+    if total.dollars is not None:
+        each = ", ".join(f"{name} {dollars_text(one.dollars or 0.0)}" for name, one in costs.items())
+        found.append(("cost", f"{dollars_text(total.dollars)}: {each}"))
+    if stream.stopped is not None:
+        option = "--max-requests" if stream.stopped.startswith("max_requests") else "--max-cost"
+        how = f"{ended.num_not_sent:,} questions are left, and the same command with a higher {option} goes on"
+        found.append(("STOPPED", f"{stream.stopped}; {how}"))
+    return found
 
 
 def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:

@@ -73,8 +73,9 @@ def summary_of(
     promise: Promise | None = None,
 ) -> Summary:
     """Build the contents of summary.json; without an outcome, of a plan that was not run."""
-    job = spec.job
-    return summarise(
+    job, costs = spec.job, spec.job.site.costs()
+    spending = {"spending": {name: cost.as_dict() for name, cost in costs.items()}} if costs else {}
+    summary = summarise(
         plans,
         outcome.result if outcome else None,
         workload=job.workload.name,
@@ -85,6 +86,7 @@ def summary_of(
         experts=[expert.name for expert in job.experts],
         answers=_answered(spec, outcome, promise) if outcome else {},
     )
+    return summary | spending
 
 
 def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from mosaic.config.sections import Group, RaySection, keys_of, require_keys, sec
 from mosaic.config.sites import Backend, SiteInputs, sim_site
 from mosaic.core.checks import AtLeast1, Name, Positive, require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.core.spending import Cap
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
+from mosaic.engines.billing import Billing
 from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import (
     ENDPOINT_ENGINE,
@@ -189,8 +191,18 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
             servers=patience,
         ),
         expert_by_server={worker: endpoint.expert for worker, endpoint in enumerate(endpoints)},
+        billing=_billing(backend),
         problems=lambda is_failing: key_problems(endpoints),
     )
+
+
+def _billing(backend: EndpointSection) -> Billing:
+    prices = {worker: one.price for worker, one in enumerate(backend.endpoints) if one.price is not None}
+    unknown = {one.expert: None for one in backend.endpoints if one.price is None}
+    rule = f"null, or the price of every server known: of {', '.join(unknown)} none is (--price MODEL=IN/OUT)"
+    require(backend.max_dollars is None or not unknown, "backend.max_dollars", rule, backend.max_dollars)
+    cap = Cap(max_requests=backend.max_requests, max_dollars=backend.max_dollars)
+    return Billing(prices=prices, cap=cap, max_retries=backend.patience.max_retries)
 
 
 def _check_endpoints(endpoints: Sequence[Endpoint], inputs: SiteInputs) -> None:

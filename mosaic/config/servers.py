@@ -22,7 +22,7 @@ EXPERT = "mosaic.core.Expert"
 DEFAULT_KEY = "OPENAI_API_KEY"
 """Sent to https servers where it is set and no other key is named."""
 MOST_UNNAMED = 10
-"""A server that lists more models is not asked all of them: somebody pays for each."""
+"""Of a server that lists more models not all are called: each costs money."""
 REFERENCE = "os.environ/"
 """How a LiteLLM file names an environment variable."""
 LITELLM_KEYS = (
@@ -138,6 +138,31 @@ def read_price(text: str) -> tuple[str | None, TokenPrice]:
     rule = "MODEL=IN/OUT or IN/OUT, dollars for a million tokens read and written, as gpt=0.15/0.6"
     require(bool(slash) and all(0 <= amount < float("inf") for amount in dollars), "--price", rule, text)
     return model or None, TokenPrice(input_dollars_per_mtok=dollars[0], output_dollars_per_mtok=dollars[1])
+
+
+def split_prices(texts: Sequence[str]) -> tuple[dict[str | None, TokenPrice], float | None]:
+    """Split prices of tokens from one of a worker and an hour, dollars.
+
+    Raises
+    ------
+    ValueError
+        If one is neither.
+
+    Examples
+    --------
+    >>> split_prices(["1.89"])
+    ({}, 1.89)
+    """
+    of_tokens = dict(map(read_price, (text for text in texts if "/" in text)))
+    of_hours = [text for text in texts if "/" not in text]
+    rule = "dollars for a worker and an hour, or [MODEL=]IN/OUT for a million tokens of a model on servers"
+    require(len(of_hours) < 2, "--price", rule, ", ".join(of_hours))
+    try:
+        per_hour = float(of_hours[0]) if of_hours else None
+    except ValueError:
+        per_hour = -1.0
+    require(per_hour is None or 0 <= per_hour < float("inf"), "--price", rule, of_hours)
+    return of_tokens, per_hour
 
 
 def names_of(models: str | None) -> list[str]:

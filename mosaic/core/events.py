@@ -100,6 +100,13 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
     worker: int
 
 
+class Stopped(msgspec.Struct, frozen=True, gc=False):
+    """Nothing more is sent: a cap on what the run may spend is reached. Calls that have not ended fail next."""
+
+    ts: float
+    cause: str
+
+
 class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed: for controllers that request it."""
 
@@ -107,7 +114,7 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
 
 
 Event: TypeAlias = (
-    Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Unused | Idle | Lost | Joined | Tick
+    Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Unused | Idle | Lost | Joined | Stopped | Tick
 )
 
 

@@ -19,6 +19,7 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
+from mosaic.engines.billing import Billing
 from mosaic.engines.calls import CallState, SessionState
 from mosaic.engines.engine import Prompt
 from mosaic.engines.launcher import Launcher, Patience
@@ -58,6 +59,8 @@ class EngineBackend:
     """Time limits and retries."""
     lost: dict[int, str] = field(default_factory=dict)
     """Workers that are given up, and why; runs that share it try none of them again."""
+    billing: Billing | None = None
+    """Of servers; None: nothing is billed."""
 
     def __post_init__(self, experts: Sequence[Expert], journal: Path) -> None:
         require_unique((expert.name for expert in experts), f"{self.name} backend: expert name")
@@ -67,6 +70,7 @@ class EngineBackend:
         self._started: Sessions | None = None
         self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
+        self._question_numbers = {question: number for number, question in enumerate(self.content.questions)}
         self._records: dict[CallKey, CallRecord] = {}
         """Of the calls that were reported."""
         self._outcomes: dict[CallKey, Outcome | None] = {}
@@ -160,6 +164,7 @@ class EngineBackend:
             emit=self._events.append,
             read=self._read,
             prompt_of=self._prompt_of,
+            billing=self.billing,
         )
 
     def _losses(self) -> list[Lost]:
@@ -283,7 +288,10 @@ class EngineBackend:
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
         request = request._replace(prompt="", queued_ts=max(call.ready_s, self._ts))
-        self._sessions.calls.submit(CallState(call=call, request=request, to=to, number=number))
+        came_ts = request.queued_ts
+        if self.billing is not None:
+            number, came_ts = self._question_numbers.get(call.key.question, number), call.ready_s
+        self._sessions.calls.submit(CallState(call=call, request=request, to=to, number=number, came_ts=came_ts))
 
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TypeAlias
 
 import msgspec
 
@@ -74,7 +75,9 @@ class CallState:
     to: int | ExpertName
     """The session or the expert's queue that it was last sent to."""
     number: int
-    """Among all calls."""
+    """Among all calls; where they are billed that of its question: what may be the last to be sent ends a question."""
+    came_ts: float
+    """Calls are sent in the order in which they came, and then in that of their numbers."""
     queue: CallQueue | None = None
     """Where it waits; None: a process has it."""
     holder: int | None = None
@@ -153,6 +156,10 @@ class SessionState:
             self.spec = replace(self.spec, has_served=True)
 
 
+Admit: TypeAlias = Callable[[CallState, Request], Request | None]
+"""Gives the request of a call that may be sent now, and None of another."""
+
+
 @dataclass(eq=False)
 class Calls:
     """Every call that was submitted and has not ended.
@@ -222,10 +229,11 @@ class Calls:
         if call.holder is not None and not call.is_moving:
             self._send_holder(call, Cut(call.request.key, tokens))
 
-    def take(self, session: SessionState, room: int, shared_room: float) -> list[Request]:
+    def take(self, session: SessionState, room: int, shared_room: float, admit: Admit) -> list[Request]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
-        It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
+        It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``; one that ``admit``
+        refuses waits on.
         """
         taken: list[Request] = []
         now = self.now()
@@ -236,10 +244,15 @@ class Calls:
             if key is None:
                 break
             call = self._calls[key]
+            attempt = session.attempt + call.num_moves
+            request = admit(call, call.request._replace(prompt=self.prompt_of(call), attempt=attempt))
+            if request is None:
+                assert call.queue is not None, "it has just left it"
+                self._wait(call, call.queue)
+                break
             call.queue, call.holder = None, session.session.id
             session.held.add(key)
-            attempt = session.attempt + call.num_moves
-            taken.append(call.request._replace(prompt=self.prompt_of(call), attempt=attempt))
+            taken.append(request)
         return taken
 
     def take_back(self, session: SessionState, output: Output) -> None:
@@ -251,6 +264,7 @@ class Calls:
         num_read = request.prompt_tokens if output.prompt_tokens is None else output.prompt_tokens
         wasted_tokens = request.wasted_tokens + (num_read + len(generated) - 1 if generated else 0)
         call.request = request._replace(generated=generated, wasted_tokens=wasted_tokens, queued_ts=self.now())
+        call.came_ts = call.request.queued_ts
         call.num_moves += 1
         session.held.discard(output.key)
         self._release(call)
@@ -276,6 +290,12 @@ class Calls:
     def fail(self, queue: CallQueue, cause: str) -> None:
         """End all calls of a queue."""
         self.end(self._in(queue), CallStatus.FAILED, cause)
+
+    def fail_waiting(self, cause: str) -> bool:
+        """End all calls that no process has; returns whether there were any."""
+        waiting = [call for call in self._calls.values() if call.holder is None]
+        self.end(waiting, CallStatus.FAILED, cause)
+        return bool(waiting)
 
     def lose(self, session: SessionState) -> None:
         """Let go of the calls of a session that is lost: its own are nowhere, others are their expert's again."""
@@ -356,7 +376,7 @@ class Calls:
 
     def _wait(self, call: CallState, queue: CallQueue) -> None:
         call.queue = queue
-        queue.add(call.request.key, call.number, call.request.queued_ts)
+        queue.add(call.request.key, call.number, call.came_ts)
 
     def _leave(self, call: CallState) -> None:
         if call.queue is not None:

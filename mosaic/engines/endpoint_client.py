@@ -101,6 +101,13 @@ class Tries:
     num_retries: int = 0
     num_failures: int = 0
     """Tries that failed, without those after which the server wanted a pause."""
+    max_requests: int | None = None
+    """The most that may be sent; None: as many as patience allows."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other request may follow the one that was sent."""
+        return self.max_requests is not None and self.num_retries + 1 >= self.max_requests
 
 
 @dataclass(eq=False)
@@ -146,6 +153,9 @@ class Client:
             try:
                 return await self._paced(path, body, tries)
             except RequestError as error:
+                if tries.is_last:
+                    what = f"{error}; max_requests leaves no other request"
+                    raise RequestError(what, Fault.PROMPT, status=error.status) from None
                 if error.fault is Fault.THROTTLED:
                     self._pause(error)
                 else:

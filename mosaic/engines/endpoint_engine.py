@@ -64,7 +64,7 @@ class Call(Tries):
     """A request that has not ended."""
 
     def __init__(self, request: Request) -> None:
-        super().__init__()
+        super().__init__(max_requests=request.max_requests)
         self.request = request
         self.task: asyncio.Task[None] | None = None
         self.is_second = False
@@ -161,7 +161,7 @@ class EndpointEngine:
         self._ended.pop(key, None)
         prompt = call.request.prompt
         num_tokens = len(prompt) if isinstance(prompt, tuple) else None
-        return Output(key=key, prompt_tokens=num_tokens, scheduled_ts=call.sent_ts)
+        return Output(key=key, prompt_tokens=num_tokens, scheduled_ts=call.sent_ts, num_retries=call.num_retries)
 
     def progress(self) -> Mapping[CallKey, int]:
         """Count nothing: servers send all of a response at the end."""
@@ -264,7 +264,7 @@ class EndpointEngine:
 
     def _blame(self, call: Call, error: RequestError) -> None:
         """Fail a call alone; first try it anew, as the server may have been ill and be well again."""
-        if error.fault is Fault.INVALID or call.is_second:
+        if error.fault is Fault.INVALID or call.is_second or call.is_last:
             self._end(call, failed(call.request, call, str(error)))
             return
         call.is_second, call.num_failures, call.failed_ts = True, 0, None

@@ -68,6 +68,8 @@ class Request(NamedTuple):
     attempt: int = 0
     wasted_tokens: int = 0
     """Computed in earlier sessions, and to be computed again."""
+    max_requests: int | None = None
+    """The most that a server may get for it, retries included; None: as often as its patience says."""
 
 
 class Output(NamedTuple):

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mosaic.core.commands import Close
 from mosaic.core.errors import BackendError
@@ -13,6 +14,7 @@ from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Pref
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
+from mosaic.engines.billing import Admission, Billing
 from mosaic.engines.calls import Calls, CallState, SessionState, Stage
 from mosaic.engines.engine import EngineSpec, Output, Prompt
 from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess
@@ -69,6 +71,8 @@ class Sessions:
     """Reads the answer of a call that has ended."""
     prompt_of: Callable[[CallState], Prompt]
     """Writes what a call reads."""
+    billing: Billing | None = None
+    """Of servers that bill what they are sent; None: nothing is billed."""
 
     def __post_init__(self) -> None:
         self._zero_ts = time.monotonic() - self.start_ts
@@ -88,6 +92,7 @@ class Sessions:
         self._broken: dict[ExpertName, str] = {}
         self._must_retry = False
         """A process could not be started just now."""
+        self._admission = Admission(self.billing, self.journal, self.calls.get)
 
     def now(self) -> float:
         """Seconds on the run's clock."""
@@ -134,6 +139,8 @@ class Sessions:
         if self._fail_unservable():
             return  # which others may want to receive first
         self._hand_out()
+        if self._stop_at_cap():
+            return
         for process in self._processes.values():
             if process.phase is Phase.IDLE and not self._is_wanted(process):
                 process.begin(Phase.CLOSING)
@@ -255,17 +262,28 @@ class Sessions:
 
     def _hand_out(self) -> None:
         """Give processes the calls that they have room for."""
+        self._admission.begin_round()
         for process in self._processes.values():
             state = self._state_of(process)
             if state is None or state.send is None:
                 continue
             room, shared_room = _room(process, state)
             share = 0 if state.is_closing else min(self._fair_share(state), shared_room)
-            if requests := self.calls.take(state, room, share):
+            if requests := self.calls.take(state, room, share, partial(self._admission.admit, state)):
+                if self.billing is not None:
+                    self.journal.sync()  # servers may bill them from now on
                 process.send(requests)
             if state.is_closing and not state.has_all and not state.queue and not state.incoming:
                 state.has_all = True
                 process.send(Close(state.session.id))
+
+    def _stop_at_cap(self) -> bool:
+        """Fail all that waits where a cap keeps it from being sent, and nothing in progress may cost less."""
+        is_idle = not any(state.held for state in self._open)
+        if (event := self._admission.stop(self.now(), is_idle=is_idle)) is not None:
+            self.emit(event)
+        cause = self._admission.stopped
+        return cause is not None and self.calls.fail_waiting(f"not sent: {cause}")
 
     def _fair_share(self, state: SessionState) -> float:
         """Compute how many calls a server may have, so that those of its expert are as loaded as each other."""

@@ -13,8 +13,10 @@ from mosaic.core.errors import BackendError, InUseError
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, RunResult, inputs_of
 from mosaic.core.safe_text import file_name
+from mosaic.core.spending import Cost, Payee, Spent
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
+from mosaic.engines.billing import Billing
 from mosaic.engines.requests import RunContent
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import Journal
@@ -72,6 +74,8 @@ class EngineSite:
     """None: live, the models decide."""
     expert_by_server: Mapping[int, ExpertName] | None = None
     """See ``Site``."""
+    billing: Billing | None = None
+    """Of servers; None: nothing is billed."""
     opened: Callable[[], AbstractContextManager[object]] = nullcontext
     """Keeps what engines need while a run lasts."""
     options: EngineOptions | None = None
@@ -87,6 +91,8 @@ class EngineSite:
     world_key: None = field(default=None, init=False)
     _lost: dict[int, str] = field(default_factory=dict, init=False)
     """Workers that any measurement, or the run, has given up."""
+    _spent: list[Mapping[Payee, Spent]] = field(default_factory=list, init=False)
+    """What the calls of each backend have come to, in earlier starts too."""
 
     @property
     def kind(self) -> str:
@@ -139,7 +145,20 @@ class EngineSite:
             content = RunContent(outcomes=_reading(earlier, outcomes), root_seed=seed)
         backend = self.make(self.journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
+        if self.billing is not None:
+            backend.billing = self.billing
+            self._spent.append(backend.log.state.spent)
         return backend
+
+    def costs(self) -> Mapping[ExpertName, Cost]:
+        """Price what the calls of its backends have come to, in earlier starts too; empty: nothing is billed."""
+        if self.billing is None:
+            return {}
+        total: dict[Payee, Spent] = {}
+        for spent in self._spent:
+            for payee, each in dict(spent).items():  # a display asks while the run goes on
+                total[payee] = total.get(payee, Spent()).plus(each)
+        return self.billing.costs(total)
 
     def has_begun(self, name: str) -> bool:
         """Tell whether a stage or measurement of this name has a journal."""

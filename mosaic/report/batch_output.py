@@ -20,7 +20,7 @@ import msgspec
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import RunFolderError
-from mosaic.core.events import Event, Finished
+from mosaic.core.events import Event, Finished, Stopped
 from mosaic.core.json_file import read_json
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import BadLine, Workload
@@ -34,9 +34,9 @@ from mosaic.report.run_folder import write_file
 
 MODEL = "mosaic"
 """The model, as a client reads it: the pool."""
-NO_ANSWER, NOT_AGGREGATED, BAD_LINE = "no_answer", "not_aggregated", "bad_line"
-"""Codes of errors: no call left a text; or one expert's text stands for those that were to be merged; or the line of
-the input could not be used."""
+NO_ANSWER, NOT_AGGREGATED, BAD_LINE, NOT_SENT = "no_answer", "not_aggregated", "bad_line", "not_sent"
+"""Codes of errors: no call left a text; one expert's text stands for what was to be merged; the line of the input is no
+question; a cap was reached before its calls were sent."""
 BEGUN = "begun.json"
 
 
@@ -213,6 +213,13 @@ def line_of_bad(bad: BadLine) -> dict[str, Any]:
     return {"id": f"batch_req_line_{bad.number}", "custom_id": bad.id, "response": None, "error": error}
 
 
+def unsent_line(question: str, cause: str) -> dict[str, Any]:
+    """Write the line of a question that is not over, as no other call is sent."""
+    number = blake2b(question.encode(), digest_size=12).hexdigest()
+    error = {"code": NOT_SENT, "message": cause}
+    return {"id": f"batch_req_{number}", "custom_id": question, "response": None, "error": error}
+
+
 def _cut(state: QuestionState) -> list[str]:
     """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
     done = state.done
@@ -332,6 +339,8 @@ class AnswerStream:
         self.bad_lines = workload.bad_lines
         self.lines: dict[str, _Line] = {}
         """By question that is over."""
+        self.stopped: str | None = None
+        """Why no other call is sent: questions that have not ended have no line; None: the run goes on to its end."""
         self._end = 0
         try:
             self._file: BinaryIO = path.open("w+b")
@@ -346,7 +355,9 @@ class AnswerStream:
         RunFolderError
             If a line cannot be written.
         """
-        if isinstance(event, Finished):
+        if isinstance(event, Stopped):
+            self.stopped = event.cause
+        elif isinstance(event, Finished) and self.stopped is None:
             self._questions.record(event.record)
             state = self._questions.state_of(event.record.key.question)
             if state.is_over:
@@ -392,6 +403,8 @@ class Ended(NamedTuple):
     """Answered, and the aggregator has read the end alone of some responses."""
     num_bad_lines: int
     """Of the input, which were not used."""
+    num_not_sent: int
+    """Of the errors: questions with calls that a cap kept from being sent."""
 
     @property
     def num_unanswered(self) -> int:
@@ -407,10 +420,13 @@ def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
     Raises
     ------
     RunFolderError
-        If a question has no line, or a file cannot be written.
+        If a question has no line though the run went to its end, or a file cannot be written.
     """
     missing = [question for question in stream.questions if question not in stream.lines]
-    if missing:
+    if stream.stopped is not None:
+        for question in missing:
+            stream.add(unsent_line(question, stream.stopped))
+    elif missing:
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
     lines = {question: stream.lines[question] for question in stream.questions}
     in_out = [question for question, line in lines.items() if line.has_response]
@@ -421,7 +437,7 @@ def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
     num_errors = len(lines) - len(in_out)
     num_not_aggregated = len(in_errors) - num_errors
     num_cut = sum(line.is_cut for line in lines.values())
-    return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut, len(bad))
+    return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut, len(bad), len(missing))
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:

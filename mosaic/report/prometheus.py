@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from mosaic.core.spending import Cost
 from mosaic.core.workload import ExpertName
 from mosaic.report.run_status import RunStatus
 
@@ -34,12 +35,22 @@ class RunMetrics:
     def __init__(self, num_questions: int) -> None:
         self._num_questions = num_questions
         self._count_done: Callable[[], int] = lambda: 0
+        self._costs: Callable[[], Mapping[ExpertName, Cost]] = dict
         self._status = RunStatus("starting")
         self._before: defaultdict[str, Counter[ExpertName]] = defaultdict(Counter)
         """Counts of the phases before this one."""
 
-    def follow(self, status: RunStatus, count_done: Callable[[], int]) -> None:
-        """Go on with the status of the phase that begins; ``count_done`` gives the questions that are done."""
+    def follow(
+        self,
+        status: RunStatus,
+        count_done: Callable[[], int],
+        costs: Callable[[], Mapping[ExpertName, Cost]] = dict,
+    ) -> None:
+        """Go on with the status of the phase that begins.
+
+        ``count_done`` gives the questions that are done, ``costs`` what servers were sent.
+        """
+        self._costs = costs
         for what, counts in self._status.counts.items():
             self._before[what].update(counts)
         self._status, self._count_done = status, count_done
@@ -69,7 +80,17 @@ class RunMetrics:
             ("mosaic:lost_workers", "Workers that are lost.", status.num_lost),
         ):
             lines += _lines(name, "gauge", about, {"": value})
+        costs = self._costs()
+        sent = {name: cost.spent.num_requests for name, cost in costs.items()}
+        retried = {name: cost.spent.num_retries for name, cost in costs.items()}
+        dollars = {name: cost.dollars for name, cost in costs.items() if cost.dollars is not None}
+        billed = [
+            ("counter", "mosaic:requests_total", "Requests that servers were sent, in earlier starts too.", sent),
+            ("counter", "mosaic:retries_total", "Those of them that were retries.", retried),
+            ("counter", "mosaic:cost_dollars_total", "What their answers cost.", dollars),
+        ]
         for kind, name, about, counts in (
+            *(billed if costs else ()),
             *(("counter", *described, self._total(what)) for what, described in COUNTERS.items()),
             ("gauge", "vllm:num_requests_running", "Calls that engines have.", in_flight),
             ("gauge", "vllm:num_requests_waiting", "Calls that were submitted and wait.", +waiting),

@@ -47,9 +47,10 @@ RUN_FILES = (
 PRACTICAL_KEYS = frozenset(
     {
         "base_url", "api_key_env", "max_in_flight", "max_requests_per_min", "max_tokens_per_min", "price", "patience",
+        "max_requests", "max_dollars",
     }
 )  # fmt: skip
-"""Keys that decide no answer: where a server is, its key, how much it gets at once, its price, and how long to wait."""
+"""Keys that decide no answer: where a server is, its key, its price, how much it gets, and how long to wait."""
 _TEMPORARY = ".{}.part"
 Content: TypeAlias = bytes | Iterator[bytes]
 """Of a file, whole or line by line."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from mosaic.core.commands import Command
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Redone, Started
+from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Redone, Started, Stopped
 from mosaic.core.plan import Expected, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.view import View
@@ -121,6 +121,8 @@ class RunStatus:
         if isinstance(event, Redone):
             for line in describe_redone(event):
                 self.warn(f"{self.title}: {line}")
+        if isinstance(event, Stopped):
+            self.warn(f"{self.title}: stopped: {event.cause}")
         return ()
 
     def receive(self, event: Event, view: View) -> list[str]:

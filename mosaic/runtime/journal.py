@@ -24,6 +24,7 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.commands import Action, decode_action, encode_action
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, Resumption, SessionRecord, StoredText
+from mosaic.core.spending import Payee, Spent
 from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.runtime.log import JournalError, Line, Log, cannot, frame, lines_of, unframe
 
@@ -68,6 +69,26 @@ class ClosedSession(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
     """Processor time from the load's start to the end; None: not known, for example on a server."""
 
 
+class SentCall(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
+    """A call goes to a server, which may bill it from now on."""
+
+    key: CallKey
+    expert: ExpertName
+    server: int
+    attempt: int
+    """Its record's, if the first request is answered."""
+    num_requests: int
+    """The most that are sent for it, where that is limited; else 1."""
+    prompt_tokens: int
+    """The most that it may read."""
+    output_tokens: int
+    """The most that it may write."""
+
+    @property
+    def payee(self) -> Payee:
+        return Payee(self.expert, self.server)
+
+
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     """The start of a run, or its resumption."""
 
@@ -76,7 +97,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     unix_s: float
 
 
-Entry: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession | Start
+Entry: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession | SentCall | Start
 _DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 _ENCODER = msgspec.json.Encoder()
 NO_SESSION = -1
@@ -143,6 +164,10 @@ class JournalState:
     """Commands of the interrupted run that is resumed; without new ones."""
     last_ts: float = 0.0
     """The latest instant at which something happened."""
+    spent: dict[Payee, Spent] = field(default_factory=dict)
+    """What calls on servers have come to that are not under way any more."""
+    sent: dict[CallKey, SentCall] = field(default_factory=dict)
+    """Calls that servers have."""
     num_damaged: int = 0
     """Lines that were not completely written, or that changed on disk."""
     _done: dict[CallKey, tuple[CallRecord, ...]] = field(default_factory=dict)
@@ -170,17 +195,53 @@ class JournalState:
             case ClosedSession():
                 self.closed[entry.session].append(entry)
                 self.last_ts = max(self.last_ts, entry.end_ts)
+            case SentCall():
+                if (before := self.sent.pop(entry.key, None)) is not None:  # its server serves nothing
+                    self._spend(before.payee, Spent(num_requests=before.num_requests))
+                self.sent[entry.key] = entry
             case Start():
                 self.starts.append(entry)
+                for sent in self.sent.values():
+                    self._lose(sent)
+                self.sent.clear()
 
     def add_call(self, record: CallRecord) -> None:
         """Add the record of an ended call, without its texts."""
         self.ended.append(record)
+        if (sent := self.sent.pop(record.key, None)) is not None:
+            self._end_sent(sent, record)
         self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
         if record.status is not CallStatus.FAILED:
             self._done[record.key] = (*self._done.get(record.key, ()), record)
         if record.status in SERVED:
             self._served[record.session, record.expert, record.workers].add(record.key)
+
+    def _end_sent(self, sent: SentCall, record: CallRecord) -> None:
+        """Count a call that a server had: a request that is not answered costs nothing, unless it was cancelled."""
+        was_sent = record.admitted_ts is not None
+        num_requests = record.attempt - sent.attempt + 1 if was_sent else sent.num_requests
+        if record.status is CallStatus.CANCELLED:
+            if was_sent:
+                self._lose(sent)
+            return
+        is_answered = record.status in SERVED
+        self._spend(
+            sent.payee,
+            Spent(
+                num_requests=num_requests,
+                num_retries=num_requests - 1,
+                num_answered=int(is_answered),
+                prompt_tokens=record.prompt_tokens if is_answered else 0,
+                output_tokens=record.output_tokens if is_answered else 0,
+            ),
+        )
+
+    def _spend(self, payee: Payee, more: Spent) -> None:
+        self.spent[payee] = self.spent.get(payee, Spent()).plus(more)
+
+    def _lose(self, sent: SentCall) -> None:
+        before = self.spent.get(sent.payee, Spent())
+        self.spent[sent.payee] = before.with_lost(sent.num_requests, sent.prompt_tokens, sent.output_tokens)
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
         """Find a call that need not be run: it ended without failure, and all its inputs are unchanged."""

@@ -207,7 +207,9 @@ class _Run:
             case Move(key=key, session=number):
                 return key in view.running and number in view.opened and number not in view.closing
             case Close(session=number):
-                return number in view.opened and number not in view.closing
+                # Where calls failed and are tried again, it was closed as none was left.
+                is_needed = number in view.opened and view.held.get(view.opened[number].expert)
+                return number in view.opened and number not in view.closing and not is_needed
             case Prefill():
                 return False  # its result was lost with its engine
 

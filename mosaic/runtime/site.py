@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias
 
 from mosaic.core.chat import Chat
 from mosaic.core.results import CallRecord, Inputs, RunResult
+from mosaic.core.spending import Cost
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.backend import Backend
@@ -81,6 +82,9 @@ class Site(Protocol):
         is_measured
                 Whether it measures: then its draws differ from the run's.
         """
+
+    def costs(self) -> Mapping[ExpertName, Cost]:
+        """Price what calls have come to, in earlier starts too, by expert; empty: nothing is billed."""
 
     def has_begun(self, name: str) -> bool:
         """Return whether an earlier start began a measurement of this name."""

@@ -24,11 +24,14 @@ def tracked_files() -> Sequence[str]:
 
 
 def build_wheel(copy: Path) -> Path:
-    """Build from a copy in an empty folder: a build leaves folders behind."""
+    """Build the source distribution from a copy in an empty folder, and from it the wheel; both are in its `dist`.
+
+    A build leaves folders behind, hence the copy.
+    """
     for name in tracked_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", ".", cwd=copy)
+    call(sys.executable, "-m", "build", "--no-isolation", cwd=copy)
     (built,) = (copy / "dist").glob("*.whl")
     return built
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.package.built_wheel import borrowing_environment, build_wheel, call, tracked_files
+from tests.package.test_conventions import PROJECT
 from tests.readme_blocks import ROOT
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,14 @@ def test_nothing_but_mosaic_stands_in_site_packages(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"mosaic", "mosaic_moa"}
     assert "mosaic/py.typed" in names
+
+
+def test_wheel_and_source_distribution_can_be_published(wheel: Path) -> None:
+    built = sorted(wheel.parent.iterdir())
+    assert [path.name.removeprefix(f"mosaic_moa-{PROJECT['version']}") for path in built] == [
+        "-py3-none-any.whl", ".tar.gz",
+    ]  # fmt: skip
+    call(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=wheel.parent)
 
 
 def test_the_wheel_has_every_file_of_the_bundle(wheel: Path) -> None:

@@ -97,7 +97,7 @@ def test_lines_stand_as_they_come_and_in_the_end_in_the_order_of_the_input(tmp_p
     stream.add(two)
     stream.add(other)
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [one, two, other]
-    assert finish(files, stream) == (1, 1, 0, 2, 0)
+    assert finish(files, stream) == (1, 1, 0, 2, 0, 0)
     stream.close()
     assert [json.loads(line) for line in files.out.read_bytes().splitlines()] == [two, other]
     assert [json.loads(line) for line in files.errors.read_bytes().splitlines()] == [other], "it is not aggregated"

@@ -1,0 +1,145 @@
+"""Whether a call may go to a server that bills it: what was spent and what calls under way may cost stays below caps.
+
+A request may read as many tokens as its prompt has bytes, and those that a chat template adds; it may write as many as
+it asks for. What it comes to in the end its reply says.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mosaic.core.addition import add_in_order
+from mosaic.core.events import Stopped
+from mosaic.core.spending import Cap, Cost, Payee, Prices, Spent, cost_by_expert, total_of
+from mosaic.core.workload import CallKey, ExpertName
+from mosaic.engines.calls import CallState, SessionState
+from mosaic.engines.engine import Prompt, Request
+from mosaic.engines.prompt_text import messages_of
+from mosaic.runtime.journal import Journal, JournalState, SentCall
+
+TEMPLATE_TOKENS = 16
+"""Assumed: what a chat template adds to a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billing:
+    """What servers ask for, and the most that may be spent."""
+
+    prices: Prices = field(default_factory=dict)
+    cap: Cap = field(default_factory=Cap)
+    max_retries: int = 0
+    """Of a request; under a cap of requests those that may be left."""
+
+    def admit(self, request: Request, payee: Payee, state: JournalState) -> SentCall | str:
+        """Give what the journal is to hold before a request is sent, or say which cap keeps it from being sent."""
+        sent = SentCall(
+            key=request.key,
+            expert=payee.expert,
+            server=payee.server,
+            attempt=request.attempt,
+            num_requests=1,
+            prompt_tokens=most_prompt_tokens(request.prompt),
+            output_tokens=request.max_output_tokens,
+        )
+        most = self.cap.max_requests
+        if most is None and self.cap.max_dollars is None:
+            return sent
+        spent, dollars = committed(state, self.prices, without=request)
+        refusal = self.cap.refusal(spent.num_requests, dollars, self._most_dollars(sent))
+        if refusal is not None or most is None:
+            return refusal or sent
+        return msgspec.structs.replace(sent, num_requests=min(1 + self.max_retries, most - spent.num_requests))
+
+    def limited(self, request: Request, sent: SentCall) -> Request:
+        """Let a request be sent no more often than a cap leaves."""
+        return request if self.cap.max_requests is None else request._replace(max_requests=sent.num_requests)
+
+    def _most_dollars(self, sent: SentCall) -> float:
+        price = self.prices.get(sent.server)
+        return 0.0 if price is None else price.dollars(sent.prompt_tokens, sent.output_tokens)
+
+    def costs(self, spent: Mapping[Payee, Spent]) -> dict[ExpertName, Cost]:
+        """Price what was spent, by expert."""
+        return cost_by_expert(spent, self.prices)
+
+
+@dataclass(eq=False)
+class Admission:
+    """Lets calls go to their sessions, as long as caps leave room.
+
+    Once a call is refused, no call of a later question goes before it: what is in progress may end for less than the
+    most that it may cost, and then the call goes.
+    """
+
+    billing: Billing | None
+    """None: nothing is billed, and every call goes."""
+    journal: Journal
+    """Of the run: what was spent, and what may be."""
+    find: Callable[[CallKey], CallState | None]
+    """Finds a call that has not ended."""
+    stopped: str | None = field(default=None, init=False)
+    """Which cap is reached: nothing more is sent."""
+    _refused: CallState | None = field(default=None, init=False)
+    """The first call that waits for room."""
+    _refusal: str | None = field(default=None, init=False)
+    """Why, if it was refused in this round."""
+
+    def begin_round(self) -> None:
+        """Begin to hand calls out."""
+        self._refusal = None
+        if self._refused is not None and self.find(self._refused.request.key) is not self._refused:
+            self._refused = None  # it has ended otherwise
+
+    def admit(self, session: SessionState, call: CallState, request: Request) -> Request | None:
+        """Record that a call goes to a server which bills it; None: a cap keeps it here."""
+        if self.billing is None:
+            return request
+        if self.stopped is not None or (self._refused is not None and call.number > self._refused.number):
+            return None
+        payee = Payee(session.session.expert, session.session.workers[0])
+        sent = self.billing.admit(request, payee, self.journal.state)
+        if isinstance(sent, str):
+            self._refused, self._refusal = call, sent
+            return None
+        if call is self._refused:
+            self._refused = None
+        self.journal.add(sent)
+        return self.billing.limited(request, sent)
+
+    def stop(self, ts: float, *, is_idle: bool) -> Stopped | None:
+        """Report that a cap is reached just now: a call was refused though nothing is in progress; None: it is not."""
+        if self.stopped is not None or self._refusal is None or not is_idle:
+            return None
+        self.stopped = self._refusal
+        return Stopped(ts, self.stopped)
+
+
+def committed(state: JournalState, prices: Prices, *, without: Request) -> tuple[Spent, float]:
+    """Sum what was spent, and the most that calls under way may come to but for one that is sent again."""
+    under_way = [
+        (sent.payee, Spent(num_requests=sent.num_requests))
+        if sent.key == without.key
+        else (sent.payee, Spent(sent.num_requests, 0, 0, 0, sent.prompt_tokens, sent.output_tokens))
+        for sent in state.sent.values()
+    ]
+    parts = [*state.spent.items(), *under_way]
+    dollars = add_in_order(
+        prices[payee.server].dollars(each.prompt_tokens, each.output_tokens)
+        for payee, each in parts
+        if payee.server in prices
+    )
+    return total_of(each for _, each in parts), dollars
+
+
+def most_prompt_tokens(prompt: Prompt) -> int:
+    """Bound the tokens of a prompt: no token has less than a byte.
+
+    Examples
+    --------
+    >>> most_prompt_tokens("Is 7 prime?")
+    27
+    """
+    if isinstance(prompt, tuple):
+        return len(prompt)
+    return sum(TEMPLATE_TOKENS + len(message["content"].encode("utf-8", "replace")) for message in messages_of(prompt))

@@ -1,0 +1,159 @@
+"""A batch of ten questions on two servers: requests are counted and priced, a cap stops it, and it goes on."""
+
+import json
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mosaic.report.batch_output import NOT_SENT
+from tests.commands.command_line import Outcome
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
+from tests.engines.fake_server import FakeServer, completion
+from tests.run_tables import bodies_of, summary_of
+
+PRICE = ("--price", "1000/4000")
+"""Dollars for a million tokens: a reply of 7 tokens read and 10 written costs 4.7 cents."""
+
+
+@pytest.fixture
+def servers():
+    with ExitStack() as opened:
+        yield [opened.enter_context(closing(FakeServer(name, model=name))) for name in ("a", "b")]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_batch(tmp_path, [batch_line(number, max_tokens=30) for number in range(10)])
+
+
+def ask(path: Path, servers: list[FakeServer], *options: str, command: str = "batch") -> Outcome:
+    urls = [word for server in servers for word in ("--server", server.endpoint.base_url)]
+    return run_mosaic(command, path, *urls, "--models", "a,b", *options)
+
+
+def num_posts(servers: list[FakeServer]) -> int:
+    return sum(len(server.posts) for server in servers)
+
+
+def spending(path: Path) -> dict[str, Any]:
+    return summary_of(path.with_suffix(".mosaic"))["spending"]
+
+
+def most_of_a_prompt(servers: list[FakeServer]) -> int:
+    return max(count for server in servers for count in server.prompts().values())
+
+
+def test_requests_are_counted_and_priced_and_a_batch_that_a_cap_stops_goes_on(
+    path: Path, servers: list[FakeServer], tmp_path: Path
+) -> None:
+    stopped = ask(path, servers, *PRICE, "--max-requests", "15")
+    assert stopped.status == 4, stopped.err
+    assert num_posts(servers) == 15, "not one more than the cap"
+    assert "max_requests=15 is reached" in stopped.err
+    assert "requests  15 requests; 105 tokens in" in stopped.out
+    assert "and the same command with a higher --max-requests goes on" in stopped.out
+    answered = [json.loads(line) for line in (tmp_path / "questions.out.jsonl").read_text().splitlines()]
+    errors = [json.loads(line) for line in (tmp_path / "questions.errors.jsonl").read_text().splitlines()]
+    assert len(answered) >= 3, "a merge is sent before the questions behind it"
+    assert len(answered) + len(errors) == 10
+    assert {line["error"]["code"] for line in errors} == {NOT_SENT}
+
+    again = ask(path, servers, *PRICE, "--max-requests", "15")
+    assert (again.status, num_posts(servers)) == (4, 15), "what was spent before counts"
+
+    done = ask(path, servers, *PRICE, "--max-requests", "100")
+    assert done.status == 0, done.err
+    assert len(bodies_of(path)) == 10
+    assert most_of_a_prompt(servers) == 1, "nothing is asked twice"
+    assert sum(each["num_requests"] for each in spending(path).values()) == num_posts(servers)
+    for name, server in zip("ab", servers, strict=True):
+        each = spending(path)[name]
+        replies = [completion(body)["usage"] for _, body, _ in server.posts]
+        read, written = (sum(usage[key] for usage in replies) for key in ("prompt_tokens", "completion_tokens"))
+        assert (each["num_requests"], each["num_answered"], each["num_retries"]) == (len(replies), len(replies), 0)
+        assert (each["prompt_tokens"], each["output_tokens"]) == (read, written)
+        assert each["dollars"] == pytest.approx((1000 * read + 4000 * written) / 1e6)
+    total = sum(each["dollars"] for each in spending(path).values())
+    assert f"cost      ${total:.2f}: " in done.out
+
+
+def test_a_cap_of_dollars_leaves_room_for_the_most_that_a_request_may_cost(
+    path: Path, servers: list[FakeServer]
+) -> None:
+    stopped = ask(path, servers, *PRICE, "--max-cost", "1")
+    assert stopped.status == 4, stopped.err
+    assert 0 < sum(each["dollars"] for each in spending(path).values()) <= 1
+    assert "max_dollars=1 is reached" in stopped.out
+    num_before = num_posts(servers)
+    assert 0 < num_before < 20
+    assert ask(path, servers, *PRICE, "--max-cost", "10").status == 0
+    assert most_of_a_prompt(servers) == 1
+
+
+def test_retries_count_as_requests_and_a_cap_holds_for_them_too(path: Path, servers: list[FakeServer]) -> None:
+    servers[0].behave = lambda body, number: (503, {"detail": "busy"}) if number == 0 else completion(body)
+    done = ask(path, servers, "backend.patience.first_wait_s=0.01")
+    assert done.status == 0, done.err
+    each = spending(path)["a"]
+    assert each["num_requests"] == len(servers[0].posts) == 2 * each["num_answered"]
+    assert (each["num_retries"], each["dollars"]) == (each["num_answered"], None)
+    assert "retried)" in done.out
+    for server in servers:
+        server.posts.clear()
+    capped = ask(
+        path,
+        servers,
+        "backend.patience.first_wait_s=0.01",
+        "--work",
+        f"{path.parent}/w",
+        "--out",
+        f"{path.parent}/o",
+        "--max-requests",
+        "9",
+    )
+    assert capped.status == 4, capped.err
+    assert num_posts(servers) <= 9
+
+
+def test_a_litellm_file_with_servers_limits_and_costs(path: Path, servers: list[FakeServer], tmp_path: Path) -> None:
+    entries = [
+        {
+            "model_name": f"model-{server.endpoint.model}",
+            "litellm_params": {"model": f"openai/{server.endpoint.model}", "api_base": server.endpoint.base_url},
+            "model_info": {"input_cost_per_token": 1e-3, "output_cost_per_token": 4e-3},
+        }
+        for server in servers
+    ]
+    (tmp_path / "litellm.yaml").write_text(yaml.safe_dump({"model_list": entries}))
+    done = run_mosaic("batch", path, "--models", tmp_path / "litellm.yaml", "--aggregator", "none")
+    assert done.status == 0, done.err
+    assert spending(path).keys() == {"model-a", "model-b"}
+    assert all(each["dollars"] > 0 for each in spending(path).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-cost", "1"), "backend.max_dollars must be null, or the price of every server known: of a, b none is"),
+        (("--price", "c=1/2"), "--price must be of one of ['a', 'b'], got 'c'"),
+        (("--price", "1/much"), "--price must be MODEL=IN/OUT or IN/OUT, dollars for a million tokens"),
+        (("--aggregator", "c"), "--models must be names that"),
+        (("--on", "ray"), "--on must be left out where servers have the models"),
+    ],
+)
+def test_slips_are_said_in_a_line(options: tuple[str, ...], said: str, path: Path, servers: list[FakeServer]) -> None:
+    outcome = ask(path, servers, *options)
+    assert outcome.status == 2
+    assert said in outcome.err.splitlines()[-1]
+    assert num_posts(servers) == 0
+    assert not path.with_suffix(".mosaic").exists()
+
+
+def test_caps_and_prices_of_tokens_are_of_servers_alone(path: Path, models: list[str]) -> None:
+    for options in (("--max-requests", "9"), ("--price", "1/2"), ("--rpm", "5")):
+        outcome = run_mosaic("batch", path, *models, *options)
+        assert outcome.status == 2
+        assert "must be left out where models are loaded here" in outcome.err
