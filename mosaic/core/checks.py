@@ -64,7 +64,7 @@ def checked(owner: str) -> Callable[[type[Kind]], type[Kind]]:
     Parameters
     ----------
     owner
-            Prefix of a field's name in messages; ``{0.name}`` in it is the value's name.
+        Prefix of a field's name in messages; ``{0.name}`` in it is the value's name.
 
     Examples
     --------

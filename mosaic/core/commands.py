@@ -102,7 +102,7 @@ def decode_action(text: bytes | str) -> Action:
     Raises
     ------
     msgspec.ValidationError
-            If the text is no such line.
+        If the text is no such line.
     """
     fields = msgspec.json.decode(text, type=dict[str, object])
     ts, cause, kind = (fields.pop(name, None) for name in ("ts", "cause", "kind"))

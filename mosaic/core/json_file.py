@@ -14,7 +14,7 @@ def read_json(path: str | Path, kind: type[Value], label: str, error: type[Excep
     Parameters
     ----------
     path, kind
-            The file, and the type of its content: a dataclass, or containers of dataclasses.
+        The file, and the type of its content: a dataclass, or containers of dataclasses.
     label
         What the file is, for messages.
     error
@@ -23,7 +23,7 @@ def read_json(path: str | Path, kind: type[Value], label: str, error: type[Excep
     Raises
     ------
     Exception
-            The given one, with a message that names the file, the position in it and the rule.
+        The given one, with a message that names the file, the position in it and the rule.
     """
     try:
         raw = msgspec.json.decode(Path(path).read_bytes())

@@ -23,7 +23,7 @@ def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1)
     Parameters
     ----------
     expert, tp_degree
-            The model, and the number of GPUs that share its layers; each samples from the whole vocabulary.
+        The model, and the number of GPUs that share its layers; each samples from the whole vocabulary.
     options
         They limit an iteration.
     """
@@ -83,8 +83,8 @@ def check_sparse_kv(owner: str, kv: SparseKv | None, options: EngineOptions) -> 
     Raises
     ------
     ValueError
-            With prefix caching: shared blocks would be on the GPU for one request and in CPU memory for another. The
-            authors' artifact refuses it too.
+        With prefix caching: shared blocks would be on the GPU for one request and in CPU memory for another. The
+        authors' artifact refuses it too.
     """
     if kv is not None:
         rule = f"false with expert {owner}'s kv={kv.policy} (order=mixed has it on by default)"

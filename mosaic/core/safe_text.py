@@ -32,7 +32,7 @@ class PrintableStream:
     Parameters
     ----------
     stream
-            The stream to write to; `terminal` returns it for callers that draw there themselves.
+        The stream to write to; `terminal` returns it for callers that draw there themselves.
     """
 
     def __init__(self, stream: "TextIO | PrintableStream") -> None:

@@ -1,4 +1,4 @@
-"""Runs sessions on real engines: commands in, events out, and a journal that survives whatever happens."""
+"""Runs sessions on real engines: executes commands, sends events, and keeps a journal that survives a crash."""
 
 import heapq
 import time
@@ -30,31 +30,31 @@ from mosaic.runtime.journal import Journal
 from mosaic.runtime.log import make_folder
 
 WAIT_S = 1.0
-"""The watchdog looks this often."""
+"""Interval of the watchdog."""
 
 
 @dataclass(kw_only=True, eq=False)
 class EngineBackend:
     """Executes one run on real engines.
 
-    Results are on the disk before they are reported, and commands before they take effect. A run that was
-    interrupted goes on when it is run again with the same journal: calls that are there are not run again but reported
-    again, in order of time, and the run's clock goes on where it stopped. Calls that failed are tried again.
+    Results are on disk before they are reported, and commands before they take effect. An interrupted run is resumed
+    when it is run again with the same journal. Calls in the journal are not run again but reported again, in order of
+    time. The run's clock continues where it stopped. Failed calls are repeated.
     """
 
     name: str
-    """In summaries."""
+    """Name in summaries."""
     experts: InitVar[Sequence[Expert]]
-    """Who answers."""
+    """The experts that may answer."""
     cluster: Cluster
     journal: InitVar[Path]
-    """A folder for one run; it is made if need be, and holds the workers' output too."""
+    """A folder for one run; it is created if needed, and holds the workers' output too."""
     content: RunContent
     """Requests and answers of calls."""
     engines: Engines
-    """How to load experts."""
+    """Specifies how experts are loaded."""
     launcher: Launcher
-    """Where."""
+    """Starts worker processes."""
     patience: Patience | None = None
     """Time limits and retries."""
     lost: dict[int, str] = field(default_factory=dict)
@@ -65,34 +65,34 @@ class EngineBackend:
     def __post_init__(self, experts: Sequence[Expert], journal: Path) -> None:
         require_unique((expert.name for expert in experts), f"{self.name} backend: expert name")
         self.log = Journal(journal)
-        """Of all that happens in the run, and of its commands."""
+        """All events of the run, and its commands."""
         self._experts = {expert.name: expert for expert in experts}
         self._started: Sessions | None = None
         self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
         self._question_numbers = {question: number for number, question in enumerate(self.content.questions)}
         self._records: dict[CallKey, CallRecord] = {}
-        """Of the calls that were reported."""
+        """Records of the reported calls."""
         self._outcomes: dict[CallKey, Outcome | None] = {}
-        """Of every call that was submitted."""
+        """Outcomes of all submitted calls."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
-        """Calls and prefills that ended before this start and are yet to be reported, the earliest first."""
+        """Calls and prefills that ended before this start and are not yet reported, the earliest first."""
         self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
-        """Calls that had ended and are run again, by whether their engine is the same; those yet to be reported."""
+        """Numbers of ended calls that are run again, by whether their engine is the same; those not yet reported."""
         self._events: deque[Event] = deque()
         self._ts = 0.0
-        """The latest instant that was reported."""
+        """The latest reported instant."""
         self._event_ts = 0.0
         """The instant of the last event."""
 
     def apply(self, command: Command) -> None:
-        """Carry a command out; one that comes too late has no effect.
+        """Execute a command; one that is too late has no effect.
 
         Raises
         ------
         BackendError
-            If the command names what is not known or cannot be served, or an expert's checkpoint does not pass its
-            checks.
+            If the command names something unknown or something that cannot be served, or an expert's checkpoint fails
+            its checks.
         """
         match command:
             case Open(session=session):
@@ -118,15 +118,15 @@ class EngineBackend:
                 self._prefill(command)
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
-        """Give what happens; calls are reported one by one as they end, whether a controller reacts or not.
+        """Yield events; calls are reported one by one as they end, even if no controller reacts.
 
         Raises
         ------
         BackendError
-            If nothing can happen any more though calls are left and no worker is lost, or if the host or the journal
-            fails. What has finished is kept.
+            If calls are left, no worker is lost and nothing can happen any more, or if the machine or the journal
+            fails. Finished work is kept.
         KeyboardInterrupt
-            On Ctrl-C, when all processes are gone; it says what is kept. To go on from there, run the same with the
+            On Ctrl-C, when all processes have ended; the message names what is kept. To resume, run the same with the
             same journal.
         """
         if self._started is not None:
@@ -168,7 +168,7 @@ class EngineBackend:
         )
 
     def _losses(self) -> list[Lost]:
-        """List the workers that the run begins without."""
+        """List the workers that are lost at the start of the run."""
         for change in self.launcher.changes():
             for worker in change.workers:
                 if isinstance(change, Gone):
@@ -199,7 +199,7 @@ class EngineBackend:
                 self._events.append(Tick(sessions.now()))
 
     def _round(self) -> Iterator[Event]:
-        """Give what has happened and is on the disk; what controllers do about it waits for the next sync."""
+        """Yield events that are on disk; the commands in reply wait for the next sync."""
         for _ in range(len(self._events)):
             event = self._events.popleft()
             self._event_ts = event.ts
@@ -210,7 +210,7 @@ class EngineBackend:
             yield from self._ended_before()
 
     def _ended_before(self) -> Iterator[Event]:
-        """Give what is done again, and what earlier starts have done of what was submitted, in order of time."""
+        """Yield what is repeated, and the earlier ends of submitted calls, in order of time."""
         changed, outdated = self._num_redone[False], self._num_redone[True]
         while self._again or self._num_damaged or changed or outdated:
             if self._num_damaged or changed or outdated:
@@ -269,7 +269,7 @@ class EngineBackend:
             to_state = self._sessions.get(present.to) if isinstance(present.to, int) else None
             if not (present.is_moving and to_state is not None and to_state.has_ended):
                 raise BackendError(f"{label} was submitted and has not ended")
-            self._sessions.calls.redirect(present, to)  # it was on its way to a session that is lost
+            self._sessions.calls.redirect(present, to)  # its session is lost
             return
         waits_for = [key for key in call.after if key in self._outcomes and self._find(key) is not None]
         if waits_for:
@@ -296,7 +296,7 @@ class EngineBackend:
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.
 
-        Where the number of its session means another one here, it is reported as one of the session that it is sent to.
+        If its session's number belongs to another session here, it is reported for the session that it is sent to.
         """
         record = self.log.state.done(key, fingerprint)
         if record is None or not isinstance(to, int):
@@ -342,7 +342,7 @@ class EngineBackend:
         return state
 
     def _find(self, key: CallKey) -> CallState | None:
-        """Find a call; None: it has ended, or is nowhere."""
+        """Find a call; None: it has ended, or is lost."""
         if key not in self._outcomes:
             raise BackendError(f"command must name a call that was submitted, got {key}")
         return self._sessions.calls.get(key)

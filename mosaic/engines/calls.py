@@ -1,4 +1,4 @@
-"""The calls of a run that have not ended and its sessions: one state for each says where it is, and so how it ends."""
+"""Tracks the unended calls of a run and its sessions: the state of each determines how it can end."""
 
 import heapq
 import math
@@ -20,12 +20,12 @@ from mosaic.runtime.journal import NO_SESSION
 
 
 class CallQueue:
-    """Gives the call that came first, when its time has come."""
+    """A queue of calls that are ready from an instant on; first in, first out."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, CallKey]] = []
         self._numbers: dict[CallKey, int] = {}
-        """Of those that wait; what else is in the heap has left."""
+        """Numbers of the waiting calls; other entries of the heap have left."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -35,31 +35,31 @@ class CallQueue:
         return sorted(self._numbers, key=self._numbers.__getitem__)
 
     def add(self, key: CallKey, number: int, queued_ts: float) -> None:
-        """Let a call wait that came, or comes, at this instant, under its number among all calls."""
+        """Add a call that is ready at an instant, under its number among all calls."""
         self._numbers[key] = number
         heapq.heappush(self._heap, (queued_ts, number, key))
 
     def discard(self, key: CallKey) -> bool:
-        """Take a call out; False: it was not there."""
+        """Remove a call; False: it was not in the queue."""
         return self._numbers.pop(key, None) is not None
 
     def pop(self, now: float) -> CallKey | None:
-        """Take the next call out; None: none is ready."""
+        """Remove the next call; None: no call is ready."""
         if self._first_ts() > now:
             return None
         _, _, key = heapq.heappop(self._heap)
         del self._numbers[key]
         if not self._numbers:
-            self._numbers.clear()  # what was taken out still had its memory
+            self._numbers.clear()  # a dictionary keeps the memory of removed items
         return key
 
     def next_ready_s(self, now: float) -> float | None:
-        """Give the instant at which a call will be ready; None: one is, or none waits."""
+        """Return the instant at which a call will be ready; None: one is ready, or the queue is empty."""
         first_ts = self._first_ts()
         return first_ts if now < first_ts < math.inf else None
 
     def _first_ts(self) -> float:
-        """Find when the first call came, or comes, and drop those before it that have left."""
+        """Find the instant of the first call, and drop earlier entries that have left."""
         while self._heap and self._numbers.get(self._heap[0][2]) != self._heap[0][1]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf
@@ -67,11 +67,11 @@ class CallQueue:
 
 @dataclass(slots=True, kw_only=True)
 class CallState:
-    """A call that was submitted and has not ended."""
+    """A submitted call that has not ended."""
 
     call: Call
     request: Request
-    """Without its prompt, which is written when a process takes the call: those of a batch are many and long."""
+    """Without its prompt, which is written when a process takes the call: the prompts of a batch need much memory."""
     to: int | ExpertName
     """The session or the expert's queue that it was last sent to."""
     number: int
@@ -79,29 +79,29 @@ class CallState:
     came_ts: float
     """Calls are sent in the order in which they came, and then in that of their numbers."""
     queue: CallQueue | None = None
-    """Where it waits; None: a process has it."""
+    """The queue in which it waits; None: a process has it."""
     holder: int | None = None
     """The session whose process has it."""
     is_cancelled: bool = False
-    """Its process is to drop it."""
+    """Its process must drop it."""
     is_moving: bool = False
-    """Its process is to give it back; then it goes where it was sent."""
+    """Its process must return it; then it goes to its new session."""
     num_moves: int = 0
 
 
 class Stage(StrEnum):
-    """Where a session is."""
+    """The state of a session."""
 
     WAITING = "waiting"
     RUNNING = "running"
     OVER = "over"
     LOST = "lost"
-    """A worker of it is gone for good."""
+    """One of its workers is lost."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SessionState:
-    """A session on its way; one that fails waits again, with the calls that are left."""
+    """The state of a session; after a failure it waits again, with the calls that are left."""
 
     session: Session
     spec: EngineSpec
@@ -111,30 +111,30 @@ class SessionState:
     stage: Stage = Stage.WAITING
     is_closing: bool = False
     has_all: bool = False
-    """Its process knows that no call follows."""
+    """Its process knows that no more calls follow."""
     num_failures: int = 0
-    """In a row."""
+    """Consecutive failures."""
     num_isolated: int = 0
-    """Calls found to break the session, in a row."""
+    """Consecutive calls that were found to break the session."""
     end_ts: float = 0.0
-    """Of the last that happened in it."""
+    """Instant of its last event."""
     ill_ts: float | None = None
-    """Since when its server serves nothing; None: it serves."""
+    """Since when its server has served nothing; None: it serves."""
     resume_ts: float = 0.0
-    """It is not tried again before."""
+    """It is not tried again before this instant."""
     queue: CallQueue = field(default_factory=CallQueue)
     """Its calls that no process has."""
     held: set[CallKey] = field(default_factory=set)
-    """Those that its process has."""
+    """Calls that its process has."""
     incoming: set[CallKey] = field(default_factory=set)
-    """Those that the process of another session still has, and gives back for it."""
+    """Calls that the process of another session still has and will return for this one."""
     suspected: set[CallKey] = field(default_factory=set)
-    """Those that a process had when it broke: one of them may have done it."""
+    """Calls that a process had when it failed: one of them may be the cause."""
     send: Callable[[ToWorker], None] | None = None
     """Sends its process a message; None: its engine is not ready."""
     attempt: int = 0
     broken: str | None = None
-    """Why it fails what it is sent."""
+    """Why it fails all calls."""
 
     @property
     def has_ended(self) -> bool:
@@ -145,11 +145,11 @@ class SessionState:
         return bool(self.held or self.queue or self.incoming)
 
     def is_paused(self, now: float) -> bool:
-        """Whether its server is left alone for a while."""
+        """Whether its server is paused for a while."""
         return self.stage is Stage.WAITING and self.resume_ts > now
 
     def note_served(self) -> None:
-        """Count failures anew, since it has served a call."""
+        """Reset the count of failures, since it has served a call."""
         self.num_failures = self.num_isolated = 0
         self.ill_ts = None
         if not self.spec.has_served:
@@ -162,19 +162,19 @@ Admit: TypeAlias = Callable[[CallState, Request], Request | None]
 
 @dataclass(eq=False)
 class Calls:
-    """Every call that was submitted and has not ended.
+    """All submitted calls that have not ended.
 
-    A call waits in a session's queue or its expert's, or a session's process has it.
+    A call waits in the queue of a session or of its expert, or a session's process has it.
     """
 
     sessions: Mapping[int, SessionState]
-    """All that were opened, by number."""
+    """All opened sessions, by number."""
     now: Callable[[], float]
-    """Gives the instant, on the run's clock."""
+    """Returns the instant on the run's clock."""
     end_call: Callable[[CallRecord], None]
-    """Takes the record of a call that ends here."""
+    """Receives the record of a call that ends here."""
     prompt_of: Callable[[CallState], Prompt]
-    """Writes what a call reads."""
+    """Writes the prompt of a call."""
 
     def __post_init__(self) -> None:
         self._calls: dict[CallKey, CallState] = {}
@@ -184,11 +184,11 @@ class Calls:
         return len(self._calls)
 
     def get(self, key: CallKey) -> CallState | None:
-        """Find a call; None: it has ended, or is nowhere."""
+        """Find a call; None: it has ended, or is lost."""
         return self._calls.get(key)
 
     def queue_of(self, expert: ExpertName) -> CallQueue:
-        """Give the calls that any session of an expert may take."""
+        """Return the queue that all sessions of an expert share."""
         return self._queues[expert]
 
     def experts_waited_for(self) -> list[ExpertName]:
@@ -196,12 +196,12 @@ class Calls:
         return [expert for expert, queue in self._queues.items() if queue]
 
     def submit(self, call: CallState) -> None:
-        """Let a call wait where it was sent; a session that is lost has no slot for it."""
+        """Queue a call where it was sent; a lost session has no queue for it."""
         self._calls[call.request.key] = call
         self._place(call)
 
     def redirect(self, call: CallState, to: int | ExpertName) -> None:
-        """Send a call that has not ended elsewhere."""
+        """Send an unended call to another session or queue."""
         self._leave(call)
         call.to = to
         if call.holder is None:
@@ -223,7 +223,7 @@ class Calls:
                 self._send_holder(call, Cancel(call.request.key))
 
     def cut(self, call: CallState, tokens: int) -> None:
-        """Let a call write at most so many tokens."""
+        """Limit the tokens that a call may write."""
         earlier = call.request.cut_tokens
         call.request = call.request._replace(cut_tokens=tokens if earlier is None else min(earlier, tokens))
         if call.holder is not None and not call.is_moving:
@@ -256,7 +256,7 @@ class Calls:
         return taken
 
     def take_back(self, session: SessionState, output: Output) -> None:
-        """Send a call on that a session's process gave back, with what it wrote; its KV cache is lost."""
+        """Forward a call that a session's process returned, with its written tokens; its KV cache is lost."""
         call = self._calls.get(output.key)
         if call is None or call.holder != session.session.id or not call.is_moving:
             return
@@ -270,9 +270,9 @@ class Calls:
         self._release(call)
 
     def empty(self, session: SessionState) -> list[CallState]:
-        """Take all calls from a process that is gone; gives those that wait again, in their order.
+        """Take all calls from a process that has ended; returns those that wait again, in their order.
 
-        They wait for its session; what was sent to an expert's queue may be served by the expert's other servers.
+        They wait for its session; calls from an expert's queue may be served by the expert's other servers.
         """
         held = sorted((self._calls[key] for key in session.held), key=lambda call: call.number)
         session.held.clear()
@@ -288,7 +288,7 @@ class Calls:
         return waiting
 
     def fail(self, queue: CallQueue, cause: str) -> None:
-        """End all calls of a queue."""
+        """End all calls of a queue as failed."""
         self.end(self._in(queue), CallStatus.FAILED, cause)
 
     def fail_waiting(self, cause: str) -> bool:
@@ -298,20 +298,20 @@ class Calls:
         return bool(waiting)
 
     def lose(self, session: SessionState) -> None:
-        """Let go of the calls of a session that is lost: its own are nowhere, others are their expert's again."""
+        """Release the calls of a lost session: its own are lost, others return to their expert's queue."""
         for call in self._in(session.queue):
             self._leave(call)
             self._place(call)
 
     def lose_all(self) -> None:
-        """Let go of all calls that wait for a session that no controller opens."""
+        """Drop all calls that wait for a session that no controller opens."""
         self._calls = {key: call for key, call in self._calls.items() if call.holder is not None}
         self._queues.clear()
 
     def remove(self, record: CallRecord) -> CallRecord | None:
-        """Let go of a call that has ended; gives its record, None: it was gone.
+        """Remove an ended call; returns its record, None: it was removed before.
 
-        What is known here takes the place of what a process sent.
+        What is known here replaces what a process sent.
         """
         call = self._calls.pop(record.key, None)
         if call is None:
@@ -355,7 +355,7 @@ class Calls:
         return [self._calls[key] for key in queue.in_order()]
 
     def _release(self, call: CallState) -> None:
-        """Put a call that no process has any more where it was sent."""
+        """Queue a call that no process has any more where it was sent."""
         self._leave(call)
         call.holder, call.is_moving = None, False
         if call.is_cancelled:
@@ -370,7 +370,7 @@ class Calls:
         elif session.broken is not None:
             self.end([call], CallStatus.FAILED, session.broken)
         elif session.has_ended:
-            del self._calls[call.request.key]  # nowhere, until it is submitted again
+            del self._calls[call.request.key]  # lost, until it is submitted again
         else:
             self._wait(call, session.queue)
 

@@ -1,6 +1,7 @@
-"""What can be known of a checkpoint before an engine loads it.
+"""Checks a checkpoint before an engine loads it.
 
-Engines load flipped bytes and folders without a tokenizer silently; a full cache shows only once they have started.
+Engines silently load files with flipped bytes and folders without a tokenizer; a full cache shows only after they have
+started.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from mosaic.core.errors import BackendError
 
 MANIFEST = "SHA256SUMS"
-"""As ``sha256sum *`` writes it: a digest, two spaces and a file name a line."""
+"""In the format of ``sha256sum *``: one line per file, with a digest, two spaces and a file name."""
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
-"""Files of which one group is enough."""
+"""Groups of files; one group is enough."""
 OTHER_NAMES = {
     "num_hidden_layers": "num_layers",
     "vocab_size": "padded_vocab_size",
@@ -28,7 +29,7 @@ OTHER_NAMES = {
     "max_position_embeddings": "seq_length",
     "head_dim": "kv_channels",
 }
-"""What some configurations say for the usual names."""
+"""Names that some configurations use instead of the usual ones."""
 SMALL_BYTES = 64 * 2**20
 """Weights up to this size are hashed for the fingerprint even without a manifest."""
 _VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -39,12 +40,12 @@ class CheckpointError(BackendError):
 
 
 class ModelConfig:
-    """A checkpoint's config.json; that of a model of several kinds has the dimensions in its text part.
+    """A checkpoint's config.json; for a multimodal model, its text part has the dimensions.
 
     Raises
     ------
     CheckpointError
-        If it is not there, or is none of a model.
+        If it does not exist, or is not that of a model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +61,7 @@ class ModelConfig:
         self._type = next(filter(None, named), None)
 
     def get(self, name: str) -> Any:
-        """Read a value under its usual name or the one that GLM-4 and Exaone have for it."""
+        """Read a value under its usual name or the name that GLM-4 and Exaone use."""
         value = self._values.get(name)
         return self._values.get(OTHER_NAMES.get(name, name)) if value is None else value
 
@@ -70,7 +71,7 @@ class ModelConfig:
         Raises
         ------
         CheckpointError
-            If it is none.
+            If the value is not one.
         """
         value = self.get(name)
         if type(value) is not int or value < 1:
@@ -85,7 +86,7 @@ class ModelConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """Fewer than those of queries where these share them in groups."""
+        """Fewer than query heads if groups of these share them."""
         if self.get("multi_query_attention"):
             return self.whole("multi_query_group_num")
         return self.get("num_key_value_heads") or self.num_query_heads
@@ -96,7 +97,7 @@ class ModelConfig:
 
     @property
     def value_bytes(self) -> int:
-        """Of a weight in the type that it names."""
+        """Bytes of a weight in the type that it names."""
         return value_bytes(str(self._type).removeprefix("torch."))
 
 
@@ -106,27 +107,27 @@ class Checkpoint:
 
     path: Path
     fingerprint: str
-    """Of everything in it that decides a response and can be read cheaply."""
+    """Hash of all its content that responses depend on and that can be read cheaply."""
     weight_bytes: int
-    """0 where no weights are loaded."""
+    """0 if no weights are loaded."""
     context_tokens: int | None
-    """Positions that the model was made for; None: its configuration does not say."""
+    """Positions that the model was made for; None: its configuration has no such entry."""
     vocab_size: int
     head_dim: int
     kv_values_per_token: int
-    """Numbers that one token leaves in the KV cache of all layers."""
+    """Numbers that one token adds to the KV cache of all layers."""
     config: ModelConfig
 
 
 def find_checkpoint(name: str, folder: Path | None = None, *, weights: bool = True, tokenizer: bool = True) -> Path:
     """Find a checkpoint by path, below a folder, or by its Hugging Face name in the local cache.
 
-    ``weights`` and ``tokenizer`` say what of it will be used, as in `check_checkpoint`.
+    ``weights`` and ``tokenizer`` select the parts that are needed, as in `check_checkpoint`.
 
     Raises
     ------
     CheckpointError
-        If it is in none of these places; nothing is downloaded.
+        If it is in none of these folders; nothing is downloaded.
     """
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
     repository = cache.expanduser() / f"models--{name.replace('/', '--')}"
@@ -153,14 +154,14 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
     path
         The folder in Hugging Face format.
     weights
-        Its weights are to be loaded (else config.json is enough).
+        Whether its weights are loaded (otherwise config.json is enough).
     tokenizer
-        Texts are to be read or written.
+        Whether texts are read or written.
 
     Raises
     ------
     CheckpointError
-        Naming the file and what is wrong with it.
+        Naming the file and its error.
     """
     config = ModelConfig(path)
     files = _weight_files(path) if weights else ()
@@ -190,7 +191,7 @@ def check_kv_memory(
     Raises
     ------
     CheckpointError
-        If not: an engine would refuse to start, or preempt a call for ever.
+        If not: an engine would refuse to start, or preempt a call forever.
     """
     num_blocks = -(-context_tokens // block_size)
     needed = num_blocks * block_size * checkpoint.kv_values_per_token * value_bytes(dtype)
@@ -202,12 +203,12 @@ def check_kv_memory(
 
 
 def value_bytes(dtype: str) -> int:
-    """Count the bytes of a number; those of types that a checkpoint names itself have two."""
+    """Return the bytes of a number; types named by a checkpoint itself have two."""
     return _VALUE_BYTES.get(dtype, 2)
 
 
 def write_manifest(path: Path) -> Path:
-    """Write the digests of a checkpoint's files beside them, for later checks."""
+    """Write the digests of a checkpoint's files next to them, for later checks."""
     names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name != MANIFEST)
     manifest = path / MANIFEST
     lines = [f"{_sha256(path / name)}  {name}\n" for name in names]
@@ -221,7 +222,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is not there or holds none.
+        If the file does not exist or holds no object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -258,7 +259,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def _tensors(file: Path) -> Collection[str]:
-    """List the tensors of a file; one that was cut off, or whose header does not fit its bytes, is refused."""
+    """List the tensors of a file; a file that was cut off, or does not match its header, is refused."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())
@@ -267,7 +268,7 @@ def _tensors(file: Path) -> Collection[str]:
 
 
 def _check_manifest(path: Path, *, weights: bool) -> Mapping[str, str]:
-    """Compare the files with their digests; empty where there is no manifest."""
+    """Compare the files with their digests; empty without a manifest."""
     manifest = path / MANIFEST
     if not manifest.exists():
         return {}
@@ -290,7 +291,7 @@ def _check_manifest(path: Path, *, weights: bool) -> Mapping[str, str]:
 
 
 def _own_name(file: Path, name: str) -> str:
-    """Check that a file of a checkpoint names another one beside it, and nothing elsewhere on this machine."""
+    """Check that a file of a checkpoint names another one next to it, and no other file of this machine."""
     if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
         raise CheckpointError(f"checkpoint {file}: must name files beside it, got {name!r}")
     return name
@@ -323,7 +324,7 @@ def _fingerprint(path: Path, weights: Sequence[Path], digests: Mapping[str, str]
 
 
 def _header_of(file: Path) -> str:
-    """Read what a safetensors file says of its tensors, and how long it is."""
+    """Return a safetensors file's header and size."""
     with file.open("rb") as stream:
         header = stream.read(int.from_bytes(stream.read(8), "little"))
     return f"{file.stat().st_size} {hashlib.sha256(header).hexdigest()}"

@@ -1,4 +1,4 @@
-"""OpenAI-compatible servers as engines: where each is, what it serves, and how patient to be with it."""
+"""Describes OpenAI-compatible servers as engines: address, model, request form and time limits."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -18,37 +18,37 @@ ENDPOINT_ENGINE = "mosaic.engines.endpoint_engine"
 
 
 class Api(StrEnum):
-    """Which of a server's two ways in a text takes; token ids always go to completions."""
+    """The interface of a server for texts; token ids always use completions."""
 
     CHAT = "chat"
-    """The server wraps the text in the chat template of its checkpoint."""
+    """The server applies the chat template of its checkpoint to the text."""
     COMPLETIONS = "completions"
-    """The text is wrapped here, in the plain template that engines here use for checkpoints without one."""
+    """The text is wrapped here, in the plain template that is used for checkpoints without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """The server that a worker is; its one expert is loaded."""
+    """The server of a worker; its one expert is loaded."""
 
     base_url: Name
-    """As OpenAI's clients take it: ``http://localhost:8000/v1``."""
+    """As OpenAI's clients expect it: ``http://localhost:8000/v1``."""
     expert: Name
     model: Name
-    """What the server calls the expert."""
+    """The server's name of the expert."""
     api: Api = Api.CHAT
     is_vllm: bool = True
-    """Ask for token ids, and switch off the sampling defaults that vLLM takes from a checkpoint's generation_config.
+    """Request token ids, and disable the sampling defaults that vLLM takes from a checkpoint's generation_config.
 
-    Both are fields that OpenAI's own servers refuse.
+    OpenAI's own servers refuse both fields.
     """
     opens_thinking: bool = False
-    """The chat template opens the think tag, so responses start inside thinking; a server does not say so."""
+    """The chat template opens the think tag, so responses start inside thinking; a server does not report this."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the server's key; None: it wants none."""
+    """Name of the environment variable with the server's key; None: it needs none."""
     max_requests_per_min: AtLeast1 | None = None
-    """Most requests that it gets in any minute, retries included; None: no limit."""
+    """Most requests per minute, retries included; None: no limit."""
     max_tokens_per_min: AtLeast1 | None = None
-    """Most tokens that it reads and writes in any minute; None: no limit."""
+    """Most tokens per minute, read and written; None: no limit."""
     price: TokenPrice | None = None
     """None: not known."""
 
@@ -59,7 +59,7 @@ class Endpoint:
         _require_url(self.base_url, f"{owner}base_url")
         if self.api_key_env is not None:
             rule = "the name of an environment variable, and not a key itself"
-            # The value is not repeated: who wrote a key there should not find it in a log too.
+            # The value is not repeated: a key that was written there must not appear in a log too.
             require(str(self.api_key_env).isidentifier(), f"{owner}api_key_env", rule, "...")
 
     def api_key(self) -> str | None:
@@ -68,7 +68,7 @@ class Endpoint:
         Raises
         ------
         FatalEngineError
-            If the variable that should hold it does not.
+            If the variable that should hold it is not set or not valid.
         """
         if self.api_key_env is None:
             return None
@@ -82,33 +82,33 @@ class Endpoint:
 
     @property
     def request_form(self) -> tuple[str | bool, ...]:
-        """What decides a response beside the call itself; where the server is does not."""
+        """Everything beside the call itself that a response depends on; the address is not part of it."""
         return (self.model, str(self.api), self.is_vllm, self.opens_thinking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("patience.")
 class EndpointPatience:
-    """How long a server may take, and how often what failed is tried again.
+    """How long a server may take, and how often a failed request is repeated.
 
-    Tried again are requests that get 408 or 5xx, a broken connection or no reply in time; others fail at once. After
-    429, and wherever a server names a time (Retry-After), nothing is sent before, and no retry is counted.
+    Requests are repeated after 408 or 5xx, a broken connection or no reply in time; others fail at once. After 429, and
+    whenever a server names a time (Retry-After), nothing is sent before that time, and no retry is counted.
     """
 
     connect_timeout_s: Positive = 10.0
     reply_timeout_s: Positive = 900.0
-    """A whole reply may take so long: the server's queue, the generation, and the transfer to its last byte."""
+    """Limit for a whole reply: the server's queue, the generation, and the transfer to its last byte."""
     max_retries: AtLeast0 = 4
     """Of each call."""
     first_wait_s: Positive = 0.5
-    """Before the first retry; it doubles with each."""
+    """Before the first retry; it doubles with each retry."""
     max_wait_s: Positive = 30.0
-    """The longest pause where the server names no time. One that wants more time gives its calls to others."""
+    """The longest pause if the server names no time. If it demands a longer one, other servers get its calls."""
     outage_timeout_s: Positive = 1800.0
-    """A server that has served calls, and serves no more, is waited for so long."""
+    """How long to wait for a server that has served calls and no longer serves any."""
 
     def wait_s(self, num_retries: int) -> float:
-        """How long to wait after so many retries.
+        """Return how long to wait after so many retries.
 
         Examples
         --------
@@ -122,23 +122,22 @@ class EndpointPatience:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("endpoint.")
 class EndpointEngines:
-    """The server of each worker, in order; the settings of a worker's engine have its own server alone."""
+    """The server of each worker, in order; the settings of a worker's engine have only its own server."""
 
     endpoints: tuple[Endpoint, ...]
     patience: EndpointPatience = EndpointPatience()
     max_in_flight: AtLeast1 = 64
-    """Most requests that a server has in its hands."""
+    """Most requests in progress at a server."""
 
     def served(self, expert: Expert) -> ServedExpert:
-        """Take an expert as its servers have it; a server cuts a response off where its context ends.
+        """Return an expert as its servers have it; a server cuts a response off at the end of its context.
 
         Raises
         ------
         BackendError
             If no server has it.
         ValueError
-            If two of its servers get their requests in different forms: which of them answers must not decide the
-            response.
+            If two of its servers get their requests in different forms: the response must not depend on the server.
         """
         forms = [endpoint.request_form for endpoint in self.endpoints if endpoint.expert == expert.name]
         if not forms:
@@ -154,12 +153,12 @@ class EndpointEngines:
         )
 
     def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
-        """Say which server serves an expert.
+        """Return the server that serves an expert.
 
         Raises
         ------
         BackendError
-            If it is not the expert's, or it is to have more than one worker.
+            If it is not the expert's server, or the session would have several workers.
         """
         if len(workers) > 1:
             raise BackendError(
@@ -183,7 +182,7 @@ class EndpointEngines:
 
 
 def key_problems(endpoints: Iterable[Endpoint]) -> list[str]:
-    """List the servers' keys that are not there."""
+    """List the servers' keys that are missing."""
     found = []
     for endpoint in endpoints:
         try:

@@ -1,4 +1,4 @@
-"""Sends requests to one server, no more a minute than it takes, and again where that may help."""
+"""Sends requests to one server, within its rate limits, and repeats them where that may help."""
 
 import asyncio
 import errno
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 WINDOW_S = 60.0
 MASK = "(key)"
 MIN_KEY_CHARACTERS = 12
-"""Shorter keys are placeholders such as EMPTY, and words that responses may hold."""
+"""Shorter keys are placeholders such as EMPTY, and words that may occur in responses."""
 MAX_BYTES = 2**20
 BYTES_PER_TOKEN = 1024
-"""A reply has no more bytes than the first and so many for each token that was requested: no vocabulary has more."""
+"""Largest size of a reply per requested token, beyond the base: no token of any vocabulary is longer."""
 MAX_LIST_BYTES = 2**24
-"""Of a list of models."""
+"""Largest size of a list of models."""
 
 
 @dataclass(slots=True)
@@ -34,14 +34,14 @@ class Sent:
     ts: float
     """On the machine's monotonic clock."""
     tokens: int
-    """That it reads and writes; expected until its reply says it."""
+    """Tokens read and written; an estimate until the reply has them."""
 
 
 class Pace:
-    """The requests of the last minute, and when the next may follow.
+    """The requests of the last minute, and the time of the next one.
 
-    What a call will write is not known before: a reply is expected to have as many tokens as the mean of those so far,
-    and the first one as many as it may.
+    The output tokens of a call are not known in advance. A reply is expected to have the mean of those so far, and the
+    first one the most that it may have.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -67,16 +67,16 @@ class Pace:
         return sent
 
     def settle(self, sent: Sent, tokens: int) -> None:
-        """Record what a request came to."""
+        """Record the actual tokens of a request."""
         sent.tokens = tokens
         self._num_served += 1
         self._served_tokens += tokens
 
     def wait_s(self, now: float, max_tokens: int) -> float:
-        """Give how long a request of at most so many tokens waits; one that alone is too large waits for all."""
+        """Return how long a request of at most so many tokens waits; one that alone is too large waits for all."""
         while self._sent and self._sent[0].ts + WINDOW_S <= now:
             self._sent.popleft()
-        num_before = 0  # requests that must have left the window
+        num_before = 0  # number of requests that must first leave the window
         if self._max_requests is not None:
             num_before = max(0, len(self._sent) - self._max_requests + 1)
         if self._max_tokens is not None:
@@ -97,7 +97,7 @@ class Tries:
     sent_ts: float | None = None
     """When the last one was sent, on the machine's monotonic clock."""
     failed_ts: float | None = None
-    """When the first one failed that was to be tried again."""
+    """When the first one failed that may be repeated."""
     num_retries: int = 0
     num_failures: int = 0
     """Tries that failed, without those after which the server wanted a pause."""
@@ -112,13 +112,13 @@ class Tries:
 
 @dataclass(eq=False)
 class Client:
-    """A server with its key; made inside of the event loop that it is used in."""
+    """A server with its key; it must be created inside its event loop."""
 
     endpoint: Endpoint
     patience: EndpointPatience
     key: str | None = field(repr=False)
     has_served: bool = field(kw_only=True)
-    """Whether it is known to serve calls: then what answers for it may pass."""
+    """Whether it is known to serve calls: then other replies from its address may be temporary."""
 
     def __post_init__(self) -> None:
         self._session = _open_session(self.patience, self.key)
@@ -126,26 +126,26 @@ class Client:
         self._pause_end_ts = 0.0
         self._num_pauses = 0
         self._first_pause_ts: float | None = None
-        """Of those since it last served a call."""
+        """Of the pauses since it last served a call."""
 
     async def list_models(self) -> Any:
-        """Get the list of models; a server that has served calls is tried once, and again by whoever waits for it.
+        """Get the list of models; a server that has served calls is tried once: its caller repeats the request.
 
         Raises
         ------
         RequestError
-            If it does not come.
+            If no list arrives.
         """
         tries = Tries(num_failures=self.patience.max_retries if self.has_served else 0)
         return await self.ask("models", None, tries)
 
     async def ask(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
-        """Get a path, or post a body to it, with as many tries as patience allows; gives the JSON of the reply.
+        """Get a path, or post a body to it, with as many tries as patience allows; returns the JSON of the reply.
 
         Raises
         ------
         RequestError
-            When trying again is no use or was to no avail.
+            If a retry cannot help, or all retries failed.
         """
         while True:
             while (pause_s := self._pause_end_ts - time.monotonic()) > 0:
@@ -163,7 +163,7 @@ class Client:
             tries.num_retries += 1
 
     def note_served(self) -> None:
-        """Take note that it serves calls: pauses grow from the beginning again."""
+        """Record that it serves calls: pauses start from the shortest again."""
         self.has_served, self._num_pauses, self._first_pause_ts = True, 0, None
 
     async def _paced(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
@@ -192,7 +192,7 @@ class Client:
         await asyncio.sleep(wait_s)
 
     def _pause(self, error: RequestError) -> None:
-        """Send nothing before the time that the server wants; a long one is for others to wait for."""
+        """Send nothing before the time that the server demands; the caller handles a long pause."""
         now = time.monotonic()
         if self._first_pause_ts is None:
             self._first_pause_ts = now
@@ -206,7 +206,7 @@ class Client:
             raise RequestError(str(error), Fault.THROTTLED, status=error.status, retry_after_s=left_s) from None
 
     def cause(self, what: str) -> str:
-        """Write what is wrong with which server, in one line and without its key."""
+        """Describe the error and its server in one line, without the key."""
         return clipped(f"{self.endpoint.expert} at {self.endpoint.base_url}: {self._without_key(what)}")
 
     async def close(self) -> None:
@@ -217,7 +217,7 @@ class Client:
         return text if self.key is None else text.replace(self.key, MASK)
 
     def _masked(self, reply: Any) -> Any:
-        """Take the key out of a reply that echoes it: journals and output files are shared."""
+        """Remove the key from a reply that repeats it: journals and output files are shared."""
         if self.key is None or len(self.key) < MIN_KEY_CHARACTERS:
             return reply
         if isinstance(reply, str):
@@ -234,7 +234,7 @@ class Client:
         try:
             async with self._session.request(method, url, data=data, allow_redirects=False) as reply:
                 content = await _read(reply, max_bytes)
-        except (aiohttp.ClientError, OSError) as error:  # a timeout is one of these too
+        except (aiohttp.ClientError, OSError) as error:  # includes timeouts
             cause, fault = self._broken(error)
             raise RequestError(self.cause(cause), fault) from None
         if content is None and reply.status < 300:
@@ -260,7 +260,7 @@ class Client:
         )
 
     def _broken(self, error: Exception) -> tuple[str, Fault]:
-        """Find why no reply came, and whom it concerns."""
+        """Find why no reply arrived, and what the error concerns."""
         import aiohttp
 
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
@@ -286,7 +286,7 @@ def _open_session(patience: EndpointPatience, key: str | None) -> "ClientSession
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     return aiohttp.ClientSession(
-        # Each try has a connection of its own: a kept one may be closed by the server just when it is used.
+        # Each try has a connection of its own: the server may close a kept one just when it is used.
         connector=aiohttp.TCPConnector(limit=0, force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,

@@ -1,7 +1,7 @@
-"""Serves calls on an OpenAI-compatible server: an engine like any other, whose iterations happen elsewhere.
+"""Serves calls on an OpenAI-compatible server: an engine whose iterations run on the server.
 
-No response is streamed, so the first token's instant is not known, nor what an aborted call had written. A call is
-scheduled when its request is sent, which includes its wait in the server's queue.
+Responses are not streamed. So the instant of the first token is not known, nor the tokens of an aborted call. A call is
+scheduled when its request is sent; this includes its wait in the server's queue.
 """
 
 import asyncio
@@ -20,29 +20,29 @@ from mosaic.engines.endpoint_models import NO_LIST, read_models
 from mosaic.engines.engine import EngineSpec, Output, Request
 
 STEP_S = 0.02
-"""A step in which nothing ends takes so long."""
+"""Duration of a step in which nothing ends."""
 NUM_REFUSALS = 4
-"""A server that has served no call is doubted after so many refusals, or one call that all its retries did not save.
+"""Refusals after which a server that has served no call is suspected; one call with all retries failed is enough.
 
-One that has served calls is doubted after so many calls in a row that its errors made fail, all retries included; calls
-that it refuses are then their own matter.
+A server that has served calls is suspected after so many calls in a row that failed by its errors, all retries
+included. Calls that it refuses then fail alone.
 """
 
 
 def prepare(settings: object) -> None:
-    """Import what each worker would otherwise import for itself."""
+    """Import once what each worker would otherwise import itself."""
     import aiohttp
 
     assert aiohttp.ClientSession is not None
 
 
 def open_engine(spec: EngineSpec) -> "EndpointEngine":
-    """Check that a server is there and serves the model of its calls.
+    """Check that a server is up and serves the model of its calls.
 
     Raises
     ------
     OutageError
-        If there is no answer, or the server wants a pause.
+        If there is no answer, or the server demands a pause.
     FatalEngineError
         If key, URL or model are wrong. A server that does not list its models passes.
     """
@@ -56,7 +56,7 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Say whether it is the server that does not serve, whatever it is sent."""
+    """Return whether the server serves no request at all."""
     return isinstance(error, OutageError)
 
 
@@ -72,20 +72,20 @@ class Call(Tries):
 
 
 class Held(NamedTuple):
-    """How a call failed; the server did it, unless it serves another that was sent after this instant."""
+    """How a call failed; the server is the cause, unless it serves another call that was sent after this instant."""
 
     error: RequestError
     since_ts: float
 
 
 class EndpointEngine:
-    """The requests that one server has in its hands; their event loop runs inside of `step`.
+    """The requests in progress at one server; their event loop runs inside `step`.
 
-    A call that the server's errors made fail, all retries included, is held until it is known who did it: when the
-    server serves another that was sent after it, the call is tried anew, and then fails alone. A server that serves
-    none is not tried with all calls of a run: once it is doubted nothing more is sent, and when every request that it
-    still has failed at least once, an error says so. What had not ended, held calls included, is then for other
-    servers, or for this one when it is well.
+    A call may fail by the server's errors, all retries included. It is then held until the cause is known. If the
+    server serves another call that was sent after it, the call is tried again, and then fails alone. A server that
+    serves none does not get all calls of a run: once it is suspected, nothing more is sent. When every request in
+    progress has failed at least once, an error reports it. Unended calls, held ones included, then go to other servers,
+    or to this one when it has recovered.
     """
 
     def __init__(self, settings: EndpointEngines, context_tokens: int, *, has_served: bool = False) -> None:
@@ -93,18 +93,18 @@ class EndpointEngine:
         key = self._endpoint.api_key()
         self._context_tokens = context_tokens
         self._calls: dict[CallKey, Call] = {}
-        """Those that have not ended."""
+        """Calls that have not ended."""
         self._ended: dict[CallKey, tuple[Call, Output]] = {}
-        """Those that ended and were not returned yet."""
+        """Calls that ended and were not yet returned."""
         self._held: dict[CallKey, Held] = {}
-        """Calls that failed and have not ended: perhaps the server did it."""
+        """Failed calls that have not ended: the server may be the cause."""
         self._served_ts = 0.0
-        """When the latest of the calls that it served was sent."""
+        """When the latest of its served calls was sent."""
         self._error: Exception | None = None
         self._doubt: RequestError | None = None
-        """How the last call failed, while the server is doubted."""
+        """Error of the last call, while the server is suspected."""
         self._num_refusals = 0
-        """Before it serves its first call."""
+        """Refusals before it serves its first call."""
         self._changed = asyncio.Event()
         self._may_send = asyncio.Event()
         self._may_send.set()
@@ -118,7 +118,7 @@ class EndpointEngine:
         Raises
         ------
         ValueError
-            If it asks for what servers do not do, or for nothing.
+            If it requests something that servers do not offer, or has no tokens.
         """
         require(not request.is_beginning, "prompt", "whole: servers wrap it in a template", request.prompt)
         rule = "None: servers do not write to length"
@@ -132,14 +132,14 @@ class EndpointEngine:
         call.task = self._loop.create_task(self._serve(call))
 
     def step(self) -> Sequence[Output]:
-        """Wait a moment for calls to end; those that failed for good come with their error.
+        """Wait briefly for calls to end; those that failed finally come with their error.
 
         Raises
         ------
         OutageError
-            If it serves no calls now, whatever it is sent.
+            If the server serves no calls now.
         BackendError
-            If it serves no calls now, and one of them may have done it.
+            If it serves no calls now, and one of them may be the cause.
         FatalEngineError
             If no call will ever be served.
         """
@@ -153,7 +153,7 @@ class EndpointEngine:
         return [response for _, response in ended.values()]
 
     def abort(self, key: CallKey) -> Output:
-        """Break a request off: a server that sees its connection close drops it."""
+        """Abort a request: a server that detects the closed connection drops it."""
         call = self._calls[key] if key in self._calls else self._ended[key][0]
         self._held.pop(key, None)
         self._break_off([call])
@@ -164,7 +164,7 @@ class EndpointEngine:
         return Output(key=key, prompt_tokens=num_tokens, scheduled_ts=call.sent_ts, num_retries=call.num_retries)
 
     def progress(self) -> Mapping[CallKey, int]:
-        """Count nothing: servers send all of a response at the end."""
+        """Return no counts: servers send the whole response at the end."""
         return {}
 
     def check_server(self) -> None:
@@ -185,7 +185,7 @@ class EndpointEngine:
             raise FatalEngineError(self._client.cause(what))
 
     def close(self) -> None:
-        """Break everything off; a worker that ends need not."""
+        """Abort everything; a worker that ends need not do this."""
         if not self._loop.is_closed():
             self._break_off(self._calls.values())
             self._loop.run_until_complete(self._client.close())
@@ -198,7 +198,7 @@ class EndpointEngine:
     def _break_off(self, calls: Iterable[Call]) -> None:
         tasks = [call.task for call in calls if call.task is not None]
         for task in tasks:
-            task.cancel()  # outside of the loop, so that one which has not started never does
+            task.cancel()  # outside the loop, so that a task that has not started never starts
         self._loop.run_until_complete(_wait_for(tasks))
 
     async def _wait(self) -> None:
@@ -208,9 +208,9 @@ class EndpointEngine:
                 await self._changed.wait()
 
     async def _serve(self, call: Call) -> None:
-        """See a call through to its end."""
+        """Process a call until it ends."""
         try:
-            async with nullcontext() if call.is_second else self._slots:  # it does not queue behind the others again
+            async with nullcontext() if call.is_second else self._slots:  # it does not queue after the others again
                 await self._may_send.wait()
                 content = await self._client.ask(*request_of(call.request, self._endpoint), call)
             try:
@@ -219,7 +219,7 @@ class EndpointEngine:
                 raise RequestError(self._client.cause(str(error)), error.fault) from None
         except RequestError as error:
             self._fail(call, error)
-        except Exception as error:  # a mistake of ours, which must not pass for a server that takes long
+        except Exception as error:  # an error of our code, which must not look like a slow server
             self._error = self._error or error
         else:
             self._note_served(call)
@@ -227,7 +227,7 @@ class EndpointEngine:
         self._changed.set()
 
     def _note_served(self, call: Call) -> None:
-        """Clear the server of held calls; one that was sent before them says nothing of what came after."""
+        """Clear the server as the cause of held calls; an earlier call proves nothing about later ones."""
         self._client.note_served()
         self._num_refusals = 0
         self._served_ts = max(self._served_ts, call.sent_ts or 0.0)
@@ -240,7 +240,7 @@ class EndpointEngine:
             self._may_send.set()
 
     def _fail(self, call: Call, error: RequestError) -> None:
-        """Record a call that failed for good, or of what it says of the server."""
+        """Record a finally failed call, or what it shows about the server."""
         fault, has_served = error.fault, self._client.has_served
         if fault in (Fault.UNREACHABLE, Fault.THROTTLED):
             self._error = self._error or OutageError(str(error), error.retry_after_s or 0.0)
@@ -272,10 +272,10 @@ class EndpointEngine:
         call.task = self._loop.create_task(self._serve(call))
 
     def _judge(self) -> None:
-        """Give up a server that serves none of its calls; one that served none before is set up wrong."""
+        """Give up a server that serves none of its calls; one that has served none before is misconfigured."""
         doubt, held = self._doubt, self._held
         if doubt is None and held and held.keys() == self._calls.keys():
-            doubt = next(iter(held.values())).error  # no other call is left that could clear it
+            doubt = next(iter(held.values())).error  # no other call is left that could clear the server
         sent = [call for call in self._calls.values() if call.sent_ts is not None]
         if doubt is None or not all(call.failed_ts is not None or call.request.key in held for call in sent):
             return

@@ -1,4 +1,4 @@
-"""Whom a server's failure concerns: one call, all of them, or the server for a while; and what to do about it."""
+"""Classifies a server's failures: whether they concern one call, all calls, or the server, and what to do."""
 
 import json
 import re
@@ -10,46 +10,46 @@ from enum import StrEnum
 from mosaic.engines.endpoint import Endpoint
 
 NO_SERVER = (502, 503, 504)
-"""Statuses by which a proxy says that there is no server behind it now."""
+"""Statuses of a proxy that has no server now."""
 _UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|permitted", re.IGNORECASE)
 _ABOUT_PROMPT = re.compile(
     r"context.?(length|window|size)|(model|input) length|\b(prompt|input|request)\b.{0,60}\btoo (long|large)"
     r"|input token count|out of vocabulary|max_tokens must be at least 1|content.?(filter|management|policy)",
     re.IGNORECASE,
 )
-"""Servers have no common code for a prompt that they cannot serve, only words."""
+"""Servers have no common code for a prompt that they cannot serve, only texts."""
 _ABOUT_ALL = re.compile(
     r"api.?key|authenticat|model.?not.?found|(invalid|unknown|no such|unsupported) model"
     r"|\bmodel\b.{0,80}(not exist|not found|not available|no access|deprecated)",
     re.IGNORECASE,
 )
-"""Nor for a key or a model that no call can be served with."""
+"""Likewise for a key or a model with which no call can be served."""
 
 
 class Fault(StrEnum):
-    """Whom a failure concerns."""
+    """What a failure concerns."""
 
     PASSING = "passing"
     """The same request may succeed later."""
     THROTTLED = "throttled"
-    """Likewise, after the time that the server wants."""
+    """As above, after the time that the server demands."""
     UNREACHABLE = "unreachable"
     """No server answers."""
     ELSEWHERE = "elsewhere"
-    """Not the server answers, but a proxy, a login page or another path: of a server that has served, it may pass."""
+    """A proxy, a login page or another path answers instead: temporary if the server has served calls before."""
     INVALID = "invalid"
-    """The reply is none, or cannot be true, or is another model's: it may be the call, or the server."""
+    """The reply is malformed, impossible or another model's: the cause may be the call or the server."""
     REFUSED = "refused"
-    """Every call, for ever: the key, the account or the certificate is wrong."""
+    """Every call, permanently: the key, the account or the certificate is wrong."""
     PROMPT = "prompt"
-    """This call alone: the server does not serve its prompt."""
+    """Only this call: the server does not serve its prompt."""
     FORMAT = "format"
-    """Every call that is sent in this form, unless others were served."""
+    """Every call in this form, unless others were served."""
     UNKNOWN = "unknown"
 
 
 class RequestError(Exception):
-    """The server does not serve a request; the cause is one line that names expert and URL."""
+    """The server does not serve a request; the cause is one line with expert and URL."""
 
     def __init__(
         self, cause: str, fault: Fault, *, status: int | None = None, retry_after_s: float | None = None
@@ -58,11 +58,11 @@ class RequestError(Exception):
         self.fault = fault
         self.status = status
         self.retry_after_s = retry_after_s
-        """The pause that the server wanted."""
+        """The pause that the server demanded."""
 
 
 def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
-    """Say whom a server's refusal concerns, from its words and the fields of the request.
+    """Classify a server's refusal by its text and the fields of the request.
 
     Examples
     --------
@@ -85,16 +85,16 @@ def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
         return Fault.PROMPT
     if status in (400, 422) and _ABOUT_ALL.search(words):
         return Fault.FORMAT
-    ours = set(fields) - {"model", "stream", "prompt", "messages"}  # words that are said of much else
+    ours = set(fields) - {"model", "stream", "prompt", "messages"}  # these words occur in many other messages
     if not _UNSUPPORTED.search(words):
-        ours.discard("max_tokens")  # it may be this prompt that leaves no room for so many
+        ours.discard("max_tokens")  # this prompt may leave too little room for them
     if status == 403 or (status in (400, 422) and any(re.search(rf"\b{field}\b", words) for field in ours)):
         return Fault.FORMAT
     return Fault.UNKNOWN
 
 
 def message_of(text: str) -> str:
-    """Find what a server says about an error, in the forms that servers give it."""
+    """Extract the text of an error, in the forms that servers use."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -126,7 +126,7 @@ def seconds_of(value: str | None) -> float | None:
 
 
 def what_to_do(error: RequestError, endpoint: Endpoint) -> str:
-    """Say what to look at first: the key, the URL, the model, the form of the request, or the server itself."""
+    """Return what to check first: the key, the URL, the model, the form of the request, or the server itself."""
     model, key = f"model, got {endpoint.model!r}", _key_of(endpoint)
     if error.status in (401, 403):
         return f"check {key}, which must be allowed to use {endpoint.model!r}"

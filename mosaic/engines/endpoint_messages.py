@@ -1,4 +1,4 @@
-"""The request that a server gets for a call, and the generation that its reply is."""
+"""Builds a server's request for a call, and reads its reply."""
 
 import time
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from mosaic.engines.engine import Output, Request
 from mosaic.engines.prompt_text import messages_of, plain_text
 
 WHOLE = ("", "stop", "length", "eos_token", "stop_sequence")
-"""Reasons to finish that leave a whole response: the model ended it, or a limit did. Some servers give none."""
+"""Finish reasons of a complete response: the model ended it, or a limit did. Some servers give none."""
 MAX_TEMPLATE_TOKENS = 16_384
-"""A server's template, system prompt included, adds no more to a prompt."""
+"""Most tokens that a server's template, system prompt included, adds to a prompt."""
 
 
 class Post(NamedTuple):
-    """A request: where it goes, and its body."""
+    """A request: its path, and its body."""
 
     path: str
     body: dict[str, Any]
 
 
 def request_of(request: Request, endpoint: Endpoint) -> Post:
-    """Write the request that other engines get: the same prompt, seed, temperature and limit, nothing else changed.
+    """Build the same request as for other engines: equal prompt, seed, temperature and limit, all else unchanged.
 
-    A server cuts a response off where its context ends, as other engines do.
+    A server cuts a response off at the end of its context, as other engines do.
     """
     written = written_before(request, endpoint)
     body: dict[str, Any] = {
@@ -51,9 +51,9 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
 def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint, *, context_tokens: int) -> Output:
     """Read a reply.
 
-    A response is valid if it is a text (an answer, or thinking) that ended by itself or at its limit, and its counts
-    can be true: whole numbers, no more written than the limit, no more read than the prompt can be, and both
-    together no more than the expert's context. The call of any other has failed.
+    A response is valid if it is a text (an answer, or thinking) that ended by itself or at its limit. Its counts must
+    also be possible. Counts are whole numbers. Written tokens are at most the limit, and read tokens at most what the
+    prompt can have. Both together are at most the expert's context. Otherwise the call has failed.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
         token_ids = tuple(choice.get("token_ids") or ())
         prompt_tokens, output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
         cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        text.encode()  # half of a surrogate pair could not be written down
+        text.encode()  # half of a surrogate pair cannot be encoded
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         what = f"the reply is no completion with its token counts ({error!r})"
         raise RequestError(what, Fault.INVALID) from None
@@ -80,12 +80,12 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
         _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
     opened = endpoint.opens_thinking and endpoint.api is Api.CHAT and not isinstance(request.prompt, tuple)
     visible = without_thinking(text, thinking_opened=opened)
-    # Where a part of the text is thinking, only the server's tokenizer could count the rest.
+    # If a part of the text is thinking, only the server's tokenizer could count the rest.
     visible_tokens = output_tokens if visible == text else None if visible else 0
     return Output(
         key=request.key,
         token_ids=(*written, *token_ids) if token_ids else (),
-        text=None if written else text,  # what was written before is not known
+        text=None if written else text,  # the text before is not known
         finish_reason=reason,
         prompt_tokens=prompt_tokens - len(written),
         cached_tokens=cached_tokens,
@@ -99,7 +99,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
 
 
 def failed(request: Request, tries: Tries, cause: str) -> Output:
-    """Give the outcome of a call that is not served."""
+    """Return the outcome of a call that is not served."""
     return Output(
         key=request.key,
         finish_reason="",
@@ -111,12 +111,12 @@ def failed(request: Request, tries: Tries, cause: str) -> Output:
 
 
 def written_before(request: Request, endpoint: Endpoint) -> tuple[int, ...]:
-    """Give the tokens that a server can go on from: a chat starts over, and token ids must come back as such."""
+    """Return the tokens that a server can continue from: a chat starts over, and token ids must be given back."""
     return request.generated if endpoint.is_vllm and isinstance(request.prompt, tuple) else ()
 
 
 def _chat_text(message: dict[str, Any]) -> str:
-    """Put a message together again: servers with a reasoning parser deliver the thinking apart."""
+    """Reassemble a message: servers with a reasoning parser return the thinking separately."""
     content, thinking = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
     if message.get("refusal") and not content:
         raise RequestError(f"the server refused: {message['refusal']}", Fault.PROMPT)

@@ -1,4 +1,4 @@
-"""What servers say that they serve: names of models, how long their contexts are, and whether vLLM serves them."""
+"""Lists the models of servers: their names, context lengths, and whether vLLM serves them."""
 
 import asyncio
 from typing import Any, NamedTuple
@@ -9,22 +9,22 @@ from mosaic.engines.endpoint_client import Client
 from mosaic.engines.endpoint_faults import RequestError
 
 NO_LIST = (404, 405, 501)
-"""What servers say that do not list their models."""
+"""Statuses of servers that do not list their models."""
 _PATIENCE = EndpointPatience(max_retries=1)
-"""Somebody waits for the list."""
+"""The user is waiting for the list."""
 
 
 class ListedModel(NamedTuple):
-    """A model that a server lists."""
+    """An entry of a server's list of models."""
 
     name: str
     context_tokens: int | None = None
-    """vLLM says it; None: the server does not."""
+    """vLLM reports it; None: the server does not."""
     is_vllm: bool = False
 
 
 def read_models(listed: Any) -> list[ListedModel]:
-    """Read the reply to a request for the list of models; empty: it is none.
+    """Read the reply to a request for the list of models; empty if it is not such a list.
 
     Examples
     --------
@@ -43,14 +43,14 @@ def read_models(listed: Any) -> list[ListedModel]:
 
 
 def list_models(base_url: str, api_key_env: str | None = None) -> list[ListedModel] | None:
-    """Ask a server for its models; None: it does not list them.
+    """Request the list of a server's models; None: it has no list.
 
     Raises
     ------
     BackendError
-        If it does not answer, or wants another key.
+        If it does not answer, or needs another key.
     ValueError
-        If the URL is none.
+        If the URL is not valid.
     """
     endpoint = Endpoint(base_url=base_url, expert="the list of models", model="-", api_key_env=api_key_env)
     key = endpoint.api_key()

@@ -1,4 +1,4 @@
-"""The interface of an engine in a worker process, and the plain values that go in and out."""
+"""The interface of an engine in a worker process, with its inputs and outputs as plain values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,63 +8,63 @@ from mosaic.core.chat import Chat, Sampling
 from mosaic.core.workload import CallKey, ExpertName
 
 Prompt: TypeAlias = str | Chat | tuple[int, ...]
-"""What an expert reads: a text or messages, which its checkpoint's chat template wraps, or token ids as they are."""
+"""The input of an expert: a text or messages, to which its checkpoint's chat template is applied, or token ids."""
 MORE_ROOM = "shorten the prompt, or raise context_tokens up to the checkpoint's limit"
-"""What to do about a prompt that is too long for its expert."""
+"""Advice for a prompt that is too long for its expert."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One expert on its workers: all that loading it needs. Equal specs are one engine, which need not load twice."""
+    """All data for loading an expert on its workers. Equal specs are one engine, which need not be loaded twice."""
 
     expert: ExpertName
     num_workers: int
     """The tensor-parallel degree."""
     context_tokens: int
     max_num_seqs: int
-    """Requests that its batch holds."""
+    """Largest number of requests in its batch."""
     settings: Any
-    """What the engine's module understands."""
+    """Settings for the engine's module."""
     is_remote: bool = False
-    """The model is a server's: nothing is loaded here, and what it computes is not known."""
+    """The model is on a server: nothing is loaded here, and its computations are not known."""
     has_served: bool = field(default=False, compare=False)
-    """It is known to serve calls, so what stops it may pass."""
+    """It is known to serve calls, so an error may be temporary."""
 
 
 class Request(NamedTuple):
-    """One generation: what an engine reads, and what its worker needs to record how it ended.
+    """One generation: the input of an engine, and the data that its worker needs to record its end.
 
     A named tuple: it is made, changed and sent once per call.
     """
 
     key: CallKey
-    """No two requests under way in an engine have the same."""
+    """Unique among the running requests of an engine."""
     prompt: Prompt
     seed: int
     temperature: float
     max_output_tokens: int
-    """The response is cut off there, what is already generated included, and before where the context ends."""
+    """The response is cut off there, tokens generated before included, or earlier where the context ends."""
     output_tokens: int | None = None
-    """Replay: write exactly so many in all, whatever they are; None: the model decides."""
+    """Replay: write exactly so many in all, any tokens; None: the model decides."""
     generated: tuple[int, ...] = ()
-    """What the engine of an earlier session has written already, to go on from."""
+    """Tokens that the engine of an earlier session has written, to continue from."""
     is_beginning: bool = False
-    """Compute the beginning of a call's prompt ahead of the call, in the place of an earlier one of the call.
+    """Compute the beginning of a call's prompt ahead of the call; it replaces an earlier one of the call.
 
-    The prompt goes on behind its last message, which is not whole: nothing that a template writes follows it.
+    The prompt continues after its last message, which is incomplete: no template text follows it.
     """
     sampling: Sampling | None = None
-    """What is set beside temperature, seed and limit, which stand above; None: nothing."""
+    """Sampling parameters beside temperature, seed and limit; None: none."""
     with_confidence: bool = False
-    """Give how probable its tokens were."""
+    """Whether to return the probabilities of its tokens."""
     fingerprint: str = ""
-    """Of all that decides the response."""
+    """Hash of everything that the response depends on."""
     prompt_tokens: int = 0
-    """As the call says; the record has what the engine counted."""
+    """The call's estimate; the record has the engine's count."""
     queued_ts: float = 0.0
     """When it arrived, or was submitted."""
     cut_tokens: int | None = None
-    """It ends with what it has once it has written so many."""
+    """The request ends, with its tokens so far, when it has written so many."""
     attempt: int = 0
     wasted_tokens: int = 0
     """Computed in earlier sessions, and to be computed again."""
@@ -73,39 +73,39 @@ class Request(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a request has come to, finished or not; instants are seconds of the machine's monotonic clock."""
+    """The state of a request, finished or not; instants are seconds of the machine's monotonic clock."""
 
     key: CallKey
     token_ids: tuple[int, ...] = ()
-    """Written so far, what was already generated first; empty where the engine does not count them."""
+    """Written so far, tokens generated before first; empty if the engine does not count them."""
     text: str | None = None
     """None: without a tokenizer there is no text."""
     finish_reason: str | None = None
     """None: it was aborted."""
     prompt_tokens: int | None = None
-    """Without what was already generated; None: not known, as of a call that failed."""
+    """Without tokens generated before; None: not known, for example for a failed call."""
     cached_tokens: int = 0
     num_preemptions: int = 0
     scheduled_ts: float | None = None
     first_token_ts: float | None = None
-    """Of those that this engine wrote; None: not known."""
+    """Of the tokens that this engine wrote; None: not known."""
     last_token_ts: float | None = None
     """None: it was aborted."""
     visible_tokens: int | None = None
     """Of the text without its thinking; None: not known."""
     thinking_opened: bool = False
     output_tokens: int | None = None
-    """Where an engine counts tokens and does not name them; None: as many as ``token_ids``."""
+    """For engines that count tokens without returning them; None: the number of ``token_ids``."""
     error: str | None = None
-    """The call failed for this reason, in one line."""
+    """Why the call failed, in one line."""
     num_retries: int = 0
-    """Tries that failed before the one that counts."""
+    """Failed tries before the last one."""
     confidence: float | None = None
-    """Geometric mean of the probabilities of the tokens that this engine wrote; None: not wanted, or not known."""
+    """Geometric mean of the probabilities of the tokens that this engine wrote; None: not requested, or not known."""
 
     @property
     def num_written(self) -> int:
-        """How many tokens it has written."""
+        """Number of tokens written."""
         return len(self.token_ids) if self.output_tokens is None else self.output_tokens
 
 
@@ -122,7 +122,7 @@ class Engine(Protocol):
         """
 
     def step(self) -> Sequence[Output]:
-        """Run one iteration and return what ended in it.
+        """Run one iteration and return the requests that ended in it.
 
         Raises
         ------
@@ -131,20 +131,20 @@ class Engine(Protocol):
         """
 
     def abort(self, key: CallKey) -> Output:
-        """Drop a request that was submitted and has not finished; gives what it has written."""
+        """Drop a submitted request that has not finished; returns its tokens so far."""
 
     def progress(self) -> Mapping[CallKey, int]:
-        """Count the tokens of each running request; empty where the engine does not count them."""
+        """Count the tokens of each running request; empty if the engine does not count them."""
 
 
 class EngineModule(Protocol):
-    """A module that makes engines; named to the fork server, which imports it once for all its workers."""
+    """A module that makes engines; the fork server imports it once for all its workers."""
 
     def prepare(self, settings: Any) -> None:
-        """Import whatever takes long; leave no device in use, since worker processes are forked afterwards."""
+        """Import slow modules; leave no device in use, since worker processes are forked afterwards."""
 
     def open_engine(self, spec: EngineSpec) -> Engine:
         """Load an expert."""
 
     def is_device_lost(self, error: Exception) -> bool:
-        """Say whether an error means that the worker is broken, and not the session."""
+        """Return whether an error means that the worker is broken, and not only the session."""

@@ -1,12 +1,12 @@
-"""The fork server: imports the engine once, then forks a worker process for each stay of an expert on its workers.
+"""Runs the fork server: it imports the engine once, then forks a worker process for each session of an expert.
 
-Importing takes seconds and a fork none, so workers come and go at the price of a load; and what a worker process
-took, memory on the GPU included, is free when it is gone. The server itself never uses a device.
+Importing takes seconds and a fork almost no time, so a new worker costs only a load. All resources of a worker process,
+GPU memory included, are free when it has ended. The server itself never uses a device.
 
     python -m mosaic.engines.fork_server FD MODULE
 
-where FD is a socket to the driver and MODULE an `EngineModule`. The driver sends its settings first, and gets why it
-cannot be imported, or None. The server ends when the socket closes, and so do its workers.
+FD is a socket to the driver and MODULE an `EngineModule`. The driver sends its settings first. It receives None, or the
+reason why the module cannot be imported. The server ends when the socket closes, and so do its workers.
 """
 
 import gc
@@ -27,7 +27,7 @@ from mosaic.engines.worker import run_worker
 
 
 def run_fork_server(control: Connection, engine_module: str) -> None:
-    """Import what engines need, then fork and reap workers until the driver is gone."""
+    """Import the modules that engines need, then fork and reap workers until the driver has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = control.recv()
     try:
@@ -50,7 +50,7 @@ class ForkServer:
         self._control = control
         self._module = module
         self._pids: dict[int, int] = {}
-        """By number of the worker process, while it lives."""
+        """By number of the worker process, while it runs."""
         self._wakeup, wakes = socket.socketpair()
         self._wakeup.setblocking(False)
         wakes.setblocking(False)
@@ -59,7 +59,7 @@ class ForkServer:
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Handle messages until the driver closes the socket, then kill what is left."""
+        """Handle messages until the driver closes the socket, then kill the remaining workers."""
         try:
             while True:
                 ready = wait([self._control, self._wakeup])
@@ -68,7 +68,7 @@ class ForkServer:
                 if self._control in ready:
                     self._handle(self._control.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass  # the driver is gone
+            pass  # the driver has ended
         finally:
             for pid in self._pids.values():
                 kill_group(pid)
@@ -98,14 +98,14 @@ class ForkServer:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # what the worker started and left behind
+                    os.killpg(pid, signal.SIGKILL)  # processes that the worker started and left behind
                 del self._pids[process]
                 self._control.send(Reaped(process, os.waitstatus_to_exitcode(status)))
 
 
 def kill_group(pid: int) -> None:
-    """End a worker process and all it started."""
-    for kill in (os.kill, os.killpg):  # it may not have made its group yet
+    """End a worker process and all processes that it started."""
+    for kill in (os.kill, os.killpg):  # its process group may not exist yet
         with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Worker processes as a run has them: how they start, here or on other machines, and when they count as hung."""
+"""Defines how a run starts and watches worker processes, on this machine or others."""
 
 import signal
 import time
@@ -21,24 +21,24 @@ class Launcher(Protocol):
 
     @property
     def numbers(self) -> Iterator[int]:
-        """Numbers of processes, none of which is given twice."""
+        """Numbers of processes; none is used twice."""
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
-        """Take up a run.
+        """Prepare for a run.
 
         Parameters
         ----------
         folder
-            Where processes print: ``worker-N.log``, and ``fork_server.log``.
+            Folder of the processes' output: ``worker-N.log``, and ``fork_server.log``.
         num_workers
-            Among which this machine is dealt out.
+            Number of workers among which this machine is divided.
         is_new
-            Nothing of the run is done yet: what will be needed is got ready now, which is no time of the run's.
+            The run has not started: slow preparations are done now, outside the run's time.
 
         Raises
         ------
         BackendError
-            If what is needed now cannot be had.
+            If a required resource is not available.
         """
 
     def open(self, process: int, workers: tuple[int, ...]) -> bool:
@@ -51,83 +51,83 @@ class Launcher(Protocol):
         """
 
     def send(self, process: int, message: ToWorker) -> None:
-        """Send it a message; one that is dying is noticed when it exits."""
+        """Send it a message; if it is ending, its exit is reported later."""
 
     def kill(self, process: int) -> None:
-        """End it and all it started, at once."""
+        """End it and all processes that it started, at once."""
 
     def listen(self, timeout_s: float) -> Iterator[tuple[int, FromWorker | Exited]]:
-        """Wait for messages, not longer than that, and give them; the last of a process is ``Exited``."""
+        """Yield messages, with a limited wait; the last one of a process is ``Exited``."""
 
     def changes(self) -> Sequence[Gone | There]:
-        """List the workers that went down and came up since the last call; at first, those that are not there."""
+        """List the workers that went down and came up since the last call; at first, those that are down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("patience.")
 class Patience:
-    """When a worker counts as hung, and how often what failed is tried again."""
+    """When a worker counts as hung, and how often failures are repeated."""
 
     load_timeout_s: Positive = 900.0
     """An engine must be ready within this time."""
     stall_timeout_s: Positive = 180.0
     """Once ready it must finish a step within this time."""
     close_timeout_s: Positive = 30.0
-    """A process must be gone this long after it was to end."""
+    """A process must have ended within this time after its end was ordered."""
     max_retries: AtLeast0 = 2
-    """Times that a session is tried again after a failure; when a call finishes in between, counting starts anew.
+    """Retries of a session after a failure; when a call finishes in between, counting restarts.
 
-    The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
+    In the last try its calls are served one at a time, so that a call which breaks its engine fails alone.
     """
     max_restarts: AtLeast0 = 2
-    """Times that a worker may fail to load anything, likewise, before it is given up.
+    """Failed loads of a worker before it is given up, counted likewise.
 
-    It may lose its fork server so often too; a call that any worker finishes lets that count start anew.
+    It may also lose its fork server so many times; any finished call of any worker resets that count.
     """
     servers: EndpointPatience = field(default_factory=EndpointPatience)
-    """Where workers are servers."""
+    """For workers that are servers."""
 
 
 class Phase(StrEnum):
-    """What a worker process does."""
+    """What a worker process is doing."""
 
     LOADING = "loading"
     SERVING = "serving"
     IDLE = "idle"
-    """Its expert stays, for the next session of the same."""
+    """Its expert stays loaded, for the next session of the same expert."""
     CLOSING = "closing"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkerProcess:
-    """A worker process while it lives."""
+    """A running worker process."""
 
     number: int
     spec: EngineSpec
     workers: tuple[int, ...]
     session: int | None = None
-    """The number of the one that it serves."""
+    """Number of the session that it serves."""
     phase: Phase = Phase.LOADING
     one_at_a_time: bool = False
-    """It serves no two suspected calls together, to find the one that breaks it."""
+    """It does not serve two suspected calls together, to find the one that breaks it."""
     received_ts: float = field(default_factory=time.monotonic)
-    """When it last sent anything, on the machine's monotonic clock."""
+    """When it last sent a message, on the machine's monotonic clock."""
     failure: Failure | None = None
     hung: str | None = None
     """Why it was killed."""
     unsent: list[ToWorker] = field(default_factory=list)
 
     def send(self, message: ToWorker) -> None:
-        """Send it something when messages are received next: not before what caused it is on the disk."""
+        """Queue a message, sent when messages are received next: not before its cause is on disk."""
         self.unsent.append(message)
 
     def begin(self, phase: Phase) -> None:
-        """Enter a phase; its time limit counts from now."""
+        """Enter a phase, whose time limit starts now."""
         self.phase = phase
         self.received_ts = time.monotonic()
 
     def is_overdue(self, patience: Patience) -> bool:
-        """Find whether it just has sent nothing for too long."""
+        """Return whether it has sent nothing for too long."""
         limits = {
             Phase.LOADING: patience.load_timeout_s,
             Phase.SERVING: patience.stall_timeout_s,
@@ -140,7 +140,7 @@ class WorkerProcess:
         return True
 
     def cause(self, exited: Exited) -> str:
-        """Give in one line why it ended."""
+        """Describe in one line why it ended."""
         if self.hung is not None:
             return self.hung
         if self.failure is not None:
@@ -158,8 +158,8 @@ class WorkerProcess:
     def is_workers_fault(self) -> bool:
         """Whether another session would fail on the worker too.
 
-        A process that cannot even load, for no reason that the engine could name, speaks of its worker. A gang
-        does not say which of its workers it is, so its failures are the session's.
+        If a process cannot even load, and the engine gives no reason, the worker is the cause. In a gang it is not
+        known which worker is the cause, so its failures count for the session.
         """
         if len(self.workers) > 1:
             return False

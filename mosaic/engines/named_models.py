@@ -1,4 +1,4 @@
-"""Experts by name: shape, context and KV size are read from a checkpoint's config.json."""
+"""Makes experts by name: shape, context and KV size are read from a checkpoint's config.json."""
 
 from pathlib import Path
 
@@ -20,23 +20,23 @@ def expert_of_checkpoint(
     tp_degree: int = 1,
     max_replicas: int | None = None,
 ) -> Expert:
-    """Make an expert of a checkpoint that is on this machine.
+    """Make an expert from a checkpoint on this machine.
 
-    Its parameters are counted by the bytes of its weights, so that a quantized checkpoint takes the memory that it
-    takes; where only config.json is there they follow from the dimensions.
+    Its parameters are counted by the bytes of its weights, so that a quantized checkpoint has its real memory size. If
+    only config.json exists, they are computed from the dimensions.
 
     Parameters
     ----------
     checkpoint
-        A folder, or a Hugging Face name that is in the local cache.
+        A folder, or a Hugging Face name in the local cache.
     name
-        Of the expert; None: the last part of the checkpoint's.
+        Name of the expert; None: the last part of the checkpoint's.
     checkpoints
-        Where checkpoints lie that are not named by path.
+        Folder of checkpoints that are not given by path.
     temperature
         None: that of its generation_config.json, or 0.7.
     max_output_tokens
-        None: 4096, or half the context where that is less.
+        None: 4096, or half the context if that is less.
     context_tokens
         None: as many as the model was made for.
     tp_degree, max_replicas
@@ -45,7 +45,7 @@ def expert_of_checkpoint(
     Raises
     ------
     CheckpointError
-        If it is not there or cannot be read.
+        If it does not exist or cannot be read.
     """
     path = find_checkpoint(checkpoint, None if checkpoints is None else Path(checkpoints))
     found = check_checkpoint(path)
@@ -81,7 +81,7 @@ def expert_of_checkpoint(
 
 
 def _opens_thinking(path: Path) -> bool:
-    """Tell a model that reasons before it answers by its chat template."""
+    """Detect by its chat template a model that reasons before it answers."""
     files = (path / "chat_template.jinja", path / "tokenizer_config.json")
     return any(file.is_file() and "<think>" in file.read_text(encoding="utf-8", errors="replace") for file in files)
 

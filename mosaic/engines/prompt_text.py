@@ -1,11 +1,11 @@
-"""What a prompt becomes before it is tokens: messages, a plain text, the beginning of what a template writes."""
+"""Writes a prompt before it becomes tokens: as messages, as plain text, or as the beginning of a templated text."""
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.chat import Chat
 
 
 def messages_of(prompt: str | Chat) -> list[dict[str, str]]:
-    """Give a prompt as the messages of a chat."""
+    """Return a prompt as the messages of a chat."""
     return prompt.as_dicts if isinstance(prompt, Chat) else [{"role": "user", "content": prompt}]
 
 
@@ -22,7 +22,7 @@ def plain_text(prompt: str | Chat) -> str:
 
 
 def beginning_of(text: str, prompt: str | Chat) -> str:
-    """Give what a template wrote of a prompt up to the end of its last message; empty: it wrote the message otherwise.
+    """Return a templated text up to the end of its last message; empty: the template changed the message.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def beginning_of(text: str, prompt: str | Chat) -> str:
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Say whether what follows a prompt is thinking, because its last line opens the tag.
+    """Return whether the text after a prompt is thinking, because its last line opens the tag.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""A Ray cluster: on each node one actor, in a placement group of its own, is the agent and holds what its workers need.
+"""Manages a Ray cluster: one actor on each node, in its own placement group, is the agent and holds its resources.
 
-Ray places, watches and carries messages; what is served and kept is ours. It is imported only when it is needed.
+Ray places, monitors and carries messages; serving and storage are mosaic's. Ray is imported only when it is needed.
 """
 
 import logging
@@ -24,29 +24,29 @@ START = "start it with `ray start --head`, and on each other machine `ray start 
 CONNECT_S = 5.0
 ANSWER_S = 1.0
 PLACE_S = 10.0
-"""Resources that are free are given in less time."""
+"""Free resources are granted in less time."""
 START_S = 300.0
-"""An agent is up, has checked its checkpoints and imported the engine in this time."""
+"""Time limit for an agent to start, check its checkpoints and import the engine."""
 CLOSE_S = 15.0
 ORDERS = "orders"
-"""What an agent takes beside all else."""
+"""Concurrency group of an agent for orders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("cluster.")
 class Room:
-    """What a worker takes of a machine."""
+    """The resources that a worker takes of a machine."""
 
     device: Device
     cpus_per_worker: Positive
 
     def num_workers(self, resources: Mapping[str, float]) -> int:
-        """Count the workers that a machine's resources are enough for."""
+        """Count the workers for which a machine's resources are enough."""
         num = int(resources.get("CPU", 0.0) / self.cpus_per_worker)
         return min(num, int(resources.get("GPU", 0.0))) if self.device is Device.GPU else num
 
     def bundle(self, num_workers: int) -> dict[str, float]:
-        """Give what so many workers take."""
+        """Return the resources of so many workers."""
         cpus = {"CPU": num_workers * self.cpus_per_worker}
         return {**cpus, "GPU": float(num_workers)} if self.device is Device.GPU else cpus
 
@@ -55,23 +55,23 @@ class Node(NamedTuple):
     """A machine of the cluster, with or without an agent."""
 
     id: str
-    """Unique; a machine that comes back has another."""
+    """Unique; a machine that comes back has a new one."""
     name: str
-    """For people."""
+    """For messages."""
     num_workers: int
-    """That it has room for."""
+    """Number of workers that it has room for."""
 
 
 @dataclass(eq=False)
 class RayCluster:
-    """The nodes of a cluster, as `RemoteLauncher` uses them."""
+    """The nodes of a cluster, for `RemoteLauncher`."""
 
     address: str
     """``auto``: the cluster of this machine; ``HOST:PORT`` of its head, or ``ray://HOST`` from elsewhere."""
     room: Room
-    """What each worker takes of its node; the rest is others'."""
+    """The resources of each worker on its node; the rest is left to others."""
     make_setup: Callable[[], AgentSetup] | None = None
-    """Gives what agents need to know; None: none is started."""
+    """Returns the data for agents; None: no agent is started."""
     _setup: AgentSetup | None = field(default=None, init=False)
     _is_left: bool = field(default=False, init=False)
 
@@ -81,7 +81,7 @@ class RayCluster:
         Raises
         ------
         BackendError
-            Saying what is missing.
+            Naming what is missing.
         """
         connect(self.address)
         self._is_left = False
@@ -93,7 +93,7 @@ class RayCluster:
         Raises
         ------
         BackendError
-            If it cannot be found out now.
+            If the list is not available now.
         """
         import ray
         from ray.exceptions import RayError
@@ -102,7 +102,7 @@ class RayCluster:
             alive = [node for node in ray.nodes() if node["Alive"]]
         except (RayError, ConnectionError, RuntimeError) as error:
             raise BackendError(f"the Ray cluster does not list its machines: {_last_line(error)}") from error
-        # For seconds after a node is gone Ray lists it as alive. From outside of the cluster nodes cannot be reached.
+        # For seconds after a node is lost Ray lists it as alive. From outside the cluster nodes cannot be reached.
         is_outside = ray.util.client.ray.is_connected()
         found = [
             Node(
@@ -121,7 +121,7 @@ class RayCluster:
         Raises
         ------
         BackendError
-            If it does not start or cannot serve, with all that is missing, or the cluster is left meanwhile.
+            If it does not start or cannot serve, with all that is missing, or if the cluster is left in the meantime.
         """
         import ray
         from ray.exceptions import RayError
@@ -151,7 +151,7 @@ class RayCluster:
         return agent
 
     def _awaited(self, check: Any) -> Any:
-        """Wait until an agent has checked its machine, unless the cluster is left meanwhile."""
+        """Wait until an agent has checked its machine, unless the cluster is left in the meantime."""
         import ray
 
         end_ts = time.monotonic() + START_S
@@ -163,14 +163,14 @@ class RayCluster:
         return check
 
     def cause_of_loss(self, node: Node, error: Exception) -> str:
-        """Give what was lost, the node or only the agent on it, from how its report failed."""
+        """Return what was lost, the node or only its agent, from the error of its report."""
         with suppress(BackendError):
             if node.id in {up.id for up in self.find()}:
                 return f"the agent on {node.name} is gone, and the machine is there: {_last_line(error)}"
         return f"machine {node.name} is gone"
 
     def disconnect(self, unfinished: Collection[Future[Any]]) -> None:
-        """Leave the cluster, once all threads that use it have ended: Ray crashes where one calls it afterwards."""
+        """Leave the cluster after all threads that use it have ended: Ray crashes if one calls it afterwards."""
         self._is_left = True
         wait(unfinished, CLOSE_S)
         if self._setup is not None:
@@ -180,19 +180,19 @@ class RayCluster:
 
 
 class RayAgent:
-    """An actor in its placement group, or what there is of it so far."""
+    """An actor in its placement group, or the parts of it that exist so far."""
 
     def __init__(self) -> None:
         self.group: Any = None
         self.actor: Any = None
 
     def report(self, timeout_s: float) -> Future[Report]:
-        """Request a report: all there is by then, at once if there is any. It fails where the agent is lost."""
+        """Request a report: all messages so far, at once if there are any. It fails if the agent is lost."""
         report: Future[Report] = self.actor.report.remote(timeout_s).future()
         return report
 
     def send(self, orders: Sequence[Order]) -> None:
-        """Give orders; returns at once. A lost agent is noticed by its report."""
+        """Send orders; returns at once. Its report shows whether the agent is lost."""
         with suppress(Exception):
             self.actor.send.options(concurrency_group=ORDERS).remote(orders)
 
@@ -211,7 +211,7 @@ class RayAgent:
 
 
 def device_of(address: str) -> Device:
-    """Find whether any machine of a cluster has a GPU.
+    """Find out whether any machine of a cluster has a GPU.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def device_of(address: str) -> Device:
 
 
 def accelerator_of(address: str) -> str | None:
-    """Name the kind of GPU that a cluster has, as Ray calls it; None: it has none.
+    """Return Ray's name of the kind of GPU of a cluster; None: it has none.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def accelerator_of(address: str) -> str | None:
 
 
 def hosts_of(address: str, room: Room, num_workers: int | None) -> tuple[int, ...]:
-    """Count the workers of each host, as the machines stand now.
+    """Count the workers of each machine of the cluster at the moment.
 
     Raises
     ------
@@ -250,14 +250,14 @@ def hosts_of(address: str, room: Room, num_workers: int | None) -> tuple[int, ..
 
 
 def group_sizes(rooms: Sequence[int], num_workers: int | None) -> tuple[int, ...]:
-    """Give the number of workers of each host of a run.
+    """Return the number of workers of each machine of a run.
 
     Parameters
     ----------
     rooms
-        Workers that the nodes which are up have room for.
+        Number of workers for which each node that is up has room.
     num_workers
-        That the run is to have; None: as many as there are. More than there are wait for nodes like the largest.
+        Number of workers of the run; None: all. If there are fewer, the rest waits for nodes like the largest.
 
     Examples
     --------
@@ -278,7 +278,7 @@ def connect(address: str) -> None:
     Raises
     ------
     BackendError
-        Saying what is missing.
+        Naming what is missing.
     """
     # A thread that still calls Ray after the job has left the cluster must not connect again by itself: Ray would
     # start a cluster of its own here, and a connection that is made at the same time breaks.
@@ -309,7 +309,7 @@ def _check_port(address: str) -> None:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Find whether a node listens, which it does while it is up."""
+    """Return whether a node listens, which it does while it is up."""
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError:

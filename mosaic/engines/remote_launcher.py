@@ -1,8 +1,8 @@
-"""Worker processes on the machines of a cluster; what they send is on the driver's disk before it is used.
+"""Runs worker processes on the machines of a cluster; their messages are on the driver's disk before they are used.
 
-One thread does all of it: the one that listens. Each node that serves has an agent with one report under way. It comes
-at least every `HEARTBEAT_S`, so that it is the agent's heartbeat too. Only what may take long has a thread of its own,
-and is one more future to wait for: starting an agent, and looking for nodes.
+One thread does all of it: the one that listens. Each serving node has an agent with one pending report. A report comes
+at least every `HEARTBEAT_S`, so it is also the agent's heartbeat. Only slow operations have a thread of their own,
+which is one more future to wait for: starting an agent, and searching for nodes.
 """
 
 import threading
@@ -25,18 +25,18 @@ from mosaic.engines.ray_cluster import Node, RayAgent, RayCluster
 
 ABSENT = "no machine is there for it"
 HEARTBEAT_S = 2.0
-"""An agent reports at least so often."""
+"""Longest interval between an agent's reports."""
 LOST_S = 10.0
-"""One whose report is so late is lost."""
+"""An agent whose report is late by so much is lost."""
 RESTART_S = 120.0
-"""A fork server that died is started anew in so much time."""
+"""Time to restart a fork server that died."""
 LOOK_S = 0.5
-"""So often it is looked for nodes that join, while workers have none."""
+"""Interval of the search for joining nodes, while some workers have none."""
 SETTLE_S = 10.0
-"""A node whose agent is lost may serve again after this time: by then it is known whether the node is lost too."""
+"""Pause before a node with a lost agent may serve again: by then it is known whether the node is lost too."""
 TRY_AGAIN_S = 60.0
 COME_BACK_S = 300.0
-"""So long a run without any machine waits for one."""
+"""How long a run without any machine waits for one."""
 NUM_CLOCK_READINGS = 8
 T = TypeVar("T")
 
@@ -49,21 +49,21 @@ class Machine:
     agent: RayAgent
     workers: tuple[int, ...]
     orders: list[Order] = field(default_factory=list)
-    """Until they are sent all at once."""
+    """Orders that are not yet sent."""
     delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     """Of the latest reports: received, by the clock here, minus sent, by the machine's own. Clocks drift."""
     report: Future[Report] = field(init=False)
-    """Under way."""
+    """The pending report."""
     due_ts: float = field(init=False)
     restart_s: float = 0.0
-    """How much longer a report may take: an agent that starts a fork server anew imports the engine meanwhile."""
+    """Extra time for a report: an agent that restarts a fork server imports the engine in that time."""
 
     def __post_init__(self) -> None:
         self.request(0.0)
 
     @property
     def offset_s(self) -> float:
-        """Give what the clock here is ahead of the machine's: the least delay is all but the offset alone."""
+        """Return how far the clock here is ahead of the machine's: the least delay is almost only the offset."""
         return min(self.delays_s)
 
     def request(self, timeout_s: float) -> None:
@@ -71,7 +71,7 @@ class Machine:
         self.report, self.due_ts = self.agent.report(timeout_s), time.monotonic() + timeout_s + LOST_S
 
     def receive(self, next_timeout_s: float = HEARTBEAT_S) -> Report:
-        """Take the report, or raise what happened to it, and request the next one."""
+        """Return the report, or raise its error, and request the next one."""
         try:
             report = self.report.result(max(0.0, self.due_ts - time.monotonic()))
         except TimeoutError:
@@ -85,16 +85,16 @@ class Machine:
 class RemoteLauncher:
     """Launches on the nodes of a cluster, for several runs one after the other, while it is kept.
 
-    A worker process that goes on after its node was given up for lost can do no harm: what it sends is not received,
-    and only what the driver receives is in the journal.
+    A worker process may continue after its node was given up as lost. It can do no harm: its messages are not received,
+    and only messages that the driver receives are in the journal.
     """
 
     cluster: RayCluster
-    """Where nodes come from; its methods are called by several threads."""
+    """Source of the nodes; several threads call its methods."""
     group_sizes: Sequence[int]
-    """Workers of each host; a node serves those of one, or of several."""
+    """Workers of each machine; a node serves those of one machine, or of several."""
     log: Callable[[str], None] = lambda line: None
-    """Takes why a node that joined cannot serve, which is tried again after a while, and that none is left."""
+    """Receives why a joined node cannot serve (it is tried again later), and that no node is left."""
 
     def __post_init__(self) -> None:
         self._groups = groups_of(self.group_sizes)
@@ -104,32 +104,32 @@ class RemoteLauncher:
         self._refused: dict[str, float] = {}
         """When to try nodes again that cannot serve."""
         self._ending: list[Future[None]] = []
-        """Of agents that are not used any more."""
+        """Of agents that are no longer used."""
         self._looking: Future[Sequence[Node]] | None = None
         self._next_look_ts = 0.0
         self.numbers = count()  # an agent may still report processes of an earlier run
         self._folder = Path()
         self._processes: dict[int, tuple[Machine, tuple[int, ...]]] = {}
-        """Where those of the run are, and their workers."""
+        """Machine and workers of the run's processes."""
         self._changes: list[Gone | There] = []
         self._missed: Gone | None = None
-        """Workers of the last node that was lost: a run cannot do without, and waits for another."""
+        """Workers of the last lost node: the run cannot continue without them, and waits for another node."""
         self._missed_until_ts = 0.0
 
     @property
     def nodes(self) -> Mapping[int, Node]:
-        """Give the node that serves each worker."""
+        """Return the node of each worker."""
         return {worker: machine.node for machine in self._machines.values() for worker in machine.workers}
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """List the workers that no node serves."""
+        """List the workers without a node."""
         served = self.nodes
         return tuple(worker for group in self._groups for worker in group if worker not in served)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep an agent on every node that serves.
+        """Keep an agent on every serving node.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class RemoteLauncher:
                 continue
             try:
                 report = machine.receive()
-            except Exception as error:  # each source of nodes has errors of its own
+            except Exception as error:  # each kind of cluster has errors of its own
                 yield from self._lose(machine, self.cluster.cause_of_loss(machine.node, error))
             else:
                 if any(isinstance(one, Exited) and one.fork_server_died for _, one in report.received):
@@ -207,7 +207,7 @@ class RemoteLauncher:
         return changes
 
     def _start_all(self) -> None:
-        """Start an agent on each node that is needed; those that are lost before it is up are absent."""
+        """Start an agent on each needed node; nodes that are lost before it is up are absent."""
         for node in self.cluster.find():
             self._begin_start(node)
         wait(self._starting)
@@ -234,7 +234,7 @@ class RemoteLauncher:
         return machine
 
     def _take_started(self) -> list[tuple[Node, str]]:
-        """Take up the agents that have started; gives the nodes that cannot serve, and why."""
+        """Use the agents that have started; returns the nodes that cannot serve, and why."""
         refused = []
         for starting in [starting for starting in self._starting if starting.done()]:
             node, workers = self._starting.pop(starting)
@@ -249,12 +249,12 @@ class RemoteLauncher:
         return refused
 
     def _look(self) -> None:
-        """Take in nodes that join while workers have none."""
+        """Add joining nodes while some workers have none."""
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
             self._next_look_ts = time.monotonic() + LOOK_S
             if isinstance(looking.exception(), BackendError):
-                return  # it is looked again soon; nodes that are lost are noticed by their reports
+                return  # the next search follows soon; reports show which nodes are lost
             known = {node.id for node, _ in self._starting.values()} | self._machines.keys()
             for node in looking.result():
                 if node.id not in known and time.monotonic() > self._refused.get(node.id, 0.0):
@@ -263,7 +263,7 @@ class RemoteLauncher:
             self._looking = in_thread(self.cluster.find)
 
     def _lose(self, machine: Machine, cause: str) -> Iterator[tuple[int, Exited]]:
-        """Give a node up, and all that ran there."""
+        """Give a node up, and all processes there."""
         del self._machines[machine.node.id]
         self._refused[machine.node.id] = time.monotonic() + SETTLE_S
         self._ending.append(in_thread(machine.agent.end))
@@ -273,7 +273,7 @@ class RemoteLauncher:
             yield process, MACHINE_LOST
 
     def _miss(self, workers: Sequence[int], cause: str) -> None:
-        """Give workers up, unless there are no others: their sessions then wait for a node to join."""
+        """Give workers up, unless there are no others: their sessions then wait for a joining node."""
         if self._machines:
             self._changes.append(Gone(tuple(workers), cause))
         elif self._missed is None:
@@ -284,14 +284,14 @@ class RemoteLauncher:
             self._missed = Gone(tuple({*self._missed.workers, *workers}), self._missed.cause)
 
     def _give_up_missed(self) -> None:
-        """Give up those that no node serves which joined."""
+        """Give up the missed workers that no joined node serves."""
         if self._missed is not None:
             left = tuple(worker for worker in self._missed.workers if worker in self.absent)
             self._changes += [Gone(left, self._missed.cause)] if left else []
             self._missed = None
 
     def _pass_on(self, report: Report) -> Iterator[tuple[int, FromWorker | Exited]]:
-        """Pass on what processes sent, in order."""
+        """Yield the messages of processes, in order."""
         for process, message in report.received:
             if process not in self._processes:
                 continue  # of an earlier run
@@ -304,7 +304,7 @@ class RemoteLauncher:
 
 
 def in_thread(do: Callable[[], T]) -> Future[T]:
-    """Do something in a thread of its own, which nothing waits for at the end."""
+    """Run a function in a thread of its own, which is not joined at the end."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -323,7 +323,7 @@ def _end_started(starting: Future[Machine]) -> None:
 
 
 def groups_of(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Number the workers of each host, host by host.
+    """Number the workers of each machine, machine by machine.
 
     Examples
     --------
@@ -334,10 +334,10 @@ def groups_of(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int]) -> tuple[int, ...]:
-    """Choose the workers that a node serves: what spans workers of a group stays on a node.
+    """Choose the workers that a node serves: workers of a group that a session spans stay on one node.
 
-    It takes groups of which none is held, while it has room, the largest that fit first. Where none fits it
-    takes a part of the smallest, and the rest of that group has no node.
+    It takes groups of which none is held, while it has room, the largest that fit first. If none fits it takes a part
+    of the smallest, and the rest of that group has no node.
 
     Examples
     --------

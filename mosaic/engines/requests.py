@@ -1,4 +1,4 @@
-"""From calls to requests, with the fingerprint of all that decides a response; and back to answers."""
+"""Turns calls into requests, with a fingerprint of all inputs of a response, and responses into answers."""
 
 import json
 import random
@@ -22,7 +22,7 @@ from mosaic.core.workload import Call, CallKey, Expert, Question
 from mosaic.engines.engine import MORE_ROOM, EngineSpec, Prompt, Request
 
 Prompts: TypeAlias = Callable[[Call, Inputs], Prompt]
-"""Gives what an expert reads for a call, and for what the calls said that it comes after."""
+"""Returns the prompt of a call, given the records of the calls in its ``after``."""
 
 
 _AS_THE_EXPERT = Sampling()
@@ -30,14 +30,14 @@ _AS_THE_EXPERT = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedExpert:
-    """An expert as its engines have it, whichever its workers."""
+    """An expert with the settings of its engines, on any workers."""
 
     expert: Expert
     context_tokens: int
     vocab_size: int | None
     """None: not known, so no prompt can be drawn."""
     decides: tuple[str | int, ...]
-    """What of its engines decides a response."""
+    """Settings of its engines that responses depend on."""
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens that a call may write: min(its maximum, context - prompt)."""
@@ -45,7 +45,7 @@ class ServedExpert:
 
 
 class Engines(Protocol):
-    """Knows the engines of experts: one for each kind of `EngineModule`."""
+    """Describes the engines of experts; one implementation for each kind of `EngineModule`."""
 
     def served(self, expert: Expert) -> ServedExpert:
         """Check that an expert can be served at all.
@@ -53,11 +53,11 @@ class Engines(Protocol):
         Raises
         ------
         BackendError
-            If not.
+            If it cannot.
         """
 
     def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
-        """Say how to load an expert on some workers, as many as its tensor-parallel degree.
+        """Return how to load an expert on some workers, as many as its tensor-parallel degree.
 
         Raises
         ------
@@ -68,27 +68,29 @@ class Engines(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContent:
-    """The requests of a run, and what is read from the responses.
+    """Builds the requests of a run, and reads its responses.
 
-    Equal contents make equal calls the same generation, in whatever plan.
+    With equal contents, equal calls have the same generation in every plan.
     """
 
     prompts: Prompts | None = None
-    """What experts read. None (replay only): random tokens, as many as each call has."""
+    """The prompts of calls. None (replay only): random tokens, as many as each call has."""
     prefixes: Prompts | None = None
-    """What the prompts of calls begin with, given the calls that have ended. None: not known, unless prompts are random
-    tokens: these begin with what shorter ones are."""
+    """The beginnings of calls' prompts, given the ended calls. None: not known, unless prompts are random tokens.
+
+    The beginning of a random prompt is the shorter random prompt.
+    """
     questions: Mapping[str, Question] = field(default_factory=dict)
-    """By id; answers to those in it are read from the responses."""
+    """By id; answers to these questions are read from the responses."""
     outcomes: Outcomes | None = None
-    """Replay: each call writes exactly as many tokens as here, and its answer is the one given here.
+    """Replay: each call writes exactly the tokens of its outcome, and has the outcome's answer.
 
     None: live, the model decides.
     """
     root_seed: int = 0
-    """Responses follow from it and the calls' keys."""
+    """Responses depend on it and the calls' keys."""
     with_confidence: bool = False
-    """Engines give how probable the tokens of each response were."""
+    """Engines return the probabilities of each response's tokens."""
 
     def __post_init__(self) -> None:
         require_count(self.root_seed, "run content: root_seed")
@@ -96,11 +98,11 @@ class RunContent:
             raise ValueError("run content: prompts must be given unless outcomes are replayed, got None")
 
     def outcome(self, call: Call, inputs: Inputs, kv_budget_tokens: int | None = None) -> Outcome | None:
-        """Tell what is to come of a call where so much of the KV cache is read; None: the model decides."""
+        """Return the outcome of a call with a given KV budget; None: the model decides."""
         return None if self.outcomes is None else self.outcomes(call, inputs).with_kv_budget(kv_budget_tokens)
 
     def request(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> Request:
-        """Make the request of a call.
+        """Build the request of a call.
 
         Raises
         ------
@@ -132,7 +134,7 @@ class RunContent:
         if values:
             decides.append(values)
         if self.with_confidence:
-            decides.append("with confidence")  # a journal without it would not do
+            decides.append("with confidence")  # a journal without it cannot be reused
         return Request(
             key=call.key,
             fingerprint=f"{_engine_digest(served.decides)}-{_digest(decides)}",
@@ -147,12 +149,12 @@ class RunContent:
         )
 
     def prompt(self, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt:
-        """Write what a call reads, or draw it from its seed.
+        """Write the prompt of a call, or draw it from its seed.
 
         Raises
         ------
         BackendError
-            If it can be neither.
+            If neither is possible.
         """
         prompt = _prompt(self.prompts, call, served, inputs, seed)
         if prompt is None:
@@ -161,7 +163,7 @@ class RunContent:
         return prompt
 
     def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> Request | None:
-        """Make the request that prefills ahead of a call; None: it is not known."""
+        """Build the request of a prefill ahead of a call; None: its prompt is not known."""
         if self.prefixes is None and self.prompts is not None:
             return None
         seed = self._seed(call.key, self._sampling(call.key))
@@ -182,12 +184,12 @@ class RunContent:
         return response_seed(self.root_seed if sampling.seed is None else sampling.seed, key)
 
     def _sampling(self, key: CallKey) -> Sampling:
-        """Find the sampling options of a call's request; a replay samples as the experts do."""
+        """Return the sampling parameters of a call's request; a replay uses the experts' own."""
         question = self.questions.get(key.question)
         return _AS_THE_EXPERT if question is None or question.sampling is None else question.sampling
 
     def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
-        """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""
+        """Read the model's answer; in replay the outcome has it, unless the call was cut off before."""
         if record.status is CallStatus.CUT and outcome is not None:
             return replace(record, visible_tokens=None if outcome.visible_tokens is None else 0)
         if record.status is not CallStatus.FINISHED:
@@ -205,14 +207,14 @@ class RunContent:
 
 
 def _prompt(write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, seed: int) -> Prompt | None:
-    """Write or draw what a call reads; None: it can be neither."""
+    """Write or draw a call's prompt; None: neither is possible."""
     if write is not None:
         return write(call, inputs)
     return None if served.vocab_size is None else random_prompt(call, seed, served.vocab_size)
 
 
 def is_of_same_engine(fingerprint: str, other: str) -> bool:
-    """Tell whether two responses differ at most in their requests.
+    """Return whether two responses differ at most in their requests.
 
     Examples
     --------

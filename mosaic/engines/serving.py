@@ -1,4 +1,4 @@
-"""Serves one session on a loaded engine: requests and commands in, events out."""
+"""Serves one session on a loaded engine: receives requests and commands, sends events."""
 
 import select
 import time
@@ -15,14 +15,14 @@ from mosaic.engines.messages import FromWorker, Load, Serve, ToWorker
 from mosaic.runtime.journal import ClosedSession
 
 HEARTBEAT_S = 0.5
-"""A worker whose engine moves says so this often."""
+"""Interval at which a worker with a running engine reports it."""
 CUT = "cut"
 """The finish reason of a call that was cut."""
 
 
 @dataclass(eq=False)
 class SessionService:
-    """Serves the requests that it is sent, until its session is closed and the last of them has ended."""
+    """Serves the requests that it receives, until its session is closed and the last of them has ended."""
 
     serve: Serve
     load: Load
@@ -34,8 +34,8 @@ class SessionService:
         self._session = self.serve.session
         self._running: dict[CallKey, Request] = {}
         self._beginnings: dict[CallKey, Request] = {}
-        """Prefills under way."""
-        self._inbox = select.poll()  # the link's own poll costs a tenth of a millisecond, at every step
+        """Running prefills."""
+        self._inbox = select.poll()  # the link's own poll takes a tenth of a millisecond, at every step
         self._inbox.register(self.link, select.POLLIN)
         self._start_ts = 0.0
         self._is_closing = False
@@ -62,11 +62,11 @@ class SessionService:
         return time.monotonic() - self.load.zero_ts
 
     def _on_run(self, ts: float | None) -> float | None:
-        """Turn an instant of the machine's clock into one of the run's."""
+        """Convert an instant of the machine's clock to the run's clock."""
         return None if ts is None else ts - self.load.zero_ts
 
     def _listen(self) -> None:
-        """Take messages; where nothing runs, wait for them."""
+        """Receive messages; if no request runs, wait for them."""
         idle_s = 0.0 if self._running or self._beginnings else HEARTBEAT_S
         while not self._is_closing and self._inbox.poll(1000 * idle_s):
             self._handle(self.link.recv())
@@ -82,7 +82,7 @@ class SessionService:
             case Close():
                 self._is_closing = True
             case Cancel(key=key) | Cut(key=key) | Move(key=key):
-                if key in self._running:  # else it has ended
+                if key in self._running:  # otherwise it has ended
                     self._change(message)
             case _:
                 raise AssertionError(f"no message for a session under way: {message!r}")
@@ -103,7 +103,7 @@ class SessionService:
         try:
             self.engine.submit(_limited(request))
         except ValueError as error:
-            if not request.is_beginning:  # the call itself says why, when it comes
+            if not request.is_beginning:  # the call itself reports the reason, when it arrives
                 self._end(request, CallStatus.FAILED, Output(key), Response(error=str(error)))
             return
         if request.is_beginning:
@@ -132,7 +132,7 @@ class SessionService:
         self._end(request, status if output.error is None else CallStatus.FAILED, output, response)
 
     def _cut(self) -> None:
-        """Stop calls that have written as much as they may; those of an engine that does not count go on."""
+        """Stop calls that have reached their token limit; those of an engine that does not count continue."""
         limits = {key: request.cut_tokens for key, request in self._running.items() if request.cut_tokens is not None}
         written = self.engine.progress() if limits else {}
         for key, limit in limits.items():
@@ -146,7 +146,7 @@ class SessionService:
         return self.engine.abort(key)
 
     def _drop_beginnings(self, keys: Sequence[CallKey]) -> None:
-        """Stop prefills; how far those were that had been started is not known, so they count as whole."""
+        """Stop prefills; the progress of started ones is not known, so they count as complete."""
         for key in keys:
             output = self.engine.abort(key)
             self._end_beginning(output, 0 if output.scheduled_ts is None else output.prompt_tokens or 0)
@@ -200,7 +200,7 @@ class SessionService:
 
 
 def _limited(request: Request) -> Request:
-    """Let a request write no more than it is cut at; one token at least, behind what is already generated."""
+    """Limit a request to its cut; at least one token after those generated before."""
     if request.cut_tokens is None:
         return request
     most = max(min(request.max_output_tokens, request.cut_tokens), len(request.generated) + 1)

@@ -1,4 +1,4 @@
-"""Sessions over worker processes: who loads when and where, what is tried again, and which call breaks its session."""
+"""Runs sessions over worker processes: loads experts, repeats failures, and finds the call that breaks a session."""
 
 import math
 import time
@@ -23,17 +23,17 @@ from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Qui
 from mosaic.runtime.journal import ClosedSession, EndedPrefill, Journal, OpenedSession
 
 OWN_BATCHES = 2
-"""A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
+"""Full batches of its session's calls that a process gets: enough that its engine never runs dry."""
 SHARED_BATCHES = 1.25
-"""And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
+"""Limit with calls of its expert's queue, so that sessions which share a queue end at about the same time."""
 MAX_ISOLATED = 3
-"""So many calls in a row that break their session: it is not the calls."""
+"""Consecutive calls that break their session, after which the calls are not the cause."""
 NUM_TIMES = 3
-"""A call fails alone when its server has failed so often in a row, the last time with this call alone."""
+"""A call fails alone when its server has failed so many times in a row, the last time with only this call."""
 GATHER_S = 0.005
-"""Messages are received no more often: what comes meanwhile is written and synced together."""
+"""Shortest interval between receptions: messages in between are written and synced together."""
 RETRY_S = 0.1
-"""So soon a process that could not be started is tried again."""
+"""Pause before a process that could not be started is tried again."""
 _TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
 
 
@@ -49,26 +49,26 @@ class WorkerState:
 
 @dataclass(kw_only=True, eq=False)
 class Sessions:
-    """Runs sessions over worker processes until each has ended or its worker is gone.
+    """Runs sessions over worker processes until each has ended or its worker is lost.
 
-    A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
-    is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
-    that dies, fails or hangs takes its session back to waiting, with the calls that it has not ended.
+    A session starts when the sessions before it on its workers, and those in its ``after``, have ended. If its expert
+    is still loaded on the same workers it uses that process, otherwise a new one, after the old one has ended. If a
+    process dies, fails or hangs, its session waits again, with the calls that have not ended.
     """
 
     launcher: Launcher
     journal: Journal
     patience: Patience
     start_ts: float
-    """When the run begins or goes on."""
+    """When the run starts or resumes."""
     num_workers: int
     """They are numbered from 0."""
     lost: dict[int, str]
-    """Workers that were given up, and why; runs that share it know of each other's."""
+    """Workers that were given up, with the cause; runs that share it share this knowledge."""
     emit: Callable[[Event], None]
-    """Takes events."""
+    """Receives events."""
     read: Callable[[CallRecord], CallRecord]
-    """Reads the answer of a call that has ended."""
+    """Reads the answer of an ended call."""
     prompt_of: Callable[[CallState], Prompt]
     """Writes what a call reads."""
     billing: Billing | None = None
@@ -82,11 +82,11 @@ class Sessions:
         self._num_failed_loads: Counter[int] = Counter()
         """By worker, since it served a call."""
         self._num_fork_server_deaths: Counter[int] = Counter()
-        """By worker that each took with it, since any worker served a call."""
+        """By worker whose process ended with its fork server, since any worker served a call."""
         self._open: list[SessionState] = []
-        """Those that have not ended, in the order in which they were opened."""
+        """Sessions that have not ended, in the order of opening."""
         self._processes: dict[int, WorkerProcess] = {}
-        """Those that are not gone."""
+        """Processes that have not ended."""
         self._received_ts = 0.0
         self._ended: dict[int, list[CallRecord]] = defaultdict(list)
         self._broken: dict[ExpertName, str] = {}
@@ -107,7 +107,7 @@ class Sessions:
         return not (self._open or len(self.calls) or self._processes)
 
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
-        """Let a session wait for its workers; on one that is lost it is lost too."""
+        """Let a session wait for its workers; if one of them is lost, the session is lost too."""
         state = self._states[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
         if not self.lost.keys().isdisjoint(session.workers):
             state.stage = Stage.LOST
@@ -117,7 +117,7 @@ class Sessions:
             self._workers[worker].is_awaited = True
 
     def start(self) -> None:
-        """Start what can start, end what has nothing to start for, and report which workers nothing needs any more."""
+        """Start what can start, end sessions without work, and report workers that are no longer needed."""
         for state in list(self._open):
             if state.stage is Stage.WAITING and state.is_closing and not state.has_calls:
                 self._end_session(state, state.end_ts, Stage.OVER)
@@ -132,12 +132,13 @@ class Sessions:
                     self.emit(Idle(self.now(), number))
 
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
-        """Hand calls out, then receive what happened; ``may_act``: others may still give commands.
+        """Distribute calls, then receive events; ``may_act``: controllers may still send commands.
 
-        A ``BackendError`` says that nothing can ever happen again, or that no process can start or the journal fails.
+        A ``BackendError`` means that nothing can ever happen again, that no process can start, or that the journal
+        fails.
         """
         if self._fail_unservable():
-            return  # which others may want to receive first
+            return  # which controllers may have to receive first
         self._hand_out()
         if self._stop_at_cap():
             return
@@ -159,7 +160,7 @@ class Sessions:
                 self.launcher.kill(process.number)
 
     def stop(self) -> None:
-        """End all processes at once and wait until they are gone."""
+        """End all processes at once and wait until they have ended."""
         deadline = time.monotonic() + self.patience.close_timeout_s
         for number in self._processes:
             self.launcher.kill(number)
@@ -169,7 +170,7 @@ class Sessions:
                     pass
 
     def _receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
-        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last."""
+        """Send the queued messages to processes, and yield theirs; the last one of a process is ``Exited``."""
         for process in self._processes.values():
             for unsent in process.unsent:
                 self.launcher.send(process.number, unsent)
@@ -185,13 +186,13 @@ class Sessions:
             yield process, message
 
     def note_end(self, record: CallRecord) -> None:
-        """Count a call among those of its session."""
+        """Add an ended call to its session's count."""
         self._ended[record.session].append(record)
 
     def _startable(self) -> list[SessionState]:
-        """List the waiting sessions that have no other before them on their workers, and whose predecessors have ended.
+        """List the waiting sessions that are the first ones on their workers, and whose predecessors have ended.
 
-        Servers that serve nothing are left alone for a while.
+        Servers that serve nothing are paused for a while.
         """
         held: set[int] = set()
         found, now = [], self.now()
@@ -205,7 +206,7 @@ class Sessions:
         return found
 
     def _start(self, state: SessionState) -> None:
-        """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
+        """Start a session on its workers; if another expert is still loaded there, wait for the end of its process."""
         workers = state.session.workers
         there = [process for process in self._processes.values() if not set(workers).isdisjoint(process.workers)]
         is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
@@ -240,11 +241,11 @@ class Sessions:
         return process
 
     def _state_of(self, process: WorkerProcess) -> SessionState | None:
-        """Give the session that a process serves."""
+        """Return the session that a process serves."""
         return None if process.session is None else self._states[process.session]
 
     def _is_wanted(self, process: WorkerProcess) -> bool:
-        """Whether what comes next on all workers of a process is one session of its expert."""
+        """Whether the next session on all workers of a process is one session of its expert."""
         following = [
             next((state for state in self._open if worker in state.session.workers), None) for worker in process.workers
         ]
@@ -253,7 +254,7 @@ class Sessions:
         return same and all(state is first for state in following)
 
     def _fail_unservable(self) -> bool:
-        """End the calls of queues whose sessions broke; returns whether there were any."""
+        """End the calls of queues whose sessions are broken; returns whether there were any."""
         unserved = self._broken.keys() - {state.session.expert for state in self._open}
         failing = [expert for expert in self.calls.experts_waited_for() if expert in unserved]
         for expert in failing:
@@ -286,7 +287,7 @@ class Sessions:
         return cause is not None and self.calls.fail_waiting(f"not sent: {cause}")
 
     def _fair_share(self, state: SessionState) -> float:
-        """Compute how many calls a server may have, so that those of its expert are as loaded as each other."""
+        """Compute how many calls a server may have, so that all servers of its expert have equal loads."""
         if not state.spec.is_remote:
             return math.inf
         now, expert = self.now(), state.session.expert
@@ -295,7 +296,7 @@ class Sessions:
         return math.ceil(num_calls / len(others))
 
     def _can_move(self) -> bool:
-        """Whether anything can happen by itself."""
+        """Whether any further event can occur without a command."""
         if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes.values()):
             return True
         now = self.now()
@@ -306,7 +307,7 @@ class Sessions:
         )
 
     def _next_changes(self, now: float) -> Iterator[float]:
-        """List instants at which a call is ready, or a session may be tried again."""
+        """List the instants at which a call becomes ready, or a session may be tried again."""
         queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
         for queue in (*queues, *(state.queue for state in self._open)):
             if (ready_s := queue.next_ready_s(now)) is not None:
@@ -314,7 +315,7 @@ class Sessions:
         yield from (state.resume_ts for state in self._open if state.is_paused(now))
 
     def _give_in(self) -> None:
-        """Nothing can happen any more: leave what lost workers would have served, or raise why nothing is served."""
+        """No further event can occur: drop the calls of lost workers, or raise why nothing is served."""
         if not self.lost:
             raise BackendError(self._why_stuck())
         is_last_try = all(state.is_closing for state in self._open)
@@ -338,14 +339,14 @@ class Sessions:
         return f"sessions {idle} have no calls and are not closed"
 
     def _check_workers(self) -> None:
-        """Lose workers that have gone, and take up those that have come."""
+        """Handle workers that went down, and those that came up."""
         for change in self.launcher.changes():
             if isinstance(change, Gone):
                 self._give_up(change.workers, change.cause)
                 continue
             for worker in change.workers:
                 if self.lost.pop(worker, None) is not None:
-                    state = self._workers[worker]  # which sessions may wait for
+                    state = self._workers[worker]  # sessions may wait for it
                     state.free_ts = max(self.now(), state.free_ts)
                     self._num_failed_loads[worker] = self._num_fork_server_deaths[worker] = 0
                     self.emit(Joined(self.now(), worker))
@@ -381,7 +382,7 @@ class Sessions:
     def _end_call(self, record: CallRecord) -> None:
         known = self.calls.remove(record)
         if known is None:
-            return  # received before
+            return  # it was received before
         if record.status in SERVED:
             self._states[record.session].note_served()
             for worker in record.workers:
@@ -392,7 +393,7 @@ class Sessions:
         self.emit(Finished(kept.finished_ts or 0.0, kept))
 
     def _lose(self, process: WorkerProcess, exited: Exited) -> None:
-        """Take back what a process that is gone did not finish."""
+        """Take back the calls that an ended process did not finish."""
         state = self._state_of(process)
         if state is None:
             return
@@ -424,11 +425,11 @@ class Sessions:
         self._break(state, f"{cause}; {_TRY_AGAIN}")
 
     def _wait_for_server(self, state: SessionState, failure: Failure, held: Sequence[CallState]) -> None:
-        """Try a server that serves nothing again later, or give it up; others of its expert serve meanwhile.
+        """Try a server that serves nothing again later, or give it up; other servers of its expert serve meanwhile.
 
-        Pauses grow from try to try. A server that never served a call is not waited for, unless it wanted a pause,
-        nor one whose refusal no waiting heals. The only call that it had, each time, is why it failed; after some
-        such calls in a row it is not the calls.
+        Pauses grow from try to try. A server that never served a call is not waited for, unless it demanded a pause.
+        Neither is one whose refusal is permanent. A call that was each time the only one fails alone. After some such
+        calls in a row, the calls are not the cause.
         """
         now, patience = self.now(), self.patience.servers
         state.ill_ts = now if state.ill_ts is None else state.ill_ts
@@ -445,7 +446,7 @@ class Sessions:
             self.calls.end(held, CallStatus.FAILED, failure.cause)
 
     def _break(self, state: SessionState, cause: str) -> None:
-        """End a session that fails whatever it serves."""
+        """End a session that fails every call."""
         state.broken = self._broken[state.session.expert] = cause
         self.calls.fail(state.queue, cause)
         self._end_session(state, state.end_ts, Stage.OVER)
@@ -465,7 +466,7 @@ class Sessions:
         self.calls.lose(state)
 
     def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
-        """End a session for good, and report it if it was ever ready."""
+        """End a session finally, and report it if it was ever ready."""
         state.stage, state.end_ts = stage, end_ts
         state.send = None
         self._open.remove(state)
@@ -481,7 +482,7 @@ class Sessions:
 
 
 def _room(process: WorkerProcess, state: SessionState) -> tuple[int, int]:
-    """Give how many calls a process may have at once, and with how many it gets none of its expert's queue."""
+    """Return the limits of a process: for all calls, and for taking more of its expert's queue."""
     if state.ill_ts is not None:
         return 1, 1  # until its server has served a call
     if process.one_at_a_time and state.suspected and not process.spec.is_remote:

@@ -1,4 +1,4 @@
-"""Real engines as the place where plans run: live, or writing to the lengths of a simulated world."""
+"""Real engines as a site that runs plans: live, or writing to the lengths of a simulated world."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,17 +32,17 @@ class BackendMaker(Protocol):
     """Makes the backend of a run, or of a measurement."""
 
     def __call__(self, journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
-        """Make it; what is measured may find nothing in a cache, since it sends the same prompts again and again."""
+        """Make it; measurements may use no cache hits, since they send the same prompts repeatedly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """The worlds whose lengths and answers calls are to have."""
+    """The worlds that determine lengths and answers of calls."""
 
     run: Outcomes
     calibration: Outcomes
     draw: Callable[[Sequence[Call], Inputs], Sequence[CallRecord]]
-    """Says in the calibration world what calls say."""
+    """Draws the answers of calls in the calibration world."""
     answers_source: str
 
 
@@ -50,7 +50,7 @@ class Replayed:
 class EngineSite:
     """Runs on engines that it starts, or on servers; every measurement has a journal of its own.
 
-    Started again over the same journals it goes on where it stopped.
+    If it is started again with the same journals, it continues where it stopped.
     """
 
     name: str
@@ -58,18 +58,18 @@ class EngineSite:
     make: BackendMaker
     batch: Workload
     others: Callable[[], Workload]
-    """Gives the questions to measure on."""
+    """Returns the questions for measurements."""
     cluster: Cluster
     journal: Path
     """Folder of all journals of the run."""
     seed: int
     """Of the run."""
     profile_seed: int
-    """Of what is measured."""
+    """Of measurements."""
     description: str
     """See ``Site``."""
     num_calibration_questions: int = 0
-    """How many show what a gate leaves; servers need none."""
+    """Number of questions that show what a gate skips; servers need none."""
     replayed: Replayed | None = None
     """None: live, the models decide."""
     expert_by_server: Mapping[int, ExpertName] | None = None
@@ -77,16 +77,16 @@ class EngineSite:
     billing: Billing | None = None
     """Of servers; None: nothing is billed."""
     opened: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Keeps what engines need while a run lasts."""
+    """Holds the resources of engines during a run."""
     options: EngineOptions | None = None
-    """Of engines that the site starts; None: they are others'."""
+    """Of engines that the site starts; None: they belong to others."""
     problems: Callable[[bool], Sequence[str]]
-    """Says all that keeps the engines from starting, without a run folder.
+    """Lists all reasons why the engines cannot start, without a run folder.
 
-    Given whether anything else does: then no engine stays.
+    The argument tells whether there are other problems: then no engine is kept.
     """
     give_up: Callable[[], object] = lambda: None
-    """Ends what this has started, where no run follows."""
+    """Ends what this has started, if no run follows."""
     cache_key: None = field(default=None, init=False)
     world_key: None = field(default=None, init=False)
     _lost: dict[int, str] = field(default_factory=dict, init=False)
@@ -106,7 +106,7 @@ class EngineSite:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether another command works there now."""
+        """Whether another command uses the journals now."""
         return is_held(self.journal)
 
     @contextmanager
@@ -116,7 +116,7 @@ class EngineSite:
         Raises
         ------
         InUseError
-            If another command works there.
+            If another command uses the journals.
         """
         try:
             with hold(self.journal), self.opened():
@@ -135,7 +135,7 @@ class EngineSite:
         earlier: Inputs | None = None,
         is_measured: bool = False,
     ) -> Backend:
-        """Give the backend of the run, or one to measure on, whose responses no batch shares."""
+        """Return the backend of the run, or one for measurements, whose responses differ from any batch's."""
         seed = calibration_seed(self.profile_seed) if is_measured else self.seed
         if self.replayed is None:
             read = _reading(earlier, prompts)
@@ -161,26 +161,26 @@ class EngineSite:
         return self.billing.costs(total)
 
     def has_begun(self, name: str) -> bool:
-        """Tell whether a stage or measurement of this name has a journal."""
+        """Return whether a stage or measurement of this name has a journal."""
         return (self.journal / file_name(name)).is_dir()
 
     def command_log(self, backend: Backend) -> Journal | None:
-        """Give the log in the journal of a backend that it gave."""
+        """Return the log in the journal of one of its backends."""
         assert isinstance(backend, EngineBackend), "it gives no others"
         return backend.log
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the first calibration questions of these experts alone; of a replay, the batch."""
+        """Return the first calibration questions, with only these experts; for a replay, the batch."""
         if self.replayed is not None:
             return self.batch
         return first_questions(self.others(), self.num_calibration_questions, experts)
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord] | None:
-        """Draw what is replayed; None: live, only models can answer."""
+        """Draw replayed answers; None: live, only models can answer."""
         return None if self.replayed is None else self.replayed.draw(calls, earlier)
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
-        """List the calibration questions; in a replay prompts are as long as the batch's."""
+        """List the calibration questions; in a replay, prompts have the lengths of the batch's."""
         if self.replayed is not None:
             known = {question.id: question for question in self.batch.questions}
             return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
@@ -189,29 +189,29 @@ class EngineSite:
         return [(question, tokens.get(question.id, question.prompt_tokens)) for question in others.questions]
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs that the workers make up; none that is lost, if it can.
+        """List the gangs of the workers; without lost workers, if possible.
 
-        A worker that was lost while something was measured is not tried again.
+        A worker that was lost during a measurement is not tried again.
         """
         all_places = gangs_of(expert, self.cluster.num_workers)
         places = [place for place in all_places if may_be_gang(self.cluster.select(place))]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
-        """Give all places: workers that are all busy may slow each other down, which is what a run will meet."""
+        """Return all gangs: workers that are all busy may slow each other down, as they will in a run."""
         return self.places(expert)
 
     def evidence(self, result: RunResult) -> Sequence[str]:
-        """Say nothing: these times are measured."""
+        """Return nothing: these times are measured."""
         return ()
 
     def lower_bound_s(self, backend: Backend) -> float | None:
-        """None: only a simulation knows the true lengths."""
+        """Always None: only a simulation knows the true lengths."""
         return None
 
 
 def first_questions(workload: Workload, num_questions: int, experts: Sequence[ExpertName]) -> Workload:
-    """Cut a workload down to its first questions, without those of other experts.
+    """Reduce a workload to its first questions, without those of other experts.
 
     Raises
     ------
@@ -229,12 +229,12 @@ def first_questions(workload: Workload, num_questions: int, experts: Sequence[Ex
 
 
 def calibration_seed(seed: int) -> int:
-    """Derive the root seed of responses that are measured: no batch shares it, even with the same questions."""
+    """Derive the root seed of measured responses: no batch shares it, even with the same questions."""
     return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
 
 
 def _reading(earlier: Inputs | None, of: Callable[[Call, Inputs], _Said]) -> Callable[[Call, Inputs], _Said]:
-    """Let what comes of a call read records of other backends too."""
+    """Make records of other backends available to the calls of this one."""
     if not earlier:
         return of
     return lambda call, inputs: of(call, inputs_of(call, earlier, inputs))

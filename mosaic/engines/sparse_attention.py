@@ -1,11 +1,11 @@
-"""FlexiCache on vLLM for CPUs: which heads are unstable, which pages a step reads, and an attention backend doing so.
+"""FlexiCache on vLLM for CPUs: selects unstable heads and the pages of a step, and computes attention over them.
 
-NOTE: heads really read their chosen pages only, so answers are those of the policy. The memory is not tiered: vLLM's
+NOTE: heads really read only their chosen pages, so answers are those of the policy. The memory is not tiered: vLLM's
 block tables are shared by all heads, so every page stays where it is. Summaries are recomputed from the keys when pages
 are ranked.
 
-Shapes are in numbers of KV heads H, queries per KV head G, pages P, tokens L, head size D. Nothing here imports torch:
-its tensors know how to compute.
+Shapes are in numbers of KV heads H, queries per KV head G, pages P, tokens L, head size D. This module does not import
+torch: it only uses methods of its tensors.
 """
 
 import json
@@ -38,12 +38,12 @@ class UnstableHeads:
         require(len(set(pairs)) == len(pairs), "unstable heads: pairs", "distinct", pairs)
 
     def of_layer(self, layer: int) -> tuple[int, ...]:
-        """List those of a layer."""
+        """List the heads of a layer."""
         return tuple(head for at, head in self.pairs if at == layer)
 
 
 def spread_heads(kv: SparseKv, num_layers: int, num_kv_heads: int) -> UnstableHeads:
-    """Take as many heads as a policy wants, at equal distances over the model: for who has no profile of it.
+    """Select a policy's number of heads, at equal distances over the model: for models without a profile.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def read_heads(path: Path, kv: SparseKv, num_layers: int, num_kv_heads: int) -> 
     BackendError
         If the file is no such list.
     ValueError
-        If it is of another model, or holds another number of heads than the policy says.
+        If it is for another model, or has another number of heads than the policy.
     """
     label = "expert.kv: heads"
     heads = read_json(path, UnstableHeads, label, BackendError)
@@ -82,7 +82,7 @@ def read_heads(path: Path, kv: SparseKv, num_layers: int, num_kv_heads: int) -> 
 
 
 def page_summaries(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the least and the largest key of each page, element by element; the last page may be begun only.
+    """Compute the smallest and the largest key of each page, element by element; the last page may be incomplete.
 
     Parameters
     ----------
@@ -97,13 +97,13 @@ def page_summaries(keys: Tensor) -> tuple[Tensor, Tensor]:
     num_heads, num_tokens, size = keys.shape
     num_pages = -(-num_tokens // PAGE_TOKENS)
     places = keys.new_ones(num_pages * PAGE_TOKENS).long().cumsum(0) - 1
-    places = places.clamp(max=num_tokens - 1)  # the last token stands for those that its page lacks
+    places = places.clamp(max=num_tokens - 1)  # the last token fills the rest of its page
     pages = keys[:, places].reshape(num_heads, num_pages, PAGE_TOKENS, size)
     return pages.amin(dim=2), pages.amax(dim=2)
 
 
 def page_scores(queries: Tensor, least: Tensor, largest: Tensor) -> Tensor:
-    """Bound what a query may find in each page: sum over j of max(q_j k_min_j, q_j k_max_j), largest over a group.
+    """Bound a query's score in each page: sum over j of max(q_j k_min_j, q_j k_max_j), largest over a group.
 
     Parameters
     ----------
@@ -130,9 +130,9 @@ def best_pages(scores: Tensor, num_pages: Tensor | int, budget_pages: int) -> Te
     scores
         Shape (..., H, P).
     num_pages
-        Pages that there are, shape (...) or one number; later ones are not.
+        Number of existing pages, shape (...) or one number; later ones do not exist.
     budget_pages
-        How many are read, or all where there are no more.
+        Number of pages to read; all if there are no more.
 
     Returns
     -------
@@ -152,14 +152,14 @@ def best_pages(scores: Tensor, num_pages: Tensor | int, budget_pages: int) -> Te
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, read: Tensor) -> Tensor:
-    """Attend to some tokens.
+    """Compute attention over some tokens.
 
     Parameters
     ----------
     queries, keys, values
         Shapes (H, G, D) or (H, G x T, D), (H, L, D), (H, L, D).
     scale
-        Of the scores.
+        Scale of the scores.
     read
         Booleans that select tokens, broadcast to (H, queries, L).
 
@@ -182,7 +182,7 @@ _installed: list[tuple[SparseKv, UnstableHeads]] = []
 
 
 def install(kv: SparseKv, heads: UnstableHeads) -> None:
-    """Let the engines that this process loads from now on keep their KV cache so."""
+    """Use a sparse KV cache in all engines that this process loads from now on."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.attention.selector import _cached_get_attn_backend
 
@@ -192,7 +192,7 @@ def install(kv: SparseKv, heads: UnstableHeads) -> None:
 
 
 def uninstall() -> None:
-    """Let the engines that this process loads from now on keep their KV cache as vLLM does."""
+    """Use vLLM's own KV cache in all engines that this process loads from now on."""
     if not _installed:
         return
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -204,7 +204,7 @@ def uninstall() -> None:
 
 
 class RequestPages:
-    """The pages that the heads of one layer read of one request."""
+    """The pages of one request that the heads of one layer read."""
 
     def __init__(self, kv: SparseKv, unstable: Sequence[int], num_heads: int) -> None:
         self._kv = kv
@@ -236,7 +236,7 @@ class RequestPages:
         return tokens_of(pages, num_tokens)
 
     def _keep(self, pages: Tensor, ranks: bool) -> None:
-        """Take the stable heads' best pages, or what they had and all that came since."""
+        """Keep the stable heads' best pages, or their earlier pages and all newer ones."""
         ranked = self._ranked
         if ranks:
             self._ranked = pages[self._stable].clone()
@@ -248,7 +248,7 @@ class RequestPages:
 
 
 def __getattr__(name: str) -> Any:
-    """Give the backend's class by its name, as vLLM resolves it: it derives from vLLM's, which is imported late."""
+    """Return the backend's class by its name, as vLLM resolves it: it derives from vLLM's, which is imported late."""
     if name == "SparseCpuBackend":
         return _backend()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -265,7 +265,7 @@ def _backend() -> type:
             super().__init__(*args, **kwargs)
             self.policy, self.heads = _installed[0]
             self.pages: dict[int, RequestPages] = {}
-            """Of each running request, by its first block, which it shares with none."""
+            """Of each running request, by its first block, which it does not share."""
 
         def do_kv_cache_update(self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> None:
             block_size, size = kv_cache.shape[2], self.head_size
@@ -293,7 +293,7 @@ def _backend() -> type:
 
 
 def _attend_all(impl: Any, layer: int, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor) -> None:
-    """Attend for every request of a batch."""
+    """Compute attention for every request of a batch."""
     starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
     size, num_heads = impl.head_size, impl.num_kv_heads
     for number, num_tokens in enumerate(lengths):
@@ -308,10 +308,10 @@ def _attend_all(impl: Any, layer: int, query: Tensor, kv_cache: Tensor, metadata
 
 
 def _attend_one(impl: Any, layer: int, first_block: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend for one request: queries (T, H, G, D) of its last T tokens."""
+    """Compute attention for one request: queries (T, H, G, D) of its last T tokens."""
     num_new, num_heads, group, size = queries.shape
     num_tokens = keys.shape[1]
-    if num_new == num_tokens:  # its prompt, or what it had written before it was preempted as well
+    if num_new == num_tokens:  # its prompt, and after a preemption also its written tokens
         impl.pages[first_block] = RequestPages(impl.policy, impl.heads.of_layer(layer), num_heads)
     if num_new == 1 < num_tokens:
         read = impl.pages[first_block].choose(queries[0], keys)[:, None]

@@ -1,4 +1,4 @@
-"""Embeddings of a response's tokens by a checkpoint of the pool: vLLM's pooling runner, in a process of its own."""
+"""Embeds a response's tokens with a checkpoint of the pool: vLLM's pooling runner, in a process of its own."""
 
 import atexit
 from multiprocessing import get_context
@@ -16,14 +16,14 @@ REPLY_TIMEOUT_S = 120.0
 
 
 class TokenEmbeddings:
-    """Embeds texts, one after the other, and remembers them; the model is loaded for the first.
+    """Embeds texts, one after the other, and caches the results; the model is loaded for the first text.
 
     Parameters
     ----------
     checkpoint
-        A folder: any model that generates will do.
+        A folder; any generative model works.
     context_tokens
-        Longer texts lose their beginning.
+        Longer texts are cut at their beginning.
     options
         Device and data type.
     """
@@ -39,7 +39,7 @@ class TokenEmbeddings:
         return f"TokenEmbeddings({self._checkpoint.name!r}, {self._context_tokens})"
 
     def __call__(self, text: str) -> NDArray[np.float32]:
-        """Give the embeddings of a text's tokens, shape (num_tokens, embedding_size).
+        """Return the embeddings of a text's tokens, shape (num_tokens, embedding_size).
 
         Raises
         ------

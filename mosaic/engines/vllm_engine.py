@@ -1,4 +1,4 @@
-"""The only module that touches vLLM: its settings, its requests and what comes out of them.
+"""Wraps vLLM: the only module that uses its settings, requests and outputs.
 
 Measured with vLLM 0.32 on CPU; the paths for GPUs follow the same interface.
 """
@@ -35,9 +35,9 @@ _DEVICE_LOST = re.compile(r"CUDA error|CUDA driver|No CUDA GPUs|NVML|device-side
 
 
 def prepare(settings: EngineOptions) -> None:
-    """Set the environment, then import vLLM: it reads many settings only then.
+    """Set the environment, then import vLLM, which reads many settings only at import.
 
-    NOTE: values that the user set are kept, except where they would break crash safety.
+    NOTE: values set by the user are kept, except those that would break crash safety.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
     wanted = ENVIRONMENT | (CPU_ENVIRONMENT if settings.loading.device is Device.CPU else {})
@@ -47,7 +47,7 @@ def prepare(settings: EngineOptions) -> None:
     import vllm.inputs.engine
     import vllm.v1.engine.llm_engine
 
-    # Resolved lazily by the package, and the larger part of what importing costs.
+    # The package resolves it lazily, and it is the slower part of the import.
     assert vllm.LLM is not None
     assert vllm.SamplingParams is not None
 
@@ -58,14 +58,14 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
     Raises
     ------
     ValueError
-        Among others, if its checkpoint brings code along that it may not run.
+        For example if its checkpoint needs Python files that may not be run.
     """
     import torch
     from vllm import LLM
 
     loading = spec.settings.options.loading
     if loading.device is Device.CPU:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # the cores that it is pinned to
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # the cores to which it is pinned
     _keep_kv(spec)
     try:
         llm = LLM(**engine_arguments(spec))
@@ -80,7 +80,7 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
 
 
 def _keep_kv(spec: EngineSpec) -> None:
-    """Let the engine keep its KV cache as its expert is configured."""
+    """Set up the KV cache of the engine for its expert."""
     kv, unstable = spec.settings.kv, spec.settings.unstable
     if kv is None:
         uninstall()
@@ -102,14 +102,14 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "load_format": loading.load_format,
         "skip_tokenizer_init": not settings.with_tokenizer,
         "trust_remote_code": loading.trust_remote_code,
-        "disable_log_stats": False,  # timestamps of requests come with the statistics
+        "disable_log_stats": False,  # the statistics have the timestamps of requests
         "seed": 0,  # requests carry their own
     }
     if options.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = options.max_num_batched_tokens
     if loading.device is Device.CPU:
         # NOTE: a prompt that is read in chunks rewinds its random generator, which CPU generators refuse: the engine
-        # dies of the first such request with a seed. So prompts are read whole, and the largest must fit.
+        # dies at the first such request with a seed. So prompts are read whole, and the largest must fit.
         arguments["enable_chunked_prefill"] = False
         if options.max_num_batched_tokens is not None:
             arguments["max_num_batched_tokens"] = max(options.max_num_batched_tokens, spec.context_tokens)
@@ -123,7 +123,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Say whether an error means that the GPU is gone; one that is out of memory works with another session."""
+    """Return whether an error means that the GPU is lost; out of memory is no such error."""
     return _DEVICE_LOST.search(str(error)) is not None and "out of memory" not in str(error)
 
 
@@ -138,16 +138,16 @@ class VllmEngine:
         self._vocab_size: int = llm.model_config.get_vocab_size()
         self._numbers = count()
         self._keys: dict[str, CallKey] = {}
-        """By the number under which vLLM was sent a request."""
+        """By the request's number in vLLM."""
         self._ids: dict[CallKey, tuple[str, str]] = {}
-        """That number, and vLLM's own name of it."""
+        """This number, and vLLM's own name of the request."""
         self._generated: dict[CallKey, tuple[int, ...]] = {}
-        """What another engine had written: it is part of the prompt here."""
+        """Tokens that another engine had written: they are part of the prompt here."""
         self._thinking_opened: set[CallKey] = set()
 
     @property
     def kv_cache_tokens(self) -> int:
-        """Capacity of the KV cache that it found room for when it was loaded."""
+        """Capacity of the KV cache, as measured when it was loaded."""
         tokens: int = self._engine.vllm_config.cache_config.kv_cache_size_tokens
         return tokens
 
@@ -157,8 +157,8 @@ class VllmEngine:
         Raises
         ------
         ValueError
-            If its prompt is empty, too long or no sequence of the model's tokens: vLLM would cut a response that
-            silently reaches beyond the context.
+            If its prompt is empty, too long or not made of the model's tokens: vLLM would silently cut a response that
+            exceeds the context.
         """
         from vllm.inputs.engine import tokens_input
 
@@ -211,7 +211,7 @@ class VllmEngine:
         }
 
     def _forget(self, key: CallKey) -> tuple[tuple[int, ...], bool]:
-        """Drop what is known of a request; gives what was already generated, and whether it began in thinking."""
+        """Delete a request; returns its tokens generated before, and whether it started inside thinking."""
         opened = key in self._thinking_opened
         self._thinking_opened.discard(key)
         number, _ = self._ids.pop(key)
@@ -222,7 +222,7 @@ class VllmEngine:
         return None if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def _tokens(self, request: Request) -> tuple[list[int], bool]:
-        """Turn a prompt into tokens, and say whether it ends inside thinking."""
+        """Turn a prompt into tokens; returns also whether it ends inside thinking."""
         if isinstance(request.prompt, tuple):
             return list(request.prompt), False
         if self._tokenizer is None:
@@ -235,15 +235,15 @@ class VllmEngine:
         messages = messages_of(request.prompt)
         try:
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template says in its own words which roles it takes
+        except Exception as error:  # a template reports in its own words which roles it accepts
             raise ValueError(f"messages must be what {self._expert}'s chat template takes ({error})") from error
-        # The template wrote the special tokens already.
+        # The template has already written the special tokens.
         if request.is_beginning:
             return self._beginning(text, request.prompt, add_special_tokens=False), False
         return self._tokenizer.encode(text, add_special_tokens=False), opens_thinking(text)
 
     def _beginning(self, text: str, prompt: str | Chat, *, add_special_tokens: bool) -> list[int]:
-        """Turn a prompt into tokens up to where its last message ends; the last one may come out otherwise there."""
+        """Turn a prompt into tokens up to the end of its last message; the last token may differ from the prompt's."""
         assert self._tokenizer is not None, "the prompt is a text"
         tokens: list[int] = self._tokenizer.encode(beginning_of(text, prompt), add_special_tokens=add_special_tokens)
         return tokens[:-1]
@@ -261,7 +261,7 @@ class VllmEngine:
             ignore_eos=exactly is not None,
             detokenize=self._tokenizer is not None,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            logprobs=0 if request.with_confidence else None,  # of the sampled tokens alone
+            logprobs=0 if request.with_confidence else None,  # only of the sampled tokens
             **({} if request.sampling is None else request.sampling.engine_values),
         )
 
@@ -296,7 +296,7 @@ class VllmEngine:
 
 
 def confidence_of(sum_of_logs: float | None, num_tokens: int) -> float | None:
-    """Give the geometric mean of the probabilities of some tokens from the sum of their logarithms.
+    """Compute the geometric mean of the probabilities of some tokens from the sum of their logarithms.
 
     Examples
     --------

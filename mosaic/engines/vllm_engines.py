@@ -1,4 +1,4 @@
-"""vLLM engines on this machine: checks experts before anything loads them, and specifies engines."""
+"""Checks experts for vLLM engines on this machine before anything loads them, and specifies their engines."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,17 +24,17 @@ from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_he
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """What vLLM needs to load a checkpoint."""
+    """Settings with which vLLM loads a checkpoint."""
 
     checkpoint: Path
     with_tokenizer: bool
     gpu_memory_utilization: float
     kv_cache_memory_bytes: int | None
-    """On each worker; None: what the GPU has free."""
+    """On each worker; None: the free memory of the GPU."""
     options: EngineOptions
     kv: SparseKv | None = None
     unstable: UnstableHeads | None = None
-    """Given with ``kv``."""
+    """Given together with ``kv``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class VllmEngines:
     with_tokenizer: bool = True
     """False: prompts are token ids and the responses are not read."""
     checkpoints: Path | None = None
-    """Where checkpoints lie that are not named by path."""
+    """Folder of checkpoints that are not given by path."""
     found: dict[ExpertName, Checkpoint] = field(default_factory=dict)
     """Checkpoints that passed the checks of this machine."""
 
@@ -116,7 +116,7 @@ class VllmEngines:
         )
 
     def elsewhere(self) -> "VllmEngines":
-        """Give these engines on another machine, which has found no checkpoint yet."""
+        """Return these engines for another machine, without checked checkpoints."""
         return replace(self, found={})
 
     def _unstable(self, expert: Expert) -> UnstableHeads | None:
@@ -125,7 +125,7 @@ class VllmEngines:
         Raises
         ------
         ValueError
-            If real engines cannot keep it so.
+            If real engines do not support it.
         """
         kv, owner, shape = expert.kv, f"expert {expert.name}: kv", expert.known_shape
         if kv is None:
@@ -159,14 +159,14 @@ class VllmEngines:
 
 
 def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, ...]:
-    """List what of a sparse KV cache decides a response; nothing without one, so that old journals stay valid."""
+    """List the parts of a sparse KV cache that a response depends on; empty without one, so old journals stay valid."""
     if expert.kv is None or unstable is None:
         return ()
     return repr(replace(expert.kv, heads=None)), repr(unstable.pairs)
 
 
 def loading_problems(experts: Iterable[Expert], cluster: Cluster, engines: VllmEngines) -> list[str]:
-    """List the experts that could be loaded on no worker, and why."""
+    """List the experts that no worker can load, and why."""
     found = []
     for expert in experts:
         try:

@@ -1,7 +1,6 @@
-"""A worker process: loads one expert, serves its sessions, and takes all memory with it.
+"""Runs a worker process: it loads one expert, serves its sessions, and frees all memory at its end.
 
-The fork server forks it for an expert's stay on its workers. It writes nothing to the run's folder but what its engine
-prints.
+The fork server forks it for the sessions of an expert on its workers. In the run's folder it writes only its log.
 """
 
 import ctypes
@@ -26,9 +25,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, however that ends.
+    """Make the kernel kill this process when its parent ends, for any reason.
 
-    Linux only; elsewhere a worker notices at its next step that its link is closed.
+    Linux only; elsewhere a worker detects the closed link at its next step.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -38,7 +37,7 @@ def die_with_parent(parent: int) -> None:
 
 @printable_output()
 def run_worker(fork: Fork, link: Connection, module: EngineModule, server: int) -> NoReturn:
-    """Be a worker process from its fork to its end; ``server`` is the process that forked it."""
+    """Run a worker process from its fork to its end; ``server`` is the process that forked it."""
     status = 0
     try:
         die_with_parent(server)
@@ -49,10 +48,10 @@ def run_worker(fork: Fork, link: Connection, module: EngineModule, server: int) 
             os.sched_setaffinity(0, fork.cores)
         if fork.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(fork.gpus)
-        gc.freeze()  # else loading spends most of its time on collecting what the fork server imported
+        gc.freeze()  # otherwise most of the load time is garbage collection of the fork server's imports
         _serve_link(link, module)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        status = 1  # the driver is gone
+        status = 1  # the driver has ended
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -79,7 +78,7 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
     sender = Sender(link)
     try:
         while not isinstance(message, Quit):
-            if isinstance(message, Serve):  # a cancellation may come when its session is over
+            if isinstance(message, Serve):  # a cancellation may arrive after its session has ended
                 SessionService(message, load, engine, sender.send, link).run()
             message = link.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -89,11 +88,11 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
         sender.send(_failure(error, f"{load.spec.expert} failed", module))
     sender.finish()
     if load.spec.num_workers == 1:
-        _leave(0)  # the kernel frees all at once, where taking an engine apart takes a second
+        _leave(0)  # the kernel frees everything at once, while closing an engine takes a second
 
 
 def _failure(error: Exception, what: str, module: EngineModule) -> Failure:
-    """Say what went wrong; errors of this project say it themselves."""
+    """Describe an error; errors of this project have their own message."""
     return Failure(
         str(error) if isinstance(error, MosaicError) else f"{what}: {one_line(error)}",
         module.is_device_lost(error),
@@ -103,10 +102,10 @@ def _failure(error: Exception, what: str, module: EngineModule) -> Failure:
 
 
 class Sender:
-    """Sends the driver what a worker has to say, in a thread of its own.
+    """Sends the worker's messages to the driver, in a thread of its own.
 
-    The driver may be writing a long prompt to this worker just then: were both to wait for room in their pipes, neither
-    would ever read.
+    The driver may be writing a long prompt to this worker at the same time. If both waited for room in their pipes,
+    neither would ever read.
     """
 
     def __init__(self, link: Connection) -> None:
@@ -119,7 +118,7 @@ class Sender:
         self._queue.put(message)
 
     def finish(self) -> None:
-        """Wait until all is sent."""
+        """Wait until all messages are sent."""
         self._queue.put(None)
         self._thread.join()
 
@@ -131,7 +130,7 @@ class Sender:
                 while not self._queue.empty():
                     messages.append(self._queue.get())
                 self._link.send([message for message in messages if message is not None])
-        except BaseException:  # the driver is gone, or this is a mistake: without a voice there is nothing to do
+        except BaseException:  # the driver has ended, or this is a bug: without a link there is nothing to do
             traceback.print_exc()
             os._exit(1)
 

@@ -133,11 +133,11 @@ def lay_out(
     Parameters
     ----------
     question, responses, expert
-            The content, and the expert that reads it.
+        The content, and the expert that reads it.
     min_output_tokens
-            Room to leave for its output (``prompt_limit``).
+        Room to leave for its output (``prompt_limit``).
     num_places
-            Number of responses with a fixed share; None: the given responses share the room.
+        Number of responses with a fixed share; None: the given responses share the room.
 
     Raises
     ------

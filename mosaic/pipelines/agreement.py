@@ -25,9 +25,9 @@ class Agreement:
     Parameters
     ----------
     graph
-            Its gates are to be settled.
+        Its gates are to be settled.
     questions, records
-            Of calibration only, questions by id; no answers of the batch.
+        Of calibration only, questions by id; no answers of the batch.
     """
 
     def __init__(self, graph: CallGraph, questions: Mapping[str, Question], records: Iterable[CallRecord]) -> None:

@@ -244,13 +244,13 @@ def budgeted(
     Parameters
     ----------
     graph
-            The paper's pipeline.
+        The paper's pipeline.
     promised
-            The accepted loss and its calibration.
+        The accepted loss and its calibration.
     kinds
-            The kinds of budgets to choose.
+        The kinds of budgets to choose.
     experts, workload
-            Of the run.
+        Of the run.
     num_running
         Calls that run at once.
 

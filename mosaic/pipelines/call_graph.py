@@ -108,7 +108,7 @@ class CallGraph:
         Raises
         ------
         ValueError
-                If the gate also decides which calls run.
+            If the gate also decides which calls run.
         """
         asks = any(node.when is When.UNSETTLED for node in self.nodes) and not self.rule.skips_nothing
         rule_of_gate = "never: an early exit decides which calls run"
@@ -167,7 +167,7 @@ class CallGraph:
         workload
             The batch.
         needed_frac, prompt_tokens
-                By upper node: the share of questions that reach it, and its prompt tokens, from calibration questions.
+            By upper node: the share of questions that reach it, and its prompt tokens, from calibration questions.
         """
         layers = []
         for layer in self.layers[1:]:

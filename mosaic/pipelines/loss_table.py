@@ -123,9 +123,9 @@ def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballo
     Parameters
     ----------
     questions
-            In the order of the table's rows.
+        In the order of the table's rows.
     winner
-            Finds the answer that the gate would return for a ballot, and its confidence.
+        Finds the answer that the gate would return for a ballot, and its confidence.
     """
     most = max(len(question.ballot.votes) for question in questions)
     shape = len(questions), 1 + most

@@ -75,9 +75,9 @@ def learned_bet(losses: NDArray[Any], num_certify: int, risk_frac: float) -> Bet
     Parameters
     ----------
     losses
-            Of questions that are not used to certify, -1, 0 or 1, shape (num_questions,).
+        Of questions that are not used to certify, -1, 0 or 1, shape (num_questions,).
     num_certify
-            Number of questions that certify.
+        Number of questions that certify.
     risk_frac
         Strictly between 0 and 1.
 
@@ -107,20 +107,20 @@ def fixed_sequence(
     Parameters
     ----------
     settings
-            From the safest to the fastest, fixed before the questions that certify are used.
+        From the safest to the fastest, fixed before the questions that certify are used.
     losses
-            Returns the loss of each of these questions under a setting, -1, 0 or 1, shape (num_questions,).
+        Returns the loss of each of these questions under a setting, -1, 0 or 1, shape (num_questions,).
     accepted_loss_frac
         The mean loss to be promised, 0 to 1 (excluded).
     risk_frac
-            Largest probability that the promise is broken; strictly between 0 and 1.
+        Largest probability that the promise is broken; strictly between 0 and 1.
     bets
-            Returns the stakes of a setting, fixed as early as the settings.
+        Returns the stakes of a setting, fixed as early as the settings.
 
     Raises
     ------
     ValueError
-            If a share is outside its limits, or a loss is not -1, 0 or 1.
+        If a share is outside its limits, or a loss is not -1, 0 or 1.
     """
     require_number(risk_frac, "risk_frac", above=0, below=1)
     tests: list[SettingTest[Setting]] = []
@@ -145,7 +145,7 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float, bets: Bets
     accepted_loss_frac
         0 to 1 (excluded).
     bets
-            Chosen without these losses.
+        Chosen without these losses.
 
     Returns
     -------

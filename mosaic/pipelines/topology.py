@@ -30,13 +30,13 @@ def topology_nodes(
     Parameters
     ----------
     layers, fan_in, min_output_tokens
-            As in conf/topology.
+        As in conf/topology.
     experts
         The pool.
     workload
-            Its experts fill the slots of a layer that is given as a number.
+        Its experts fill the slots of a layer that is given as a number.
     aggregator
-            Finds the expert for a last layer that names none.
+        Finds the expert for a last layer that names none.
 
     Raises
     ------
@@ -78,11 +78,11 @@ def layered_nodes(
     Parameters
     ----------
     layers
-            The agents of each layer, from those that read the question alone to those whose answer is final.
+        The agents of each layer, from those that read the question alone to those whose answer is final.
     fan_in
-            By upper layer: how many neighbours of the layer below each agent reads, each its own; None: all.
+        By upper layer: how many neighbours of the layer below each agent reads, each its own; None: all.
     min_output_tokens
-            Room that prompts of upper layers leave for the output.
+        Room that prompts of upper layers leave for the output.
 
     Raises
     ------

@@ -270,11 +270,11 @@ def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inpu
     graph
         The pipeline.
     question
-            The question.
+        The question.
     first
         Its calls of the first layer.
     done
-            Records of its ended calls, in the order of their ends.
+        Records of its ended calls, in the order of their ends.
     """
     state = QuestionState(graph, question, first, done)
     leaves = sorted(first, key=attrgetter("key"))

@@ -51,7 +51,7 @@ def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledF
     Raises
     ------
     InfeasibleError
-            If the scheduler raises it.
+        If the scheduler raises it.
     """
     settled_frac = cache(settled_frac)
     shares: Mapping[ExpertName, float] = {}

@@ -116,11 +116,11 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
     Parameters
     ----------
     calls
-            The remaining work.
+        The remaining work.
     speed
-            Speed of the engine that serves them; it first reads the tokens that no engine has read yet.
+        Speed of the engine that serves them; it first reads the tokens that no engine has read yet.
     head_start_s
-            Time for which each call has continued elsewhere, as if it were alone.
+        Time for which each call has continued elsewhere, as if it were alone.
 
     Examples
     --------

@@ -58,6 +58,6 @@ def load_plans(path: str | Path) -> tuple[Plan, ...]:
     Raises
     ------
     PlanError
-            If the file cannot be read or holds no plans; the message names the position in the file.
+        If the file cannot be read or holds no plans; the message names the position in the file.
     """
     return read_json(path, _PlanFile, "plan", PlanError).layers

@@ -106,7 +106,7 @@ class Profile:
         Raises
         ------
         ProfileError
-                If the sweep did not cover it; a missing measurement is never replaced by a default.
+            If the sweep did not cover it; a missing measurement is never replaced by a default.
         """
         found = self._entry_at.get((expert, gpu, tp_degree, kv_budget_tokens))
         if found is not None:

@@ -32,11 +32,11 @@ def stay(
     plan, problem
         Of a layer.
     resident
-            By worker: its loaded expert when the layer starts.
+        By worker: its loaded expert when the layer starts.
     num_later
-            By expert: the expected number of its calls in the next layer.
+        By expert: the expected number of its calls in the next layer.
     lost
-            Lost workers.
+        Lost workers.
     """
     if any(session.after or len(session.workers) > 1 for session in plan.sessions):
         return plan  # gangs, or an order that the scheduler has fixed

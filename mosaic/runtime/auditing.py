@@ -40,13 +40,13 @@ def answer_unskipped(
     Parameters
     ----------
     job
-            The job of the batch.
+        The job of the batch.
     names
         Ids of the questions.
     done
         The batch's calls of the first layer that have ended.
     show
-            Displays the progress.
+        Displays the progress.
 
     Raises
     ------

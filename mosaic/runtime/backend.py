@@ -24,8 +24,8 @@ class Backend(Protocol):
         Raises
         ------
         BackendError
-                If the command names an unknown expert, worker, session or call, or requests something that can never be
-                served.
+            If the command names an unknown expert, worker, session or call, or requests something that can never be
+            served.
         """
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
@@ -38,7 +38,7 @@ class Backend(Protocol):
         Parameters
         ----------
         reacts
-                Whether a controller reacts to single events. If not, the calls of a session may be reported at its end.
+            Whether a controller reacts to single events. If not, the calls of a session may be reported at its end.
         tick_s
-                Seconds between two ticks; None: no ticks.
+            Seconds between two ticks; None: no ticks.
         """

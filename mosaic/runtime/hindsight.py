@@ -74,18 +74,18 @@ def ask_unskipped(
     Parameters
     ----------
     job
-            The job that they run in.
+        The job that they run in.
     questions, records
-            The questions without a gate, and the records of their ended calls; both are updated.
+        The questions without a gate, and the records of their ended calls; both are updated.
     experts, backend_at
         Of each layer, by its depth.
     show
-            Displays the progress.
+        Displays the progress.
 
     Raises
     ------
     BackendError
-            If lost workers leave unended calls.
+        If lost workers leave unended calls.
     """
     for record in records.values():
         questions.record(record)

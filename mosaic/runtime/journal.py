@@ -117,7 +117,7 @@ class JournalTexts:
         Raises
         ------
         JournalError
-                If the line cannot be read, or has changed on disk since it was written.
+            If the line cannot be read, or has changed on disk since it was written.
         """
         try:
             if self._file is None:
@@ -344,7 +344,7 @@ class Journal:
     Parameters
     ----------
     folder
-            The journal's folder.
+        The journal's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -371,7 +371,7 @@ class Journal:
         Raises
         ------
         JournalError
-                If the disk cannot be written.
+            If the disk cannot be written.
         """
         start = Start(self.last_ts, time.time())
         self.add(start)
@@ -402,7 +402,7 @@ class Journal:
         Raises
         ------
         JournalError
-                If the disk cannot be written: then none of them is there.
+            If the disk cannot be written: then none of them is there.
         """
         if not self._lines:
             return

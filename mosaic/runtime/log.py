@@ -92,7 +92,7 @@ class Log:
         Raises
         ------
         JournalError
-                If they cannot be written: then none of them is in the file.
+            If they cannot be written: then none of them is in the file.
         """
         data = b"".join(lines)
         try:

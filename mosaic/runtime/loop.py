@@ -34,33 +34,33 @@ def drive(
     Parameters
     ----------
     backend
-            Executes the commands.
+        Executes the commands.
     controllers
-            Send the commands; the first one gets an event first.
+        Send the commands; the first one gets an event first.
     num_workers
-            Number of workers of the cluster.
+        Number of workers of the cluster.
     log
-            Of commands, for runs that may be interrupted.
+        Of commands, for runs that may be interrupted.
     tick_s
-            Seconds between ticks, for controllers that need them.
+        Seconds between ticks, for controllers that need them.
     then
-            Returns the controllers that take over when all sessions of the first ones have ended; they get ``Started``
-            once more. None: the run ends there.
+        Returns the controllers that take over when all sessions of the first ones have ended; they get ``Started`` once
+        more. None: the run ends there.
     is_quote
-            Whether the run stops before the batch, which continues in the same journal. Commands of the batch are then
-            ignored.
+        Whether the run stops before the batch, which continues in the same journal. Commands of the batch are then
+        ignored.
     keeps_actions
-            Whether the result has the log of commands, which is as long as the records. With ``log`` it always has.
+        Whether the result has the log of commands, which is as long as the records. With ``log`` it always has.
 
     Returns
     -------
     RunResult
-            It lacks calls whose workers were lost, if no controller submitted them again.
+        It lacks calls whose workers were lost, if no controller submitted them again.
 
     Raises
     ------
     BackendError
-            If the backend cannot execute a command.
+        If the backend cannot execute a command.
     """
     run = _Run(
         backend=backend, controllers=controllers, num_workers=num_workers, log=log, then=then, is_quote=is_quote,

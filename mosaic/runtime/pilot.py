@@ -87,15 +87,15 @@ def choose(
     Parameters
     ----------
     first_calls
-            Calls of the batch's first layer.
+        Calls of the batch's first layer.
     wanted
-            Least number of calls per expert.
+        Least number of calls per expert.
     num_whole
-            Number of questions of which all calls are sent.
+        Number of questions of which all calls are sent.
     taken
-            Calls that were sent before.
+        Calls that were sent before.
     seed
-            Of the order.
+        Of the order.
     """
     left = set(taken)
     by_question: dict[str, list[Call]] = {}
@@ -120,18 +120,18 @@ def price_by_pilot(
     Parameters
     ----------
     job, experts
-            The batch, and the experts with calls of the first layer.
+        The batch, and the experts with calls of the first layer.
     pilot
-            What a quote has answered.
+        What a quote has answered.
     source
-            Source to be written into the profile.
+        Source to be written into the profile.
     log
-            Receives lines for the user.
+        Receives lines for the user.
 
     Returns
     -------
     tuple[Pilot, Profile | None]
-            The answers, and the prices; None: sessions were interrupted too often.
+        The answers, and the prices; None: sessions were interrupted too often.
     """
     first_calls = job.graph.first_calls(job.workload)
     num_tries = 0
@@ -154,7 +154,7 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
     Raises
     ------
     DisturbedSweepError
-            If interrupted sessions or failed calls leave fewer than two sizes of an expert's sessions.
+        If interrupted sessions or failed calls leave fewer than two sizes of an expert's sessions.
     """
     upper = {node.name for node in job.graph.upper_nodes}
     finished: dict[ExpertName, list[CallRecord]] = {}

@@ -76,9 +76,9 @@ class Planner:
         Raises
         ------
         InfeasibleError
-                If an expert cannot be placed.
+            If an expert cannot be placed.
         ProfileError
-                If a profile does not cover an expert at a degree.
+            If a profile does not cover an expert at a degree.
         PlanError
             If the saved plan is of other calls.
         """

@@ -59,7 +59,7 @@ def plan_first_layer(job: Job, step: Step, log: Log) -> Stages[Begun]:
     step
         Times the steps.
     log
-            Receives lines for the user.
+        Receives lines for the user.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _sweep(job: Job, log: Log) -> Stages[Profile]:
     Raises
     ------
     ValueError
-            If only the batch's own calls may be measured, and they cannot be.
+        If only the batch's own calls may be measured, and they cannot be.
     """
     first = job.graph.first_calls(job.workload)
     reason = why_not(job, first)
@@ -203,7 +203,7 @@ def price_upper_nodes(
     Raises
     ------
     InfeasibleError, ProfileError, BackendError
-            If a measurement fails, or no plan exists for calibration.
+        If a measurement fails, or no plan exists for calibration.
     """
     graph, given = job.graph, job.upper_profile
     profiles, models = dict(planner.profiles), models_of(graph)

@@ -52,13 +52,13 @@ def fit_run(
     experts, cluster
         See `fit_entry`.
     result
-            The records of the run.
+        The records of the run.
     source
-            Source to be written into the profile.
+        Source to be written into the profile.
     nodes
-            Nodes of the run's first layer, or of the later layers.
+        Nodes of the run's first layer, or of the later layers.
     in_waves
-            Whether an expert's sessions for a node started together, as replicas above the first layer do.
+        Whether an expert's sessions for a node started together, as replicas above the first layer do.
     """
     records: dict[int, list[CallRecord]] = defaultdict(list)
     for record in result.calls:
@@ -108,18 +108,18 @@ def fit_entry(
     Parameters
     ----------
     expert
-            With the tensor-parallel degree of the measurement.
+        With the tensor-parallel degree of the measurement.
     cluster, calls, sessions
-            The cluster and the records; those of other experts are left out.
+        The cluster and the records; those of other experts are left out.
     waves
-            Sessions of replicas, which are priced by wave; None: each session is priced separately.
+        Sessions of replicas, which are priced by wave; None: each session is priced separately.
     adds_halves
-            Whether sessions of about one size also give prices of sessions with half their calls.
+        Whether sessions of about one size also give prices of sessions with half their calls.
 
     Raises
     ------
     DisturbedSweepError
-            If interrupted sessions leave fewer than two sizes.
+        If interrupted sessions leave fewer than two sizes.
     """
     own = [session for session in sessions if session.expert == expert.name]
     records = [record for record in calls if record.expert == expert.name]

@@ -92,9 +92,9 @@ def calibration_patterns(
     Parameters
     ----------
     questions
-            All questions of the file.
+        All questions of the file.
     rule, budgets
-            The run's.
+        The run's.
     is_early
         Whether the run cancels calls whose votes no longer matter: see ``mosaic.pipelines.vote_patterns``.
     """

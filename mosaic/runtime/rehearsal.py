@@ -142,7 +142,7 @@ def price_by_pilot_questions(
     Returns
     -------
     tuple[Pilot, Profile | str]
-            The answers, and the prices or the reason why there are none.
+        The answers, and the prices or the reason why there are none.
     """
     degrees = planner.degrees(node.name, node.experts[0])
     if pilot.merging and degrees == (len(pilot.merging[0].workers),):
@@ -175,7 +175,7 @@ def fit_waves(job: Job, expert: Expert, pilot: Pilot, sessions: Sequence[Session
     Raises
     ------
     DisturbedSweepError
-            If failed calls or interrupted sessions leave too few others.
+        If failed calls or interrupted sessions leave too few others.
     """
     assert pilot.stage is not None, "it has run"
     sessions = sessions or pilot.stage.sessions

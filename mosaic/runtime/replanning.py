@@ -29,7 +29,7 @@ class Replanning:
         Raises
         ------
         BackendError
-                If no plan serves the calls that are left, with the causes of the losses.
+            If no plan serves the calls that are left, with the causes of the losses.
         """
         if not isinstance(event, Lost) or event.num_more:
             return ()  # no plan may use the others that are lost with it

@@ -39,9 +39,9 @@ def plan(
     Raises
     ------
     ValueError
-            If the job runs on servers, which need no plan.
+        If the job runs on servers, which need no plan.
     InfeasibleError, PlanError, ProfileError, BackendError
-            If no plan exists, a saved plan is of another batch, or a measurement fails.
+        If no plan exists, a saved plan is of another batch, or a measurement fails.
     """
     _require_workers(job)
     job.graph.rule.load()
@@ -59,9 +59,9 @@ def measure(job: Job, *, show: Show = show_nothing, log: Log = lambda line: None
     Raises
     ------
     ValueError
-            If the job runs on servers, which are not measured.
+        If the job runs on servers, which are not measured.
     InfeasibleError, PlanError, ProfileError, BackendError
-            If a measurement fails, or no plan exists for calibration.
+        If a measurement fails, or no plan exists for calibration.
     """
     _require_workers(job)
     job.graph.rule.load()
@@ -86,24 +86,24 @@ def run(
     Parameters
     ----------
     job
-            The job to run.
+        The job to run.
     controllers
-            Controllers of the caller, beside the pipeline and the plan.
+        Controllers of the caller, beside the pipeline and the plan.
     show
-            Displays the progress.
+        Displays the progress.
     on_replan
-            Receives each plan that is made after workers were lost.
+        Receives each plan that is made after workers were lost.
     tick_s
-            Seconds between ticks, for controllers that need them.
+        Seconds between ticks, for controllers that need them.
     step
-            Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
+        Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
     log
-            Receives lines about measurements before the batch and about slow planning.
+        Receives lines about measurements before the batch and about slow planning.
 
     Raises
     ------
     InfeasibleError, PlanError, ProfileError, BackendError
-            If no plan exists, a plan violates the problem, or the site cannot run it.
+        If no plan exists, a plan violates the problem, or the site cannot run it.
     """
     rest = _Stretch(job, controllers, on_replan)
     if job.site.expert_by_server is not None:

@@ -19,7 +19,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises
     ------
     InUseError
-            If another command works there.
+        If another command works there.
     RunFolderError
         If the folder or its lock cannot be made.
     """

@@ -47,7 +47,7 @@ class Servers(SubmitWhenReady):
         Raises
         ------
         BackendError
-                If all servers are lost before any has served a call.
+            If all servers are lost before any has served a call.
         """
         if isinstance(event, Lost):
             self._check(view)

@@ -76,11 +76,11 @@ class Site(Protocol):
         name
             Unique in the run.
         prefixes
-                The beginnings of prompts, if they are prefilled ahead of time.
+            The beginnings of prompts, if they are prefilled ahead of time.
         earlier
-                Records of other backends, for calls that calls of this one read.
+            Records of other backends, for calls that calls of this one read.
         is_measured
-                Whether it measures: then its draws differ from the run's.
+            Whether it measures: then its draws differ from the run's.
         """
 
     def costs(self) -> Mapping[ExpertName, Cost]:

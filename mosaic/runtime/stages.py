@@ -164,7 +164,7 @@ class FirstStretch(Generic[_T]):
         Raises
         ------
         BackendError
-                If the run ended before the stages did: no worker was left for their calls.
+            If the run ended before the stages did: no worker was left for their calls.
         """
         if not self._returned:
             raise BackendError("pilot: no worker is left for its calls; what has finished is kept")
@@ -195,9 +195,9 @@ class FirstStretch(Generic[_T]):
         Parameters
         ----------
         title
-                Title of the display of the stages.
+            Title of the display of the stages.
         then
-                Returns the controllers that take over after the stages, and replaces the display.
+            Returns the controllers that take over after the stages, and replaces the display.
         tick_s, is_quote
             See `drive`.
 
@@ -281,7 +281,7 @@ class FirstStretch(Generic[_T]):
         Raises
         ------
         DisturbedSweepError
-                If a worker is lost with calls that others may not take over.
+            If a worker is lost with calls that others may not take over.
         """
         job = self.job
         is_resumed = job.site.has_begun(other.name)
@@ -349,7 +349,7 @@ class StopWhenFailing:
         BackendError
             If too many calls fail.
         DisturbedSweepError
-                If a call never ends because its worker is lost: on another worker it may.
+            If a call never ends because its worker is lost: on another worker it may.
         """
         if isinstance(event, Finished):
             if event.record.status in SERVED:
@@ -378,11 +378,11 @@ def undisturbed(stage_of: Callable[[], Stage], fit: Callable[[Pilot], _T], log: 
     Parameters
     ----------
     stage_of
-            Makes the stage, without the workers lost so far.
+        Makes the stage, without the workers lost so far.
     fit
-            Computes the measurement from the end of the stage.
+        Computes the measurement from the end of the stage.
     log
-            Receives lines for the user.
+        Receives lines for the user.
     """
     num_tries = 0
     for number in count(1):

@@ -23,16 +23,16 @@ def plan_commands(
     Parameters
     ----------
     plan, calls
-            What to run; another plan may have served some of the plan's calls.
+        What to run; another plan may have served some of the plan's calls.
     first_session
         Number of the plan's session 0 in the run.
     closes
-            Whether sessions are closed at once; otherwise another controller closes them later.
+        Whether sessions are closed at once; otherwise another controller closes them later.
 
     Raises
     ------
     BackendError
-            If the plan names an unknown call.
+        If the plan names an unknown call.
     """
     named = {call.key: call for call in calls}
     for session in plan.sessions:

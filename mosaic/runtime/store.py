@@ -32,9 +32,9 @@ class Store:
         Parameters
         ----------
         decided_by
-                All inputs of the measurement, and the code that takes it, by ``repr``. Dataclasses must not change.
+            All inputs of the measurement, and the code that takes it, by ``repr``. Dataclasses must not change.
         kind
-                Type of the measurement: a dataclass.
+            Type of the measurement: a dataclass.
         """
         with suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(self._path(decided_by, kind).read_bytes(), type=kind)

@@ -180,15 +180,15 @@ def describe_context(
     Parameters
     ----------
     workload
-            Its questions are not part of it: calibration questions are others of the same benchmark.
+        Its questions are not part of it: calibration questions are others of the same benchmark.
     experts
-            The pool. Of an expert, only what answers depend on counts: its placement does not.
+        The pool. Of an expert, only what answers depend on counts: its placement does not.
     nodes
-            Nodes of the call graph: what the gate reads, and the experts that answer if it does not skip.
+        Nodes of the call graph: what the gate reads, and the experts that answer if it does not skip.
     benchmark
         Name that all parts of the workload share.
     answers
-            Their source: measured, or the source of the simulated world's answers.
+        Their source: measured, or the source of the simulated world's answers.
     """
     num_slots = max(Counter(call.key.question for call in workload.calls).values())
     return {
@@ -205,7 +205,7 @@ def load_context(path: str | Path) -> CalibrationContext:
     Raises
     ------
     ValueError
-            If the file has none.
+        If the file has none.
     """
     import pyarrow.parquet as pq
 
@@ -242,7 +242,7 @@ def check_rule(rule: Rule, context: CalibrationContext) -> None:
     Raises
     ------
     ValueError
-            If it was calibrated on another one.
+        If it was calibrated on another one.
     """
     path = rule.calibration_path()
     if path is None:

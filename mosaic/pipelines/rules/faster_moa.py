@@ -88,7 +88,7 @@ class FasterMoa(Rule):
         Raises
         ------
         ValueError
-                If the probabilities of a response's tokens are not known.
+            If the probabilities of a response's tokens are not known.
         """
         confidences: list[float] = []
         finished: list[int] = []

@@ -121,7 +121,7 @@ def pattern_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts:
     workers
         The instance.
     low_s, high_s
-            A lower bound and a known makespan, seconds.
+        A lower bound and a known makespan, seconds.
     until_ts
         When to end, on the monotonic clock.
 

@@ -179,7 +179,7 @@ class Instance:
         Parameters
         ----------
         k_applies
-                Count K as a limit too; False if the policy ignores K.
+            Count K as a limit too; False if the policy ignores K.
         """
         if not self.num_experts:
             return 0.0
@@ -240,13 +240,13 @@ def make_instance(
     Parameters
     ----------
     problem
-            The problem to price.
+        The problem to price.
     max_replicas
-            One cap for all experts, or caps by name that override the experts' own. None: the experts' own caps, and
-            equation 8 for experts without one.
+        One cap for all experts, or caps by name that override the experts' own. None: the experts' own caps, and
+        equation 8 for experts without one.
     max_experts_per_worker
-            K; None: max(2, ceil(worker slots needed / workers)), the least feasible value but never below 2. Only
-            workers on which an expert fits count, without lost ones.
+        K; None: max(2, ceil(worker slots needed / workers)), the least feasible value but never below 2. Only workers
+        on which an expert fits count, without lost ones.
 
     Raises
     ------

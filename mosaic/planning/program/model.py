@@ -81,19 +81,19 @@ def build_model(
     Parameters
     ----------
     scenarios
-            Experts, options and limits, the same in all scenarios, with the prices of each; one scenario if they are
-            certain.
+        Experts, options and limits, the same in all scenarios, with the prices of each; one scenario if they are
+        certain.
     longest_s
-            By scenario, a makespan that the optimum need not exceed, seconds.
+        By scenario, a makespan that the optimum need not exceed, seconds.
     quantile
-            The worst 1 - quantile of the scenarios count; None: all.
+        The worst 1 - quantile of the scenarios count; None: all.
     shortest_s
-            A lower bound on the makespan of every placement, seconds.
+        A lower bound on the makespan of every placement, seconds.
     is_reached
-            True if a placement of ``longest_s`` is known and there is one scenario. Then no session may be longer,
-            which makes the big-M of equation 6 tight and bounds the replicas from below.
+        True if a placement of ``longest_s`` is known and there is one scenario. Then no session may be longer, which
+        makes the big-M of equation 6 tight and bounds the replicas from below.
     symmetry
-            Equal blocks of workers to order; None: none.
+        Equal blocks of workers to order; None: none.
     """
     model, instance = pyo.ConcreteModel("mosaic placement"), scenarios[0]
     reached_s = longest_s[0] * (1 + SLACK_FRAC) if is_reached else None

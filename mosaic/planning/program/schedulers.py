@@ -203,7 +203,7 @@ class Flexible:
         Raises
         ------
         ValueError, ProfileError
-                If ``prices=iterations`` has no model of iterations, or an expert has no calibration lengths.
+            If ``prices=iterations`` has no model of iterations, or an expert has no calibration lengths.
         """
         known: dict[tuple[object, ...], Pieces] = {}
 

@@ -165,11 +165,11 @@ def solve_scenarios(
     scenarios, quantile
         See ``build_model``.
     start
-            A placement to start from; None: none is known.
+        A placement to start from; None: none is known.
     time_limit_s
-            Seconds for the solver; building the program takes extra time.
+        Seconds for the solver; building the program takes extra time.
     gap_frac
-            Gap to the optimum at which the solver may stop.
+        Gap to the optimum at which the solver may stop.
 
     Raises
     ------
