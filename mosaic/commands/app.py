@@ -53,7 +53,11 @@ Words = Annotated[
     typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
 ]
 KindPrices = Annotated[
-    list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=DOLLARS",
+        help="An hour of one GPU, or MODEL=IN/OUT of a million tokens on servers; may be repeated.",
+    ),
 ]
 Folder = Annotated[
     Path | None,
@@ -125,10 +129,19 @@ def quote(
     price: KindPrices = None,
     prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
     deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
-    pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
+    pilot: Annotated[
+        int | None,
+        typer.Option(help="Calls an expert, on average: 128. On servers questions: 20, or a tenth.", min=1),
+    ] = None,
     folder: Folder = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
     models: Models = None,
+    server: Servers = None,
+    key_env: KeyEnv = None,
+    rpm: RequestsPerMin = None,
+    tpm: TokensPerMin = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
     aggregator: Aggregator = None,
     per_question: PerQuestion = None,
     workers: Workers = None,
@@ -144,13 +157,24 @@ def quote(
     """
     from mosaic.commands.quote import run_quote, split_words
     from mosaic.config.batch import BatchRequest
+    from mosaic.config.servers import read_price
+    from mosaic.core.checks import require
+    from mosaic.core.spending import Cap
 
+    token_prices = dict(map(read_price, (text for text in price or () if "/" in text)))
     file, overrides = split_words(words or ())
+    require(file is not None or not server, "FILE", "a file of questions beside --server", None)
     request = None
     if file is not None:
         request = BatchRequest(
             path=file,
             models=models,
+            servers=tuple(server or ()),
+            key_env=key_env,
+            token_prices=token_prices,
+            cap=Cap(max_requests=max_requests, max_dollars=max_cost),
+            max_requests_per_min=rpm,
+            max_tokens_per_min=tpm,
             aggregator=aggregator,
             per_question=per_question,
             workers=workers,
@@ -165,10 +189,10 @@ def quote(
         request,
         gpus=gpus,
         kinds=kind or (),
-        price=price or (),
+        price=[text for text in price or () if "/" not in text],
         prices=prices,
         deadline=deadline,
-        per_expert=pilot,
+        pilot=pilot,
         folder=folder,
         explain=explain,
         as_json=as_json,

@@ -140,7 +140,7 @@ def log_notes(job: Job, errors: str) -> None:
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
     """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
     quoted = quote_before(work)
-    if not quoted or not can_quote(job):
+    if not quoted or job.site.expert_by_server is not None or not can_quote(job):
         return None
     return partial(quote_stages, per_expert=quoted["calls_per_expert"], num_workers=quoted.get("num_workers"))
 

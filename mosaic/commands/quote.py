@@ -1,6 +1,7 @@
 """Quote a batch: how long, how much, on how many GPUs.
 
     mosaic quote questions.jsonl --models A,B,C --deadline 2h --price a100_80gb=1.89
+    mosaic quote questions.jsonl --server URL --models a,b --price a=0.4/1.6 --price b=0.1/0.4
     mosaic quote workload=mmlu_pro
     mosaic quote --deadline 40min --price a100_80gb=1.89 --explain workload=mmlu_pro aggregator=auto
     mosaic quote --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
@@ -8,7 +9,8 @@
 Takes the overrides of run.py, or a file of questions with the options of `mosaic batch`, which then goes on from the
 pilot's answers. A pilot runs some of the batch's own calls where the batch would run (backend=vllm or the
 simulation), and keeps their answers in the folder's journal: the same command goes on there, and repeats no finished
-call. The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
+call. The pilot's lengths then go through the simulator, for each number of GPUs of each kind. On servers the first
+questions are answered, and their tokens priced for all.
 Exit status 5: nothing meets the deadline.
 """
 
@@ -19,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.batch import BatchRequest, batch_config, work_folder
+from mosaic.commands.token_quote import quote_on_servers
+from mosaic.config.batch import BatchRequest, batch_config, is_on_servers, work_folder
 from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import NOT_REACHED_STATUS, log
 from mosaic.config.job import build_job
@@ -33,6 +36,7 @@ from mosaic.quote import Kind, Quotation, describe, run_quote_pilot
 from mosaic.quote import quote as make_quotation
 from mosaic.quote.forecast import Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
+from mosaic.quote.tokens import describe_tokens
 from mosaic.report.display import show_stage
 from mosaic.report.run_folder import JOURNAL, own_folder
 from mosaic.runtime.job import Job
@@ -41,6 +45,8 @@ from sim.cluster.session_times import SimulatedSessions
 from sim.hardware.hardware import Hardware
 
 MAX_GPUS = 64
+DEFAULT_CALLS = 128
+"""Of a pilot, for each expert on average."""
 
 
 def run_quote(
@@ -52,19 +58,25 @@ def run_quote(
     price: Sequence[str],
     prices: Path | None,
     deadline: str | None,
-    per_expert: int,
+    pilot: int | None,
     folder: Path | None,
     explain: bool,
     as_json: bool,
 ) -> int:
     """Quote a batch as `mosaic quote` says, and print the table; gives the exit status."""
+    if request is not None and is_on_servers(request):
+        for option, value in (("--kind", kinds), ("--prices", prices), ("--deadline", deadline), ("--price", price)):
+            require(not value, option, "left out on servers, which bill tokens: --price MODEL=IN/OUT", value)
+        bill = quote_on_servers(batch_config(request), request, pilot, folder)
+        print(json.dumps(bill.to_json(), indent=1) if as_json else describe_tokens(bill), end="")
+        return 0
     made = quote_batch(
         overrides,
         sizes=parse_sizes(gpus),
         kinds=kinds,
         prices=({} if prices is None else load_prices(prices)) | dict(map(parse_price, price)),
         deadline_s=None if deadline is None else parse_duration_s(deadline),
-        per_expert=per_expert,
+        per_expert=DEFAULT_CALLS if pilot is None else pilot,
         folder=folder,
         request=request,
     )
@@ -79,7 +91,7 @@ def quote_batch(
     kinds: Sequence[str] = (),
     prices: Mapping[str, Price] | None = None,
     deadline_s: float | None = None,
-    per_expert: int = 128,
+    per_expert: int = DEFAULT_CALLS,
     folder: Path | None = None,
     request: BatchRequest | None = None,
 ) -> Quotation:
@@ -92,7 +104,7 @@ def quote_batch(
     """
     config = compose_config([*overrides]) if request is None else batch_config(request)
     backend = config["backend"]["name"]
-    rule = "sim or vllm in a quote, which is of GPUs that it could take: on servers nothing is measured"
+    rule = "sim or vllm in a quote of GPUs; a batch on servers is quoted by mosaic quote FILE --server URL"
     require(backend in ("sim", "vllm"), "backend.name", rule, backend)
     place, work = folder or own_folder("quote") / file_name(f"{config['workload']['name']}_{backend}"), None
     if request is not None:

@@ -25,6 +25,7 @@ from mosaic.runtime.reactions import make_controllers, tick_s_of
 from mosaic.runtime.servers import Servers, plan_of_servers
 from mosaic.runtime.stages import FirstStretch, Late, backend_of, pilot_of
 from mosaic.runtime.stopping import stopping_controllers
+from mosaic.runtime.sweep import of_questions
 
 
 def plan(
@@ -126,7 +127,31 @@ def run(
     return rest.outcome(_run_alone(rest, begun, show, tick_s, step), step)
 
 
-def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float | None, step: Step) -> RunResult:
+def answer_first(
+    job: Job, num_questions: int, *, controllers: Sequence[Controller] = (), show: Show = show_nothing
+) -> RunResult:
+    """Answer a batch's first questions on servers, for a quote; the batch of the same journal repeats none of them.
+
+    Raises
+    ------
+    BackendError
+        If no server serves any call.
+    """
+    require(job.site.expert_by_server is not None, "job.site", "servers", job.site.name)
+    job = replace(job, workload=of_questions(job.workload, job.workload.questions[:num_questions]))
+    rest = _Stretch(job, controllers, lambda plan, lost: None)
+    return _run_alone(rest, None, show, None, lambda name: nullcontext(), is_quote=True)
+
+
+def _run_alone(
+    rest: "_Stretch",
+    begun: Begun | None,
+    show: Show,
+    tick_s: float | None,
+    step: Step,
+    *,
+    is_quote: bool = False,
+) -> RunResult:
     """Run a batch without own stages before it; ``begun`` is None on servers."""
     with step("execute"), show("calls", rest.expected) as shown:
         made = rest.begin(begun, shown)
@@ -134,7 +159,15 @@ def _run_alone(rest: "_Stretch", begun: Begun | None, show: Show, tick_s: float 
         log, num_workers = job.site.command_log(backend), job.cluster.num_workers
         reacts = bool(job.reactions) or any(controller.reacts for controller in made)
         keeps_actions = reacts or job.site.kind != "simulated"
-        result = drive(backend, made, num_workers=num_workers, log=log, tick_s=tick_s, keeps_actions=keeps_actions)
+        result = drive(
+            backend,
+            made,
+            num_workers=num_workers,
+            log=log,
+            tick_s=tick_s,
+            is_quote=is_quote,
+            keeps_actions=keeps_actions,
+        )
         return replace(result, lower_bound_s=job.site.lower_bound_s(backend))
 
 

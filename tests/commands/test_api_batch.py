@@ -118,6 +118,31 @@ def test_retries_count_as_requests_and_a_cap_holds_for_them_too(path: Path, serv
     assert num_posts(servers) <= 9
 
 
+def test_a_quote_prices_the_batch_by_its_first_questions_and_the_batch_repeats_none(
+    servers: list[FakeServer], tmp_path: Path
+) -> None:
+    path = write_batch(tmp_path, [batch_line(number, max_tokens=30) for number in range(40)])
+    quoted = ask(path, servers, *PRICE, "--rpm", "60", "--json", command="quote")
+    assert quoted.status == 0, quoted.err
+    quote, num_quoted = json.loads(quoted.out), num_posts(servers)
+    assert (quote["num_answered"], quote["spent"]["num_requests"]) == (4, num_quoted)
+    assert quote["models"]["b"]["num_requests"] == 40
+    assert quote["least_s"] == pytest.approx(quote["models"]["a"]["num_requests"]), "60 requests a minute"
+    assert quote["dollars"]["p50"] == pytest.approx(10 * quote["spent"]["dollars"])
+    shown = ask(path, servers, *PRICE, command="quote")
+    assert "quote for questions: the first 4 of 40 questions are answered" in shown.out
+    assert num_posts(servers) == num_quoted, "what is answered is not sent again"
+
+    capped = ask(path, servers, *PRICE, "--pilot", "20", "--max-requests", str(num_quoted + 3), command="quote")
+    assert (capped.status, num_posts(servers)) == (0, num_quoted + 3)
+    assert f"STOPPED: max_requests={num_quoted + 3} is reached" in capped.out
+
+    assert ask(path, servers, *PRICE).status == 0
+    assert most_of_a_prompt(servers) == 1
+    cost = sum(each["dollars"] for each in spending(path).values())
+    assert cost <= 3 * quote["dollars"]["p90"]
+
+
 def test_a_litellm_file_with_servers_limits_and_costs(path: Path, servers: list[FakeServer], tmp_path: Path) -> None:
     entries = [
         {

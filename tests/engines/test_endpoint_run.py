@@ -120,7 +120,7 @@ def test_a_calibrated_gate_takes_a_saved_file_and_asks_nothing(tmp_path, servers
 
 def test_nothing_is_quoted_or_planned_on_servers(tmp_path, servers):
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none"]
-    with pytest.raises(ValueError, match="backend.name must be sim or vllm in a quote.*got 'endpoint'"):
+    with pytest.raises(ValueError, match="backend.name must be sim or vllm in a quote of GPUs.*got 'endpoint'"):
         quote_batch(overrides, folder=tmp_path / "quote")
     job = build_job(compose_config(overrides), tmp_path / "journal").job
     for use in (mosaic.plan, measure):
