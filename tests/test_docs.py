@@ -17,6 +17,7 @@ GATEWAYS = {
     "a batch": {"README.md": "mosaic batch questions.jsonl --models A,B,C"},
     "an answer of an API": {"README.md": "mosaic batch questions.jsonl --server"},
     "a batch, on the site": {"docs/index.md": "", "docs/how-to/batch.md": "mosaic batch"},
+    "an answer of an API, on the site": {"docs/index.md": "", "docs/how-to/api.md": "mosaic batch"},
 }
 """Pages that a newcomer reads before something, and the command that ends each; empty: the whole page."""
 MOST_WORDS_BEFORE = 250

@@ -153,7 +153,7 @@ def test_words_are_explained_before_they_are_used(path: Path) -> None:
 def uses(text: str) -> list[str]:
     """List the words of a text that the concepts explain and that cannot be guessed."""
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    return re.findall(r"(?<![\w.`=])(?:tau|K|caps?)\b", prose)
+    return re.findall(r"(?<![\w.`=])(?:tau|K|[Rr]eplica caps?)\b", prose)
 
 
 def test_every_group_is_listed() -> None:

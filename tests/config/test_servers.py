@@ -12,6 +12,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.spending import TokenPrice
 from mosaic.core.workload import Expert
 from tests.engines.fake_server import FakeServer
+from tests.readme_blocks import ROOT, blocks_of
 
 
 def serving(*models: dict[str, object], **options: object) -> "closing[FakeServer]":
@@ -103,6 +104,17 @@ def test_a_litellm_file_gives_servers_limits_prices_and_sampling(tmp_path: Path,
             ("a", url(two), None),
             ("b", url(one), price),
         ]
+
+
+def test_the_litellm_file_of_the_page_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs" / "how-to" / "api.md") if block.language == "yaml")
+    (tmp_path / "litellm.yaml").write_text(block.text)
+    monkeypatch.setattr("mosaic.config.servers.list_models", lambda *_: None)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    small, large = deployments_of_litellm(litellm_entries(tmp_path / "litellm.yaml"), "litellm.yaml")
+    assert (small.expert, small.model, small.api_key_env) == ("small", "gpt-4.1-nano", "OPENAI_API_KEY")
+    assert small.price == TokenPrice(input_dollars_per_mtok=0.1, output_dollars_per_mtok=0.4)
+    assert (large.expert, large.base_url) == ("large", "http://gpu-box:8000/v1")
 
 
 @pytest.mark.parametrize(
