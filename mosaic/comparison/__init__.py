@@ -1,1 +1,1 @@
-"""Run folders, paired by seed."""
+"""Compares run folders, paired by seed."""

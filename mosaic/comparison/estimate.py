@@ -1,4 +1,4 @@
-"""A mean over seeds with its 95% interval by Student's t: the one interval of all studies."""
+"""Computes a mean over seeds with its 95% interval by Student's t, the same interval for all studies."""
 
 from collections.abc import Sequence
 from math import exp, inf, log, sqrt
@@ -9,7 +9,7 @@ from mosaic.core.addition import add_in_order
 Interval: TypeAlias = tuple[float, float] | tuple[None, None]
 
 MIN_SHOWN = 3
-"""Values from which an interval is worth showing: t of one degree of freedom spans 12.7 standard errors."""
+"""Fewest values for which an interval is shown: t of one degree of freedom spans 12.7 standard errors."""
 
 
 class Estimate(NamedTuple):
@@ -27,12 +27,12 @@ class Estimate(NamedTuple):
     num: int = 1
 
     def __format__(self, form: str) -> str:
-        """Write the mean, and its interval where one is worth showing, each in this form."""
+        """Write the mean, and its interval if it is shown, both in this format."""
         ends = self.shown()
         return f"{self.mean:{form}}" + ("" if ends is None else f" [{ends[0]:{form}}, {ends[1]:{form}}]")
 
     def shown(self, least: float = -inf, most: float = inf) -> tuple[float, float] | None:
-        """Cut the interval to what is possible; None where there are too few values to show one."""
+        """Cut the interval to the possible range; None if there are too few values to show one."""
         if self.low is None or self.high is None or self.num < MIN_SHOWN:
             return None
         return max(least, self.low), min(most, self.high)
@@ -55,12 +55,12 @@ def t_interval(values: Sequence[float], num_future: int | None = None) -> Interv
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Take mean and interval."""
+    """Compute mean and interval."""
     low, high = t_interval(values)
     return Estimate(add_in_order(values) / len(values), low, high, len(values))
 
 
 def geometric(ratios: Sequence[float]) -> Estimate:
-    """Take the geometric mean of ratios, its interval that of the mean logarithm."""
+    """Compute the geometric mean of ratios, with the interval of the mean logarithm."""
     mean, low, high, num = estimate([log(ratio) for ratio in ratios])
     return Estimate(exp(mean), None if low is None else exp(low), None if high is None else exp(high), num)

@@ -1,4 +1,4 @@
-"""Names what differs between runs: by the configuration keys that vary, and no more of them than needed."""
+"""Names the differences between runs: by the configuration keys that vary, and only as many as needed."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mosaic.comparison.run_points import RunPoint
 
 POLICY_GROUPS = ("scheduler", "costs", "plan", "gate", "exit", "aggregator", "pipeline", "topology", "profile")
-"""Groups that a policy may choose. All others make the world in which policies meet."""
+"""Groups that a policy may choose. All other groups define the world in which policies are compared."""
 SECOND_STAGE = ("gate", "exit", "aggregator", "pipeline", "topology")
 CLUSTER = "cluster"
 
@@ -16,15 +16,18 @@ class Labels(NamedTuple):
     """Names of one run. A setting that is null is not set, and so not written."""
 
     world: str
-    """Its workload, and whatever else of the world varies among the runs of that workload, but for the machines."""
+    """Its workload, and all else of the world that varies among the runs of that workload, without the machines."""
     case: str
     """The world with its machines."""
     policy: str
-    """Its scheduler, and the settings that vary among the runs of that scheduler; those of the second stage also where
-    they differ between schedulers: a gate that one alone was run with would else pass for that one's merit."""
+    """Its scheduler, and the settings that vary among the runs of that scheduler.
+
+    Settings of the second stage are included if they differ between schedulers. Otherwise the effect of a gate that
+    only one scheduler had would look like an effect of the scheduler.
+    """
     second_stage: str
     beside_scheduler: str
-    """Settings that vary outside of the scheduler's own."""
+    """Settings that vary, without the scheduler's own."""
     beside_gate: str
 
 
@@ -64,7 +67,7 @@ def _group(key: str) -> str:
 def _varying(
     runs: Sequence[RunPoint], group_of: Callable[[RunPoint], Hashable], eligible: Callable[[str], bool]
 ) -> list[str]:
-    """List the keys that take several values inside some group; of each configuration group the fewest that tell."""
+    """List the keys with several values inside some group; of each configuration group the fewest that suffice."""
     groups: defaultdict[Hashable, list[RunPoint]] = defaultdict(list)
     for run in runs:
         groups[group_of(run)].append(run)
@@ -81,7 +84,7 @@ def _value(run: RunPoint, key: str) -> str:
 
 
 def _fewest(runs: Sequence[RunPoint], keys: Sequence[str]) -> list[str]:
-    """Pick the group's name, then keys greedily until they tell apart all that the full set does."""
+    """Pick the group's name, then keys greedily until they distinguish all that the full set does."""
 
     def num_told_apart(chosen: Sequence[str]) -> int:
         return len({tuple(_value(run, key) for key in chosen) for run in runs})
@@ -97,10 +100,10 @@ def _fewest(runs: Sequence[RunPoint], keys: Sequence[str]) -> list[str]:
 
 
 def _writer(runs: Sequence[RunPoint]) -> Callable[[str, RunPoint, Sequence[str]], str]:
-    """Make a function that writes a name and the settings behind it."""
+    """Make a function that writes a name with its settings."""
 
     def show(value: Any, key: str) -> str:
-        if isinstance(value, float):  # with as many digits, from 3, as its values need to look as different as they are
+        if isinstance(value, float):  # with 3 digits or more, as many as its values need to be distinguished
             values = {other for run in runs if isinstance(other := run.leaves.get(key), float)}
             enough = (n for n in range(3, 17) if len({f"{other:.{n}g}" for other in values}) == len(values))
             return f"{value:.{next(enough, 17)}g}"

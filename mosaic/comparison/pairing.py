@@ -1,4 +1,4 @@
-"""Pairs runs by world and seed, and sums up, policy by policy, times, ratios to the baseline, skips and accuracy."""
+"""Pairs runs by world and seed, and summarises times, ratios to the baseline, skips and accuracy by policy."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,23 @@ from mosaic.comparison.run_points import RunPoint
 from mosaic.report.metrics import mean
 
 METRICS = {"expert_makespan_s": "expert stage", "end_to_end_s": "end to end"}
-"""Times to compare, and what they are of."""
+"""Times to compare, and their names."""
 NEVER = "never"
 ALWAYS = "always_aggregate"
-"""What an accuracy change is measured against: a run that never skips, or the same run had it never skipped."""
+"""The references of an accuracy change: a run that never skips, or the same run without skipping."""
 
 OPTIONAL = (
     "aggregator", "num_workers", "num_calls", "skip_frac", "skip_frac_source", "accuracy_frac",
     "always_aggregate_accuracy_frac",
 )  # fmt: skip
-"""Keys that the summary of an older shape may lack."""
+"""Keys that the summary of an older version may lack."""
 Row: TypeAlias = dict[str, Any]
-"""What is known of a run or of a policy, by name: means as ``Estimate``, and None where nothing is known."""
+"""Known values of a run or of a policy, by name: means as ``Estimate``, and None for unknown ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A row a policy and world, over its seeds, and by name whatever could not be compared."""
+    """One row per policy and world, over its seeds, and notes on runs that could not be compared."""
 
     baseline: str
     metric: str
@@ -42,7 +42,7 @@ class Comparison:
 def compare_runs(runs: Sequence[RunPoint], *, baseline: str, metric: str = "expert_makespan_s") -> Comparison:
     """Compare policies, each with the baseline's run in the same world with the same seed.
 
-    The baseline is a scheduler, or the full name of a policy where a scheduler was run with several settings.
+    The baseline is a scheduler, or the full name of a policy if a scheduler was run with several settings.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def scale_runs(runs: Sequence[Row]) -> list[Row]:
 
 
 def _distinct(runs: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Count a configuration once, however often it was run."""
+    """Count a configuration once, even if it was run several times."""
     first: dict[Any, Row] = {}
     notes = []
     for run in runs:
@@ -117,7 +117,7 @@ def _name(folder: str) -> str:
 def _partners(
     runs: Sequence[Row], others: Sequence[Row], on: Sequence[str], near: str
 ) -> Iterator[tuple[Row, list[Row]]]:
-    """Find for each run those that equal it in ``on``: itself, else those alike in ``near``, else any."""
+    """Find partners of each run that are equal in ``on``: itself, else those equal in ``near``, else any."""
     key, by_key = itemgetter(*on), defaultdict(list)
     for other in others:
         by_key[key(other)].append(other)
@@ -128,7 +128,7 @@ def _partners(
 
 
 def _pair(runs: Sequence[Row], base: Sequence[Row], baseline: str) -> None:
-    """Add the time of the baseline's run beside each, and the ratio where both served the same calls."""
+    """Add the time of the baseline's run to each run, and the ratio if both served the same calls."""
     for run, partners in _partners(runs, base, ("case", "seed"), "beside_scheduler"):
         if len({other["time_s"] for other in partners}) > 1:
             raise ValueError(
@@ -141,7 +141,7 @@ def _pair(runs: Sequence[Row], base: Sequence[Row], baseline: str) -> None:
 
 
 def _add_changes(runs: Sequence[Row]) -> None:
-    """Add the change of accuracy against a run that never skips, where all such runs agree, and against itself."""
+    """Add the change of accuracy against runs that never skip, if these agree, and against the run itself."""
     never = [run for run in runs if run["gate"] == NEVER and run["accuracy_frac"] is not None]
     same = ("case", "seed", "scheduler", "problem_fingerprint")
     for run, partners in _partners(runs, never, same, "beside_gate"):
@@ -174,14 +174,14 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _row(group: Sequence[Row]) -> Row:
-    """Sum up one policy in one world."""
+    """Summarise one policy in one world."""
 
     def known(name: str, runs: Sequence[Row] = group) -> list[Any]:
         return [run[name] for run in runs if run[name] is not None]
 
     first = group[0]
     graded = [run for run in group if run["accuracy_frac"] is not None]
-    never_skips = first["gate"] in (None, NEVER)  # by definition, whatever the world was fitted to
+    never_skips = first["gate"] in (None, NEVER)  # by definition, in every world
     change_from = None if never_skips else next((name for name in (NEVER, ALWAYS) if known(name)), None)
     changes = known(change_from) if change_from else []
     sources = set() if never_skips else set(known("skip_frac_source"))

@@ -1,4 +1,4 @@
-"""Reads run folders: what a comparison needs of each."""
+"""Reads from run folders the data for a comparison."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ NEEDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPoint:
-    """One complete run: what a comparison reads of it."""
+    """One complete run, with the data for a comparison."""
 
     folder: Path
     summary: dict[str, Any]
@@ -40,8 +40,8 @@ class RunPoint:
 def collect_runs(folders: Sequence[Path], *, disturbed: bool = False) -> tuple[list[RunPoint], list[str]]:
     """Read all runs at or below some folders; return them and, by folder and reason, those left out.
 
-    Runs that were interrupted or lost workers are left out unless ``disturbed``: their times are not those of their
-    policy alone.
+    Interrupted runs, and runs that lost workers, are left out unless ``disturbed``: their times are not only due to
+    their policy.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def collect_runs(folders: Sequence[Path], *, disturbed: bool = False) -> tuple[l
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    """Walk down to run folders, and to empty ones, where a run ended before it began."""
+    """Find run folders, and empty ones, whose runs ended before they started."""
     inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if (root / CONFIG).exists() or (root / SUMMARY).exists() or not inner:
         yield root.resolve()
@@ -75,7 +75,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 
 def seen_from_here(folder: Path) -> str:
-    """Name a folder from here, where it lies below."""
+    """Return a path relative to the current folder, if it is below it."""
     here = Path.cwd()
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 

@@ -1,4 +1,4 @@
-"""The table of a comparison, as text."""
+"""Writes the table of a comparison, as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -10,13 +10,13 @@ CHANGE_NOTES = {
     ALWAYS: "*change: accuracy in percentage points, less that of the same run had it never skipped",
 }
 SHARED = ("seeds", "skip", "accuracy", "change")
-"""Columns that stand once beside the name of a case where all its policies have the same."""
+"""Columns that are shown once next to the name of a case if all its policies have equal values."""
 Cells: TypeAlias = Mapping[str, str]
 """The cells of a row by the heads of their columns."""
 
 
 def describe(comparison: Comparison, notes: Sequence[str] = ()) -> str:
-    """Write the tables as text, the fastest policy first, and below them whatever is not in them."""
+    """Write the tables as text, the fastest policy first, and below them the notes on runs that are not in them."""
     rows, time = sorted(comparison.rows, key=lambda row: (row["case"], row["time_s"].mean)), METRICS[comparison.metric]
     lines = [
         f"speedup over {comparison.baseline}, {time}: fastest first, geometric mean over seeds",
@@ -34,7 +34,7 @@ def describe(comparison: Comparison, notes: Sequence[str] = ()) -> str:
 
 
 def _blocks(cases: Sequence[str], table: Sequence[Cells]) -> list[str]:
-    """Lay out a table in blocks of one case, all with equal columns; the first column is set left."""
+    """Lay out a table in blocks of one case, all with equal columns; the first column is left-aligned."""
     by_case = {case: [row for other, row in zip(cases, table, strict=True) if other == case] for case in cases}
     shared = [
         name
@@ -90,12 +90,12 @@ def _scaling_cells(row: Row, time: str) -> Cells:
 
 
 def _time(row: Row, times_s: Sequence[float]) -> str:
-    """Write seconds, with a decimal where they are few."""
+    """Write seconds, small values with a decimal."""
     return _with_spread(row, "time_s", times_s, ",.1f" if row["time_s"].mean < 100 else ",.0f")
 
 
 def _with_spread(row: Row, name: str, values: Sequence[float], form: str, mark: str = "") -> str:
-    """Write a mean with its interval; of two values both, since their interval says nothing."""
+    """Write a mean with its interval; for two values write both, since their interval has no meaning."""
     found = row[name]
     if found is None:
         return "-"

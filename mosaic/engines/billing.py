@@ -1,7 +1,7 @@
-"""Whether a call may go to a server that bills it: what was spent and what calls under way may cost stays below caps.
+"""Decides whether a call may be sent to a server that bills it: costs so far and possible costs stay below caps.
 
 A request may read as many tokens as its prompt has bytes, and those that a chat template adds; it may write as many as
-it asks for. What it comes to in the end its reply says.
+it asks for. Its reply has the actual counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +19,20 @@ from mosaic.engines.prompt_text import messages_of
 from mosaic.runtime.journal import Journal, JournalState, SentCall
 
 TEMPLATE_TOKENS = 16
-"""Assumed: what a chat template adds to a message."""
+"""Assumed: tokens that a chat template adds to a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Billing:
-    """What servers ask for, and the most that may be spent."""
+    """Prices of servers, and the most that may be spent."""
 
     prices: Prices = field(default_factory=dict)
     cap: Cap = field(default_factory=Cap)
     max_retries: int = 0
-    """Of a request; under a cap of requests those that may be left."""
+    """Of a request; a cap on requests may leave fewer."""
 
     def admit(self, request: Request, payee: Payee, state: JournalState) -> SentCall | str:
-        """Give what the journal is to hold before a request is sent, or say which cap keeps it from being sent."""
+        """Return the journal's entry for a request before it is sent, or the cap that keeps it from being sent."""
         sent = SentCall(
             key=request.key,
             expert=payee.expert,
@@ -52,7 +52,7 @@ class Billing:
         return msgspec.structs.replace(sent, num_requests=min(1 + self.max_retries, most - spent.num_requests))
 
     def limited(self, request: Request, sent: SentCall) -> Request:
-        """Let a request be sent no more often than a cap leaves."""
+        """Limit the tries of a request to those that a cap leaves."""
         return request if self.cap.max_requests is None else request._replace(max_requests=sent.num_requests)
 
     def _most_dollars(self, sent: SentCall) -> float:
@@ -66,33 +66,33 @@ class Billing:
 
 @dataclass(eq=False)
 class Admission:
-    """Lets calls go to their sessions, as long as caps leave room.
+    """Admits calls to their sessions, as long as caps leave room.
 
     Once a call is refused, no call of a later question goes before it: what is in progress may end for less than the
     most that it may cost, and then the call goes.
     """
 
     billing: Billing | None
-    """None: nothing is billed, and every call goes."""
+    """None: nothing is billed, and every call is admitted."""
     journal: Journal
-    """Of the run: what was spent, and what may be."""
+    """Of the run: costs so far, and possible costs."""
     find: Callable[[CallKey], CallState | None]
     """Finds a call that has not ended."""
     stopped: str | None = field(default=None, init=False)
-    """Which cap is reached: nothing more is sent."""
+    """The cap that is reached: nothing more is sent."""
     _refused: CallState | None = field(default=None, init=False)
     """The first call that waits for room."""
     _refusal: str | None = field(default=None, init=False)
-    """Why, if it was refused in this round."""
+    """The reason, if it was refused in this round."""
 
     def begin_round(self) -> None:
-        """Begin to hand calls out."""
+        """Begin to distribute calls."""
         self._refusal = None
         if self._refused is not None and self.find(self._refused.request.key) is not self._refused:
-            self._refused = None  # it has ended otherwise
+            self._refused = None  # it has ended in another way
 
     def admit(self, session: SessionState, call: CallState, request: Request) -> Request | None:
-        """Record that a call goes to a server which bills it; None: a cap keeps it here."""
+        """Record that a call is sent to a server that bills it; None: a cap keeps it from being sent."""
         if self.billing is None:
             return request
         if self.stopped is not None or (self._refused is not None and call.number > self._refused.number):
@@ -108,7 +108,7 @@ class Admission:
         return self.billing.limited(request, sent)
 
     def stop(self, ts: float, *, is_idle: bool) -> Stopped | None:
-        """Report that a cap is reached just now: a call was refused though nothing is in progress; None: it is not."""
+        """Report that a cap is reached now: a call was refused although nothing is in progress; None: no cap is."""
         if self.stopped is not None or self._refusal is None or not is_idle:
             return None
         self.stopped = self._refusal
@@ -116,7 +116,7 @@ class Admission:
 
 
 def committed(state: JournalState, prices: Prices, *, without: Request) -> tuple[Spent, float]:
-    """Sum what was spent, and the most that calls under way may come to but for one that is sent again."""
+    """Sum the costs so far, and the most that calls in progress may cost, except a call that is sent again."""
     under_way = [
         (sent.payee, Spent(num_requests=sent.num_requests))
         if sent.key == without.key
@@ -133,7 +133,7 @@ def committed(state: JournalState, prices: Prices, *, without: Request) -> tuple
 
 
 def most_prompt_tokens(prompt: Prompt) -> int:
-    """Bound the tokens of a prompt: no token has less than a byte.
+    """Bound the tokens of a prompt from above: every token has at least a byte.
 
     Examples
     --------

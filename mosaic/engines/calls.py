@@ -77,7 +77,7 @@ class CallState:
     number: int
     """Among all calls; where they are billed that of its question: what may be the last to be sent ends a question."""
     came_ts: float
-    """Calls are sent in the order in which they came, and then in that of their numbers."""
+    """Calls are sent in the order of their arrival, and then in that of their numbers."""
     queue: CallQueue | None = None
     """The queue in which it waits; None: a process has it."""
     holder: int | None = None
@@ -157,7 +157,7 @@ class SessionState:
 
 
 Admit: TypeAlias = Callable[[CallState, Request], Request | None]
-"""Gives the request of a call that may be sent now, and None of another."""
+"""Returns the request of a call that may be sent now, and None for other calls."""
 
 
 @dataclass(eq=False)
@@ -230,7 +230,7 @@ class Calls:
             self._send_holder(call, Cut(call.request.key, tokens))
 
     def take(self, session: SessionState, room: int, shared_room: float, admit: Admit) -> list[Request]:
-        """Give a session's process the calls that come next, its own first and then its expert's.
+        """Give a session's process the next calls, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``; one that ``admit``
         refuses waits on.

@@ -1,1 +1,1 @@
-"""Figures of runs and of their comparison."""
+"""Draws figures of runs and of comparisons."""

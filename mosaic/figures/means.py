@@ -1,4 +1,4 @@
-"""The common figures: means with their 95% intervals, by lines over an axis or as labelled rows."""
+"""Draws the common figures: means with their 95% intervals, as lines over an axis or as labelled rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PANEL_IN, STACKED_IN, ROW_IN = 1.9, 1.15, 0.2
 """Height of a panel beside others, of one above others, and of a labelled row."""
 SHIFT_FRAC, ALL_SHIFTED_FRAC = 0.07, 0.7
-"""Distance of markers that stand side by side, and the most that all of them take, of that of two places."""
+"""Distance of adjacent markers, and the most that all of them take, relative to the distance of two values."""
 Looks = Mapping[str, Mapping[str, Any]]
 
 
@@ -39,7 +39,7 @@ class Panel:
     title: str = ""
     log: bool = False
     mark: float | None = None
-    """Where a thin line is drawn: what means are compared with."""
+    """Position of a thin line: the reference of the means."""
 
 
 @styled()
@@ -56,7 +56,7 @@ def draw(
     looks: Looks | None = None,
     stacked: bool = False,
 ) -> "Figure":
-    """Draw means over an axis of few values, each value at a place of its own.
+    """Draw means over an axis of few values, each value at its own position.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def draw(
     looks
         Of the lines; None: their order gives them their colours.
     stacked
-        Panels stand above each other, with axes of their own; otherwise they stand side by side and share one.
+        Panels are above each other, with axes of their own; otherwise they are side by side and share one.
     """
     rows = [row for row in rows if row[y] is not None]
     places = {value: place for place, value in enumerate(dict.fromkeys(row[x] for row in rows))}
@@ -115,7 +115,7 @@ def draw_rows(
     names: Sequence[str],
     marks: Sequence[str],
 ) -> "Figure":
-    """Draw a labelled row a name, with a marker for each value of ``mark``; panels stand side by side.
+    """Draw one labelled row per name, with a marker for each value of ``mark``; panels are side by side.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def draw_rows(
 def _draw_means(
     axes: "Axes", at: Sequence[float], means: Sequence[Estimate], look: Mapping[str, Any], *, horizontal: bool
 ) -> None:
-    """Draw means and their intervals at these places."""
+    """Draw means and their intervals at these positions."""
     if not means:
         return
     ends = [mean.shown() or (mean.mean, mean.mean) for mean in means]
@@ -167,7 +167,7 @@ def _draw_means(
 
 
 def _frame(axes: "Axes", panel: Panel, *, horizontal: bool) -> None:
-    """Set the scale of the means, and what they are compared with."""
+    """Set the scale of the means, and their reference."""
     axis = axes.xaxis if horizontal else axes.yaxis
     if panel.log:
         (axes.set_xscale if horizontal else axes.set_yscale)("log")

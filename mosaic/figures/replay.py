@@ -1,4 +1,4 @@
-"""A replayed request log: simulated against measured times of every request."""
+"""Compares a replayed request log with its measurements: simulated against measured times of every request."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,8 +49,8 @@ class ReplayError(NamedTuple):
 def replay_errors(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -> dict[str, ReplayError]:
     """Compare a replay with the log's own times, metric by metric.
 
-    Latency counts from arrival to last token, TTFT from arrival to first token, TPOT is (last - first) / (n - 1), and
-    makespan first arrival to last token.
+    Latency is measured from arrival to last token, and TTFT from arrival to first token. TPOT is (last - first) / (n -
+    1). The makespan is from the first arrival to the last token.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def replay_metrics(records: Sequence[CallRecord]) -> dict[str, float]:
 
 
 def replay_table(errors: Mapping[str, ReplayError]) -> str:
-    """Lay the comparison out as text.
+    """Write the comparison as text.
 
     Examples
     --------
@@ -103,8 +103,8 @@ def replay_table(errors: Mapping[str, ReplayError]) -> str:
 def report_replay(workload: Mapping[str, Any], result: RunResult) -> tuple[str, dict[str, bytes]]:
     """Compare a run with the log that its workload (``path`` and ``expert`` of its configuration) was read from.
 
-    Gives a table for the run's screen, and replay.json and replay.png for its folder; nothing for a log of arrivals and
-    lengths alone. Calls of later layers are not in a log.
+    Returns a table for the run's screen, and replay.json and replay.png for its folder; nothing for a log with only
+    arrivals and lengths. A log does not contain calls of later layers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Time against the number of GPUs: a panel per world, a line per policy with its 95% interval."""
+"""Draws time against the number of GPUs: a panel per world, a line per policy with its 95% interval."""
 
 from collections.abc import Sequence
 

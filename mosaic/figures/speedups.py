@@ -1,4 +1,4 @@
-"""Speedups over a baseline: a row per policy, a block per world, a dot per seed, mean and interval."""
+"""Draws speedups over a baseline: a row per policy, a block per world, a dot per seed, mean and interval."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -31,7 +31,7 @@ NARROW_LINES, MAX_LINES = 50, int((PAGE_HEIGHT_IN - AROUND_IN) / LINE_IN)
 
 @styled()
 def draw_speedups(comparison: Comparison) -> bytes:
-    """Draw a comparison as a PNG of a column's width, or of a page's where there is much to compare.
+    """Draw a comparison as a PNG of a column's width, or of a page's if there is much to compare.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def draw_speedups(comparison: Comparison) -> bytes:
 
 
 def _draw_rows(axes: "Axes", rows: Sequence[Row], labels: Sequence[Sequence[str]], num_lines: int) -> None:
-    """Place rows from the top, in units of a line, the name of their world above the first of each."""
+    """Place rows from the top, in units of a line, with the name of their world above the first of each."""
     at, case = 0.0, None
     places = []
     for row, label in zip(rows, labels, strict=True):

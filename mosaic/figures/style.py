@@ -1,4 +1,4 @@
-"""One look for every figure: the style file, a colour per expert that never changes, and what figures share."""
+"""Defines the common look of all figures: the style file, a fixed colour per expert, and shared functions."""
 
 from collections.abc import Iterator, Sequence
 from colorsys import hls_to_rgb
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("mosaic.mplstyle")
 COLUMN_WIDTH_IN = 3.4
-"""One column of a two-column paper; every figure is drawn at the size it is printed."""
+"""One column of a two-column paper; every figure is drawn at its printed size."""
 PAGE_WIDTH_IN = 7.0
 PAGE_HEIGHT_IN = 9.0
 SMALL_PT = 6.0
@@ -42,7 +42,7 @@ Chosen so that the experts of each published pool can be distinguished with any 
 PUBLISHED_EXPERTS = (
     "LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen", "DLER", "OREAL", "Skywork", "Stratos", "Llama", "Granite",
 )  # fmt: skip
-"""The paper's experts; each has the colour at its place in the palette, in every pool."""
+"""The paper's experts; each has the colour at its index in the palette, in every pool."""
 SCHEDULER_COLOURS = dict(
     zip(
         ("ilp", "fifo", "data_parallel", "round_robin", "least_loaded"),
@@ -55,12 +55,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 
 
 _styles: list[Any] = []
-"""The style while it is set: to set it again inside, as every part of a figure does, takes a millisecond each."""
+"""The style while it is set: setting it again inside, as every part of a figure does, takes a millisecond each."""
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw or save with the project's style, as ``with`` or decorator; the process's own settings stay as they are."""
+    """Draw or save with the project's style, as ``with`` or decorator; the process's own settings are kept."""
     from matplotlib import rc_context
 
     if _styles:
@@ -84,9 +84,9 @@ def _settings() -> Any:
 def expert_colours(names: Sequence[str]) -> dict[str, str]:
     """Give every expert of a pool its colour.
 
-    A published expert has one colour in all pools. Any other takes the next place that the published ones
-    among the names leave free, so it keeps its colour in every figure of its pool. Beyond the palette
-    hues advance by the golden angle.
+    A published expert has one colour in all pools. Any other expert takes the next index that the published ones among
+    the names leave free. So it keeps its colour in every figure of its pool. Beyond the palette, hues advance by the
+    golden angle.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def expert_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def colour(place: int) -> str:
-    """Take a colour of the palette; beyond it hues advance by the golden angle."""
+    """Return a colour of the palette; beyond it hues advance by the golden angle."""
     if place < len(PALETTE):
         return PALETTE[place]
     rgb = hls_to_rgb((place * 0.381966) % 1.0, (0.35, 0.5, 0.65)[place % 3], 0.6)
@@ -112,7 +112,7 @@ def colour(place: int) -> str:
 
 
 def scheduler_colours(names: Sequence[str]) -> dict[str, str]:
-    """Give each scheduler the colour that it has in every figure, and others those that are left."""
+    """Give each known scheduler its fixed colour, and others the remaining ones."""
     others = [name for name in dict.fromkeys(names) if name not in SCHEDULER_COLOURS]
     return SCHEDULER_COLOURS | {name: colour(6 + place) for place, name in enumerate(others)}
 
@@ -159,7 +159,7 @@ def bar_axis(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def number_axis(axis: "Axis", num_ticks: int = 5) -> None:
-    """Mark round numbers, thousands grouped."""
+    """Mark round numbers, with grouped thousands."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10]))
@@ -188,20 +188,20 @@ def load_patch() -> "Patch":
 
 
 def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> "Legend":
-    """Draw a legend below everything, in as many columns as find room."""
+    """Draw a legend below everything, in as many columns as fit."""
     num_columns = num_legend_columns(handles, figure.get_figwidth())
     return figure.legend(handles=list(handles), ncols=num_columns, **({"loc": "outside lower center"} | look))
 
 
 def num_legend_columns(handles: "Sequence[Artist]", width_in: float) -> int:
-    """Count the columns that find room."""
+    """Count the columns that fit."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     return max(1, min(len(handles), int(width_in / (0.3 + longest * CHAR_IN))))
 
 
 @styled()
 def lay_out(figure: "Figure") -> None:
-    """Give everything its place, once: saving would draw twice for it, and again differently the next time."""
+    """Compute the layout once: otherwise saving would draw twice, and differently the next time."""
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")

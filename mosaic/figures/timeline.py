@@ -1,8 +1,7 @@
-"""The timeline of a run: a lane per worker, load hatched, generate solid, idle blank, makespan marked.
+"""Draws the timeline of a run: a lane per worker, load hatched, generation solid, idle blank, makespan marked.
 
-A session that spans several workers is one box over their lanes; where an aggregator runs, the barrier before it is
-marked by the end of the expert stage. A run that was interrupted has a dotted line where it went on, and a worker that
-was lost a cross.
+A session over several workers is one box over their lanes. If an aggregator runs, the barrier before it is marked by
+the end of the expert stage. A dotted line marks the resumption of an interrupted run, and a cross a lost worker.
 """
 
 from collections import Counter
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEFT_IN, RIGHT_IN, AXIS_IN, ROW_IN = 0.43, 0.03, 0.33, 0.11
-"""Beside the lanes and below them, and a row of marks or of the legend."""
+"""Margins beside the lanes and below them, and the height of a row of marks or of the legend."""
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
 Box: TypeAlias = tuple[tuple[float, float], ...]
@@ -52,8 +51,8 @@ def draw_timeline(
 ) -> bytes:
     """Draw a run as a PNG of one column's width.
 
-    The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
-    dashed mark where it is known. Makespans are counted from the end of a pilot, which is marked too.
+    The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin dashed mark, if it
+    is known. Makespans are counted from the end of a pilot, which is marked too.
     """
     sessions, num_workers = result.sessions, result.num_workers
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
@@ -69,7 +68,7 @@ def draw_timeline(
     above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * num_rows
     height_in = above_in + num_workers * lane_in + below_in
     figure = new_figure(height_in)
-    # NOTE: every run draws this, and to find the places costs as much as a third of the drawing: they are given.
+    # NOTE: every run draws this, and finding the positions takes as long as a third of the drawing: they are given.
     figure.set_layout_engine("none")
     width, height = 1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN, num_workers * lane_in / height_in
     axes = figure.add_axes((LEFT_IN / COLUMN_WIDTH_IN, below_in / height_in, width, height))
@@ -89,7 +88,7 @@ def draw_timeline(
 
 
 def _legend(result: RunResult, names: Mapping[int, str | None], colours: Mapping[str, str]) -> "list[Artist]":
-    """Make what the legend explains: experts without a name in a box, and what disturbed the run."""
+    """Make the entries of the legend: experts without a name in a box, and disturbances of the run."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -124,7 +123,7 @@ def draw_lanes(
     serves = [_box(session.start_ts, session.end_ts, lanes) for session, lanes in bars]
     waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
     inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
-    # NOTE: every outline that has hatches costs as much as a hundred boxes, so boxes that cannot touch make up one.
+    # NOTE: every outline with hatches costs as much as a hundred boxes, so boxes that cannot touch form one outline.
     outlines = [Outline.make_compound_path_from_polys(np.array(boxes)) for boxes in apart(waits, loads)]
     for collection in (
         PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2),
@@ -135,7 +134,7 @@ def draw_lanes(
 
 
 def apart(boxes: Sequence[Box], bars: Sequence[tuple[SessionRecord, tuple[int, int]]]) -> list[list[Box]]:
-    """Group boxes so that no two of a group share a lane; those that do stay in their order."""
+    """Group boxes so that no two of a group share a lane; boxes that share one keep their order."""
     groups: list[list[Box]] = []
     num_drawn: Counter[int] = Counter()
     for box, (_, (first, last)) in zip(boxes, bars, strict=True):
@@ -149,7 +148,7 @@ def apart(boxes: Sequence[Box], bars: Sequence[tuple[SessionRecord, tuple[int, i
 
 
 def _lanes(session: SessionRecord) -> list[tuple[int, int]]:
-    """Group a session's workers into runs of neighbours, first and last of each."""
+    """Group a session's workers into ranges of neighbours, first and last of each."""
     runs: list[tuple[int, int]] = []
     for worker in sorted(session.workers):
         if runs and worker == runs[-1][1] + 1:
@@ -165,7 +164,7 @@ def _box(start_ts: float, end_ts: float, lanes: tuple[int, int]) -> Box:
 
 
 def _name_in_box(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
-    """Choose the name that fits into a session's box, on two lines where it is high enough; None: none does."""
+    """Choose the name that fits into a session's box, on two lines if the box is high enough; None: none does."""
     width_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
     names = [session.expert]
     if session.node == AGGREGATE:
@@ -177,7 +176,7 @@ def _name_in_box(session: SessionRecord, inches_per_s: float, lane_in: float) ->
 
 
 def _label(axes: "Axes", session: SessionRecord, name: str | None, colour: str) -> None:
-    """Name a session in its box, the first one where its workers are no neighbours; outline an aggregator without."""
+    """Name a session in its box, the first one if its workers are no neighbours; outline an unnamed aggregator."""
     first, last = _lanes(session)[0]
     if name is not None:
         middle_s, place = (session.start_ts + session.end_ts) / 2, (first + last) / 2 + 0.04
@@ -192,7 +191,7 @@ def _label(axes: "Axes", session: SessionRecord, name: str | None, colour: str) 
 def _marks(
     sessions: Sequence[SessionRecord], makespan_s: float, predicted_s: float | None, pilot_s: float
 ) -> list[tuple[float, str, bool]]:
-    """List instants to mark from the lowest row up: seconds, words, and whether it is a prediction only."""
+    """List instants to mark from the lowest row up: seconds, text, and whether it is only a prediction."""
     ends = [session.end_ts for session in sessions if session.node == PROPOSE]
     has_stages = bool(ends) and len(ends) < len(sessions)
     marks = []
@@ -209,7 +208,7 @@ def _marks(
 
 
 def _draw_mark(axes: "Axes", at_s: float, text: str, is_predicted: bool, row: int, limit_s: float) -> None:
-    """Draw a line through all lanes, its words above them on the side of the line that has room."""
+    """Draw a line through all lanes, with its text above them on the side of the line that has room."""
     colour = MUTED if is_predicted else INK
     axes.axvline(at_s, color=colour, linewidth=0.6 if is_predicted else 0.9, linestyle=DASH if is_predicted else "-")
     left = at_s > limit_s / 2

@@ -1,4 +1,4 @@
-"""Time against accuracy: a panel per world, a marker per policy, 95% intervals in both directions."""
+"""Draws time against accuracy: a panel per world, a marker per policy, 95% intervals in both directions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 PANEL_IN, ROW_IN, AROUND_IN = 1.5, 0.12, 0.45
 MARKER_PT = 4.0
 RING_PT = 3.2
-"""How much larger a marker is drawn that stands on another one, as a ring around it."""
+"""By how much a marker is larger when it is drawn as a ring around another one."""
 NEAR_FRAC = 0.012
-"""Share of an axis within which two markers are on one spot."""
+"""Share of an axis within which two markers overlap."""
 MINUTES_FROM_S = 600.0
-"""Longest time from which the axis counts in minutes."""
+"""Longest time from which on the axis counts in minutes."""
 
 
 def tradeoff_rows(rows: Sequence[Row]) -> list[Row]:
-    """Keep what has both coordinates in worlds where second stages differ: only there is something to trade.
+    """Keep rows with both coordinates, in worlds whose second stages differ: only these have a trade-off.
 
     Raises
     ------
     ValueError
-        Saying why there is nothing to draw.
+        With the reason why there is nothing to draw.
     """
     known = [row for row in rows if row["accuracy_frac"] is not None and row["end_to_end_s"] is not None]
     num_stages = Counter(case for case, _ in {(row["case"], row["second_stage"]) for row in known})
@@ -86,7 +86,7 @@ def draw_tradeoff(rows: Sequence[Row]) -> bytes:
 
 
 def setting_of(row: Row) -> str:
-    """Name a policy without its scheduler, and its gate without saying that it is one."""
+    """Name a policy without its scheduler, and its gate without the word gate."""
     parts = row["policy"].removeprefix(row["scheduler"]).split()
     return " ".join(part.removeprefix("gate=").removeprefix("aggregator=") for part in parts) or "(no setting)"
 
@@ -127,7 +127,7 @@ def _draw_panel(
 
 
 def _foot(rows: Sequence[Row]) -> list[str]:
-    """Say in small type what the intervals are, and which skip shares are no measurement."""
+    """Explain in small type what the intervals are, and which skip shares are not measured."""
     seeds = sorted({row["num_known"] for row in rows})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     if seeds[-1] == 1:

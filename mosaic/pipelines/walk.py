@@ -27,7 +27,7 @@ PLURALITY = Never()
 
 
 class Opening(NamedTuple):
-    """The beginning of a prompt, as far as ended calls determine it."""
+    """The part of a prompt that ended calls determine: its beginning."""
 
     call: Call
     """As in ``Prefill``."""

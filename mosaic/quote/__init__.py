@@ -1,4 +1,4 @@
-"""Says what a batch will take and cost on so many GPUs, from a pilot of its own calls."""
+"""Predicts the time and the cost of a batch on numbers of GPUs, from a pilot of its own calls."""
 
 from mosaic.quote.forecast import best_plan
 from mosaic.quote.pilot import can_quote, quote_stages, run_quote_pilot

@@ -1,4 +1,4 @@
-"""How long plans take in possible worlds, and which is the best: sessions are simulated and put together by worker."""
+"""Forecasts the time of plans in possible worlds, and chooses the best: sessions are simulated, and added by worker."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,29 +28,29 @@ Served: TypeAlias = dict[tuple[ExpertName, int, tuple[Request, ...]], float]
 
 
 LoadTimes: TypeAlias = Callable[[Expert, int], float]
-"""Gives the seconds of an expert's load, or of making room for it, over so many workers."""
+"""Returns the seconds of an expert's load, or of unloading another one, over so many workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulator:
-    """Steps sessions of one kind of worker; what it has stepped it remembers."""
+    """Simulates sessions on one kind of worker; results are cached."""
 
     experts: Mapping[ExpertName, Expert]
     sessions: SessionModel
     workers: Sequence[Worker]
-    """Some of that kind, as many as a session may span."""
+    """Workers of that kind, as many as a session may span."""
     loads: LoadTimes
     """From idle workers to a ready engine."""
     unloads: LoadTimes = lambda expert, num_workers: 0.0
-    """To make room for it where another expert was."""
+    """Seconds to unload another expert before it."""
     load_factor: float = 1.0
-    """By how much the machine's loads differ from simulated ones; 1: not at all, or not measured."""
+    """Ratio of the machine's loads to simulated ones; 1: no difference, or not measured."""
     serve_factor: float = 1.0
-    """The same of serving."""
+    """The same ratio for serving."""
     _served: Served = field(default_factory=dict, repr=False, compare=False)
 
     def serve_s(self, expert: Expert, requests: Sequence[Request], degree: int) -> float:
-        """Seconds until the last of some requests has ended, which are all there from the start."""
+        """Seconds until the last of some requests has ended, all of them waiting from the start."""
         key = expert.name, degree, tuple(requests)
         if key not in self._served:
             self._served[key] = self.sessions.serve_s(expert, requests, self.workers[:degree]) if requests else 0.0
@@ -87,18 +87,18 @@ VALIDATED: Mapping[str, tuple[float, str]] = {
 """Root mean square of the errors of simulated makespans, by kind."""
 NOT_VALIDATED = (0.15, "never compared with a real run: 15% is assumed")
 REPEATS = (0.087, "results/validation: a repeat of the same plan differs by 8.7%; scaled by the pilot's own sessions")
-"""What is left where the pilot ran on the same machine: its sessions say how fast that is."""
+"""The remaining error if the pilot ran on the same machine: its sessions show the machine's speed."""
 
 
 def hardware_error(kind: str, *, is_simulated: bool, is_measured: bool) -> tuple[float, str]:
-    """Give the standard deviation of the logarithm of real over simulated seconds, with its source.
+    """Return the standard deviation of the logarithm of real over simulated seconds, with its source.
 
     Parameters
     ----------
     kind
         Of GPU.
     is_simulated
-        The batch itself is simulated, so that the simulator is right.
+        The batch itself is simulated, so the simulator is exact.
     is_measured
         The pilot ran on this kind.
     """
@@ -108,7 +108,7 @@ def hardware_error(kind: str, *, is_simulated: bool, is_measured: bool) -> tuple
 
 
 def load_factor(pilot: Pilot, simulator: Simulator) -> float:
-    """Say by how much the pilot's loads took longer than simulated ones; engines that were loaded already say nothing.
+    """Return the ratio of the pilot's loads to simulated ones; engines that were already loaded do not count.
 
     1: nothing was loaded.
     """
@@ -120,7 +120,7 @@ def load_factor(pilot: Pilot, simulator: Simulator) -> float:
 
 
 def serve_factor(pilot: Pilot, simulator: Simulator) -> float:
-    """Say by how much the pilot's sessions served longer than simulated ones; 1: there were none."""
+    """Return the ratio of the pilot's serving times to simulated ones; 1 without sessions."""
     requests = defaultdict[int, list[Request]](list)
     for record in pilot.records.values():
         requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
@@ -137,18 +137,19 @@ def _undisturbed(pilot: Pilot) -> list[SessionRecord]:
 
 
 SHARES = (8, 2, 1)
-"""Experts are priced by simulated sessions of an eighth, a half and all of the calls that are left to them."""
+"""Experts are priced by simulated sessions of an eighth, a half and all of their remaining calls."""
 
 
 def total_s(plan: Plan, batch: Batch, simulator: Simulator, world: World) -> float:
-    """Simulate a plan, and the aggregator behind it, in a world."""
+    """Simulate a plan, and the aggregator after it, in a world."""
     return simulator.plan_s(plan, world.requests) + merge_s(batch, world, simulator, plan.num_workers)
 
 
 def merge_s(batch: Batch, world: World, simulator: Simulator, num_workers: int) -> float:
-    """Seconds that an aggregator takes behind the experts, at the degree at which it ends first.
+    """Return the seconds of an aggregator after the experts, at its fastest degree.
 
-    At one worker it has a replica on each, and their calls are split evenly; at others it is one session.
+    With one worker per session it has a replica on each worker, with the calls split evenly; at other degrees it is one
+    session.
     """
     expert, requests = batch.aggregator, world.merged
     if expert is None or not requests:
@@ -163,7 +164,7 @@ def merge_s(batch: Batch, world: World, simulator: Simulator, num_workers: int) 
 
 
 def load_frac(plan: Plan, simulator: Simulator, plan_s: float) -> float:
-    """Share of the workers' time in which they load an expert, by a plan that takes so many seconds."""
+    """Return the share of the workers' time for loads, in a plan that takes so many seconds."""
     loads_s = add_in_order(
         simulator.loads(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
         for session in plan.sessions
@@ -172,14 +173,14 @@ def load_frac(plan: Plan, simulator: Simulator, plan_s: float) -> float:
 
 
 def spread_of(draws_s: Sequence[float]) -> float:
-    """Give the standard deviation of the logarithms of draws, at least two."""
+    """Return the standard deviation of the logarithms of draws, at least two."""
     logs = [log(value) for value in draws_s]
     middle = fmean(logs)
     return sqrt(add_in_order((value - middle) ** 2 for value in logs) / (len(logs) - 1))
 
 
 def simulated_profile(batch: Batch, central: World, simulator: Simulator) -> Profile:
-    """Price experts for the planner, by simulated sessions of the sizes that it will choose between."""
+    """Price experts for the planner, by simulated sessions of the sizes that it may choose."""
     entries = []
     for name, lengths in batch.by_expert.items():
         requests = [central.requests[call.key] for call in batch.calls if call.expert == name]
@@ -214,19 +215,19 @@ def _entry(expert: Expert, requests: Sequence[Request], lengths: Sequence[int], 
 
 
 BASELINES = (RoundRobin(), DataParallel())
-"""They are simulated beside the own scheduler, and taken where they end first."""
+"""They are simulated beside the job's scheduler, and taken if they end first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A plan, and what it takes by the forecast."""
+    """A plan, and its forecast time."""
 
     planned: Planned
     seconds: float
 
     @property
     def name(self) -> str:
-        """Of its scheduler, and of the prices that a scheduler of ours decided by."""
+        """Name of its scheduler, with the prices if it is one of mosaic's."""
         plan = self.planned.plan
         is_baseline = plan.scheduler in {scheduler.name for scheduler in BASELINES}
         return plan.scheduler if is_baseline else f"{plan.scheduler} ({plan.costs})"
@@ -235,25 +236,25 @@ class Tried:
 def try_plans(
     planner: Planner, batch: Batch, priced: Profile, simulator: Simulator, worlds: Sequence[World]
 ) -> tuple[Tried, ...]:
-    """Plan what is left of a batch in every way that there is, the shortest first.
+    """Plan the rest of a batch with all schedulers and prices, the shortest plan first.
 
-    The scheduler of the planner decides twice: by the prices it was given, and by simulated sessions of three sizes,
-    which know that a small shard lasts as long as its longest answer. The paper's constant price does not, and cuts an
-    expert of few long calls into shards that last as long as the whole.
+    The scheduler of the planner decides twice: by its given prices, and by simulated sessions of three sizes. The
+    latter take into account that a small shard lasts as long as its longest answer. The paper's constant price does
+    not, and cuts an expert of few long calls into shards that take as long as the whole.
 
     Parameters
     ----------
     planner, batch
-        Who plans, and what.
+        The planner, and the rest of the batch.
     priced
-        Simulated sessions of all experts that have calls.
+        Prices from simulated sessions of all experts that have calls.
     simulator, worlds
-        Forecast a plan: it takes the median of its times in these worlds.
+        For the forecast of a plan: the median of its times in these worlds.
 
     Raises
     ------
     InfeasibleError
-        If no way has a plan.
+        If no scheduler has a plan.
     """
     by_sessions = replace(planner, costs=_by_sessions(planner, priced))
     ways = [planner, by_sessions, *(replace(planner, scheduler=scheduler) for scheduler in BASELINES)]
@@ -272,11 +273,11 @@ def try_plans(
 
 
 def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, log: Log) -> Planned:
-    """Take the best plan of what a pilot leaves, for ``Job.choose_plan``.
+    """Choose the best plan of the calls that a pilot leaves, for ``Job.choose_plan``.
 
-    A quote forecasts the same way: sessions are simulated with lengths drawn from those behind the planner's profiles,
-    at the speed of the pilot's own sessions, and loads take what was measured. Workers of several kinds, and profiles
-    without lengths, leave the choice to the planner's scheduler.
+    A quote forecasts in the same way. Sessions are simulated with lengths drawn from those of the planner's profiles,
+    at the speed of the pilot's own sessions, with measured loads. With workers of several kinds, or profiles without
+    lengths, the planner's scheduler decides.
 
     Raises
     ------
@@ -292,7 +293,7 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, log: Log) -
     def load_s(expert: Expert, num_workers: int) -> float:
         return problem.costs.load_s(expert, cluster.workers[:num_workers], WeightLocation.COLD)
 
-    # NOTE: these loads include making room.
+    # NOTE: these loads include unloading.
     plain = Simulator(experts=experts, sessions=planner.session_model, workers=cluster.workers, loads=load_s)
     simulator = replace(plain, serve_factor=serve_factor(pilot, plain))
     lengths = {name: tuple(sample) for name, sample in problem.length_samples.items()}
@@ -307,7 +308,7 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, log: Log) -
 
 
 def describe_choice(tried: Sequence[Tried]) -> str:
-    """Say in a line which plan is taken, and what the others would take."""
+    """Describe in a line the chosen plan, and the times of the others."""
     best, *others = tried
     beside = ", ".join(f"{other.name} {duration(other.seconds)}" for other in others)
     return f"plan: {best.name}, predicted {duration(best.seconds)}{f'; {beside}' if beside else ''}"

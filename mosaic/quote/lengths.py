@@ -1,7 +1,7 @@
-"""The lengths behind samples of calls, where a batch meets longer ones than its pilot.
+"""Fits the distribution of lengths to samples of calls, since a batch has longer calls than its pilot.
 
-The lower half of a sample stays as it is; its upper half is smoothed by a normal distribution of logarithms, of which
-some values are known only to lie below or above a bound.
+The lower half of a sample is kept; its upper half is smoothed by a normal distribution of logarithms. Some values of
+that distribution are known only to lie below or above a bound.
 """
 
 from bisect import bisect_left
@@ -15,15 +15,17 @@ from mosaic.core.addition import add_in_order, weighted_mean
 
 _NORMAL = NormalDist()
 _STEPS, _STILL = 100, 1e-6
-"""Of the fit, and by how little its last one moves where it ends sooner."""
+"""Most steps of the fit, and the change of a step below which it ends."""
 LOG_SCALE_VARIANCE, LOG_SCALE_BIAS = 0.6, -1.2
-"""Of the logarithm of a fitted scale, times the number of known values: by simulated normal samples of 20 to 400, of
-which the upper half is known or all."""
+"""Variance and bias of the logarithm of a fitted scale, times the number of known values.
+
+From simulated normal samples of 20 to 400 values, of which the upper half or all are known.
+"""
 
 
 @dataclass(frozen=True)
 class Censored:
-    """Values, sorted, and how many more lie below the first of them and above a bound."""
+    """Sorted values, and the numbers of values below the first of them and above a bound."""
 
     known: Sequence[float]
     num_below: int
@@ -37,29 +39,29 @@ class Censored:
 
     @cached_property
     def squares(self) -> float:
-        """Of the known values around their middle, summed."""
+        """Sum of squared deviations of the known values from their mean."""
         return add_in_order((value - self.middle) ** 2 for value in self.known)
 
     @property
     def log_scale_variance(self) -> float:
-        """Of the logarithm of a fitted scale."""
+        """Variance of the logarithm of a fitted scale."""
         return LOG_SCALE_VARIANCE / len(self.known)
 
     @property
     def log_scale_bias(self) -> float:
-        """The same: what is expected of it, less the truth."""
+        """Bias of the logarithm of a fitted scale: its expectation minus the truth."""
         return LOG_SCALE_BIAS / len(self.known)
 
 
 def fit_normal(values: Censored, scale: float | None = None) -> tuple[float, float]:
     """Find the location and the scale of greatest likelihood; a given scale is kept.
 
-    Values that are all the same have scale 0.
+    Equal values have scale 0.
 
     References
     ----------
     Dempster, Laird, Rubin, Maximum likelihood from incomplete data via the EM algorithm, 1977: values beyond a bound
-    are replaced by what is expected of them, until nothing moves.
+    are replaced by their expectation, until the fit no longer changes.
 
     Examples
     --------
@@ -77,7 +79,8 @@ def fit_normal(values: Censored, scale: float | None = None) -> tuple[float, flo
         high = spread * _mean_above((above - location) / spread)
         shift = (num * (values.middle - location) + values.num_below * low + values.num_above * high) / _count(values)
         if scale is None:
-            # NOTE: around a mean m, values below b have the second moment s^2 + (b - m) E[value - m], those above too.
+            # NOTE: around a mean m, values below b have the second moment s^2 + (b - m) E[value - m]; those above
+            # likewise.
             second = values.squares + num * (values.middle - location) ** 2
             second += values.num_below * (spread**2 + (below - location) * low)
             second += values.num_above * (spread**2 + (above - location) * high)
@@ -93,7 +96,7 @@ def _count(values: Censored) -> int:
 
 
 def _mean_above(z: float) -> float:
-    """Give the mean of a standard normal variable above z."""
+    """Return the mean of a standard normal variable above z."""
     share = _NORMAL.cdf(-z)
     return _NORMAL.pdf(z) / share if share > 0 else z
 
@@ -101,19 +104,19 @@ def _mean_above(z: float) -> float:
 def drawn_together(
     values: Mapping[str, float], variances: Mapping[str, float], kin: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Draw estimates to the middle of their kin, by as much as their variances explain how far they lie apart.
+    """Shrink estimates to the mean of their group, by as much as their variances explain their differences.
 
     Parameters
     ----------
     values, variances
-        Estimates, and how uncertain each is.
+        Estimates, and their variances.
     kin
-        Which belong together. How far kin differ is estimated from all of them.
+        Group of each estimate. The spread within groups is estimated from all of them.
 
     Returns
     -------
     values, middles
-        Estimates by name, and the middle by kin.
+        Estimates by name, and the mean by group.
 
     References
     ----------
@@ -149,35 +152,36 @@ def drawn_together(
 UPPER = 0.5
 """From this quantile on a sample is smoothed."""
 MIN_SAMPLE = 8
-"""A smaller sample says nothing of its tail: it gets that of its kin, or of all others."""
+"""A smaller sample has no tail of its own: it gets that of its group, or of all others."""
 SAME = 2.5
 """Standard errors by which the slope of an upper half may differ from that of its sample."""
 CHANCE = 0.001
-"""Where the tail gives so many calls at the limit a smaller probability, they were in a loop, and their share stays."""
+"""If the tail gives so many calls at the limit a smaller probability, they were in a loop: their share is kept."""
 AT_LIMIT = 0.98
-"""A call that wrote so much of what it may was cut off: how long it would have been is not known."""
+"""A call that wrote this share of its limit counts as cut off: its full length is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Output tokens by quantile.
 
-    A batch has several times the calls of its pilot, and its longest calls are longer than the pilot's, which decide
-    when a session ends. The upper half is a lognormal tail, and not the sample, whose mean hangs on its longest calls.
+    A batch has several times the calls of its pilot. So its longest calls are longer than the pilot's, and they decide
+    when a session ends. The upper half is a lognormal tail. The sample itself is not used there, since its mean depends
+    on its longest calls.
     """
 
     sample: tuple[int, ...]
-    """Sorted, without what was cut off."""
+    """Sorted, without calls that were cut off."""
     cut_frac: float
     limit: int
     location: float = 0.0
     scale: float = 0.0
-    """Of the logarithms' normal distribution; 0: nothing is smoothed."""
+    """Of the logarithms' normal distribution; 0: no smoothing."""
     over_frac: float = 0.0
     """Share of that distribution beyond the limit."""
 
     def at(self, u: float) -> int:
-        """Give a quantile."""
+        """Return a quantile."""
         free = 1.0 - self.cut_frac
         if u >= free or not self.sample:
             return self.limit
@@ -190,20 +194,20 @@ class Lengths:
 
 
 def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[str, str]) -> dict[str, Lengths]:
-    """Fit the lengths behind samples of calls, each with the most tokens that a call may write.
+    """Fit distributions to samples of calls' lengths, each with the most tokens that a call may write.
 
-    A tail is fitted to a sample by likelihood, with calls that were cut off as longer than the limit: to the whole
-    sample, or to its upper half where that has a slope of its own. Models in a loop are cut off more often than a tail
-    explains: their calls are counted, and left out of the fit. The slope is what a sample says least well, and a
-    batch's longest calls hang on it, so that slopes of kin are drawn together by as much as chance explains how they
-    differ.
+    A tail is fitted to a sample by likelihood, with calls that were cut off as longer than the limit. It is fitted to
+    the whole sample, or to its upper half if that has a slope of its own. Models in a loop are cut off more often than
+    a tail explains: their calls are counted, and left out of the fit. A sample determines the slope least well, and a
+    batch's longest calls depend on it. So slopes of a group are shrunk to each other by as much as chance explains
+    their differences.
 
     Parameters
     ----------
     samples
         Lengths and the limit, by name.
     kin
-        By name: which samples have tails alike.
+        By name: the group of samples with similar tails.
 
     Examples
     --------
@@ -222,7 +226,7 @@ def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[s
 
 @dataclass(frozen=True, slots=True)
 class _Tail:
-    """A sample, sorted, and how many more were cut off at the limit."""
+    """A sorted sample, and the number of calls that were cut off at the limit."""
 
     sample: tuple[int, ...]
     num_cut: int
@@ -230,12 +234,12 @@ class _Tail:
     values: Censored
     """Logarithms to which the tail is fitted."""
     log_slope: float | None = None
-    """Logarithm of the tail's scale; None: the sample is too small, or all the same."""
+    """Logarithm of the tail's scale; None: the sample is too small, or all values are equal."""
     has_loops: bool = False
-    """More was cut off than the tail explains, so that what was cut off says nothing of the tail."""
+    """More calls were cut off than the tail explains, so cut calls do not count for the tail."""
 
     def smoothed(self, log_scale: float | None) -> Lengths:
-        """Give the tail this slope; None: there is nothing to smooth."""
+        """Return the lengths with a tail of this slope; None: no smoothing."""
         counted_frac = self.num_cut / (self.num_cut + len(self.sample))
         if log_scale is None or not self.sample:
             return Lengths(self.sample, counted_frac, self.limit)
@@ -260,7 +264,7 @@ def _tail(sample: Sequence[int], limit: int) -> _Tail:
 
 
 def _fitted_to(logs: Sequence[float], num_cut: int, limit: int) -> tuple[Censored, float | None]:
-    """Choose what a tail is fitted to, the whole or the upper half; give the logarithm of its scale too."""
+    """Choose the data of a tail's fit, the whole or the upper half; returns also the logarithm of its scale."""
     whole, half = (Censored(logs[low:], low, num_cut, log(limit)) for low in (0, int(UPPER * len(logs))))
     if len(logs) < MIN_SAMPLE:
         return whole, None
@@ -268,7 +272,7 @@ def _fitted_to(logs: Sequence[float], num_cut: int, limit: int) -> tuple[Censore
     if min(scales) <= 0:
         return half, None
     slopes = [log(scale) - values.log_scale_bias for scale, values in zip(scales, (whole, half), strict=True)]
-    # NOTE: Hausman, 1978: an efficient estimate differs from a cautious one by as much as their variances differ.
+    # NOTE: Hausman, 1978: the difference of an efficient and a cautious estimate has the difference of their variances.
     apart = half.log_scale_variance - whole.log_scale_variance
     return (whole, slopes[0]) if (slopes[1] - slopes[0]) ** 2 <= SAME**2 * apart else (half, slopes[1])
 
@@ -278,6 +282,6 @@ def _share_above(limit: int, location: float, scale: float) -> float:
 
 
 def _chance_of(num: int, expected: float) -> float:
-    """Give the probability of so many rare events or more, by Poisson's law."""
+    """Return the probability of at least so many rare events, by Poisson's law."""
     rate = max(expected, 1e-300)
     return 1 - add_in_order(exp(fewer * log(rate) - rate - lgamma(fewer + 1)) for fewer in range(num))

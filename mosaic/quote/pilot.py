@@ -1,6 +1,7 @@
-"""A quote's pilot: which calls of a batch it sends, and what it leaves.
+"""Runs a quote's pilot: chooses the calls of a batch to send, and returns the remaining batch.
 
-Whole questions come first, then the calls that say most about the batch's time, then what an aggregator has to read.
+Whole questions come first, then the calls with the most information about the batch's time, then the aggregator's
+calls.
 """
 
 from collections import Counter
@@ -29,15 +30,15 @@ from mosaic.runtime.unpriced import (
 )
 
 WHOLE_SHARE = 0.4
-"""Of a pilot's calls: questions that are sent whole, which show what the gate leaves and how far lengths spread."""
+"""Share of a pilot's calls in whole questions, which show what the gate skips and how much lengths vary."""
 MAX_SHARE = 0.5
-"""Of the batch: what is more, a quote would have nothing left to say about."""
+"""Largest share of the batch: with more, a quote would have little left to predict."""
 MIN_CALLS = 8
-"""Of each expert, or all that it has but one: something is left to plan."""
+"""Of each expert, or all its calls but one: some calls are left to plan."""
 
 
 def num_pilot_calls(first_calls: Sequence[Call], per_expert: int) -> int:
-    """Say how many calls a pilot has: so many an expert on average, and at most half of the batch."""
+    """Return the number of a pilot's calls: so many per expert on average, and at most half of the batch."""
     num_experts = len({call.expert for call in first_calls})
     return min(per_expert * num_experts, int(MAX_SHARE * len(first_calls)))
 
@@ -57,14 +58,14 @@ def second_share(
     *,
     seed: int = 0,
 ) -> tuple[Call, ...]:
-    """Choose the rest: each expert in proportion to its calls and to how far their lengths spread.
+    """Choose the rest: for each expert in proportion to its number of calls and to the spread of their lengths.
 
     Parameters
     ----------
     first_calls
         Of the batch.
     written
-        By the calls of the first stage, tokens.
+        Tokens written by the calls of the first stage.
     num_calls
         Of the whole pilot.
     seed
@@ -93,14 +94,14 @@ def second_share(
 def run_quote_pilot(
     job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, log: Log = lambda line: None
 ) -> tuple[Pilot, Batch]:
-    """Run some of a batch's calls; gives what was measured, and what is left. The same journal goes on from there.
+    """Run some of a batch's calls; returns the measurements, and the rest of the batch, which uses the same journal.
 
     Parameters
     ----------
     job
-        The batch, and where its pilot runs.
+        The batch, and the site of its pilot.
     per_expert
-        Calls an expert, on average.
+        Calls per expert, on average.
     seed
         Of the order in which questions are taken.
     show, log
@@ -111,7 +112,7 @@ def run_quote_pilot(
     ValueError
         If the pipeline has more than experts and one aggregator.
     BackendError
-        If calls fail in a row.
+        If too many calls fail in a row.
     """
     node = upper_node(job)
     stretch = FirstStretch(job, quote_stages(job, per_expert, seed=seed), show, log)
@@ -120,15 +121,15 @@ def run_quote_pilot(
 
 
 def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int | None = None) -> Stages[Pilot]:
-    """Send whole questions, then the calls that say most, then what an aggregator has to read.
+    """Send whole questions, then the calls with the most information, then the aggregator's calls.
 
     Parameters
     ----------
     job, per_expert, seed
         See `run_quote_pilot`.
     num_workers
-        The first so many workers serve it; None: all. A batch on more workers than its quote goes through the same
-        sessions again.
+        Number of workers for it, the first ones; None: all. A batch on more workers than its quote repeats the same
+        sessions.
     """
     node = upper_node(job)
     first_calls = job.graph.first_calls(job.workload)
@@ -155,12 +156,12 @@ def quote_stages(job: Job, per_expert: int, *, seed: int = 0, num_workers: int |
 
 
 def merging(merges: Sequence[Call], expert: Expert, places: PlacesOf) -> tuple[Session, ...]:
-    """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
+    """Spread aggregations over gangs, in waves of three sizes if there are enough: these price the aggregator."""
     return waves_in_thirds(merges, places(expert)) or sessions_in_waves([merges], places(expert))
 
 
 def can_quote(job: Job) -> bool:
-    """Tell whether a batch has experts and at most one aggregator."""
+    """Return whether a batch has experts and at most one aggregator."""
     nodes = job.graph.upper_nodes
     return len(nodes) < 2 and all(len(node.experts) < 2 for node in nodes)
 
@@ -171,7 +172,7 @@ def upper_node(job: Job) -> Node | None:
     Raises
     ------
     ValueError
-        If there are others.
+        If there are other upper nodes.
     """
     nodes = job.graph.upper_nodes
     if not can_quote(job):
@@ -182,7 +183,7 @@ def upper_node(job: Job) -> Node | None:
 
 
 def pilot_degree(job: Job, node: Node) -> int:
-    """Say over how many workers the aggregator answers in the pilot."""
+    """Return the number of workers over which the aggregator runs in the pilot."""
     options = job.placements.get(node.name, NodePlacements()).placements
     return options[0].tp_degree if options else node.experts[0].tp_degree
 

@@ -1,4 +1,4 @@
-"""What an hour of a GPU costs, said on the command line or in a file with dates; and durations, read and written."""
+"""Reads prices of a GPU hour, from the command line or a file with dates, and reads and writes durations."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -14,20 +14,20 @@ HOUR_S = 3600.0
 @dataclass(frozen=True, slots=True)
 @checked("price: ")
 class Price:
-    """Of one GPU of a kind."""
+    """Price of one GPU of a kind."""
 
     dollars_per_hour: NotNegative
     as_of: date | None = None
-    """None: said on the command line, and so of today."""
+    """None: given on the command line, and so of today."""
 
 
 def parse_price(text: str) -> tuple[str, Price]:
-    """Read a price as the command line has it.
+    """Read a price of the command line.
 
     Raises
     ------
     ValueError
-        If it is not one.
+        If it is not valid.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def parse_duration_s(text: str) -> float:
     Raises
     ------
     ValueError
-        If it is not one.
+        If it is not valid.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""A quote: what a batch takes and costs on each number of GPUs of each kind, and which is the cheapest in time.
+"""Computes a quote: time and cost of a batch on each number of GPUs of each kind, and the cheapest in time.
 
-P50 is the middle of the possible worlds that the pilot leaves; P90 is calibrated on pilots whose truth is known.
+P50 is the median of the possible worlds after the pilot; P90 is calibrated on pilots with known outcomes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ NORMAL_P90 = 1.2816
 @dataclass(frozen=True, slots=True)
 @checked("calibration: ")
 class Calibration:
-    """How far above P50 nine of ten pilots with known truth ended."""
+    """How far above P50 nine of ten pilots with known outcome ended."""
 
     p90_score: NotNegative
-    """In widened spreads."""
+    """In units of the widened spread."""
     source: str
 
 
@@ -43,24 +43,24 @@ CALIBRATION = Calibration(0.905, "260 simulated pilots of five workloads, result
 
 
 def widened(spread: float) -> float:
-    """Add what a bootstrap cannot see: a pilot that happens to have no long call would seem certain."""
+    """Add the uncertainty that a bootstrap lacks: a pilot that happens to have no long call would seem certain."""
     return sqrt(spread**2 + UNSEEN**2)
 
 
 def p90_of(p50_s: float, spread: float, calibration: Calibration, hardware_error: float = 0.0) -> float:
-    """Say when nine of ten batches have ended, in seconds.
+    """Return the time by which nine of ten batches have ended, in seconds.
 
     Parameters
     ----------
     p50_s
-        What the pilot's own lengths give.
+        From the pilot's own lengths.
     spread
         Of the logarithm of the time, by bootstrap.
     calibration
         Of the bootstrap.
     hardware_error
-        Standard deviation of the logarithm of real over simulated seconds, where it was measured; it adds to the
-        spread in squares.
+        Standard deviation of the logarithm of real over simulated seconds, if measured. It adds to the spread in
+        squares.
     """
     above = calibration.p90_score * widened(spread)
     return p50_s * exp(sqrt(above**2 + (NORMAL_P90 * hardware_error) ** 2))
@@ -73,20 +73,20 @@ class Offer:
     kind: str
     num_gpus: int
     plan: str
-    """The best of the plans that were simulated."""
+    """The best of the simulated plans."""
     p50_s: float
     p90_s: float
-    """The batch ends no later with a probability of 90%, by pilots whose truth is known."""
+    """The batch ends by then with a probability of 90%, calibrated on pilots with known outcome."""
     p50_s_by_plan: Mapping[str, float]
-    """Of all of them, the best first; one that has no place for an expert is missing."""
+    """Of all plans, the best first; a plan without a place for an expert is missing."""
     aggregator_s: float
     load_frac: float
     pilot_spread: float
-    """Standard deviation of the logarithm of the time, from the pilot's size."""
+    """Standard deviation of the logarithm of the time, due to the pilot's size."""
     hardware_error: float
     """The same of real over simulated seconds."""
     dollars_per_hour: float | None = None
-    """Of one GPU; None: no price is known."""
+    """Of one GPU; None: not known."""
 
     @property
     def p50_gpu_hours(self) -> float:
@@ -117,21 +117,21 @@ class Quotation:
     num_calls: int
     """Of the first layer."""
     num_pilot_calls: int
-    """Of them sent already, with answers that are kept."""
+    """Of these, the calls already sent, whose answers are kept."""
     num_expected_merges: float
-    """Calls of the aggregator that are expected yet."""
+    """Calls of the aggregator that are still expected."""
     offers: tuple[Offer, ...]
     deadline_s: float | None = None
     notes: tuple[str, ...] = ()
     busy_frac: Mapping[str, float] | None = None
-    """Share of all serving seconds that each expert takes, one copy of each, and the aggregator."""
+    """Share of the serving seconds of each expert and the aggregator, with one copy of each."""
     prices: Mapping[str, Price] | None = None
 
     @property
     def cheapest(self) -> Offer | None:
-        """The cheapest offer whose P90 meets the deadline, by price, or by GPU-hours where a price is missing.
+        """The cheapest offer whose P90 meets the deadline, by price, or by GPU-hours if a price is missing.
 
-        None: nothing meets it.
+        None: no offer meets it.
         """
         in_time = [offer for offer in self.offers if self.deadline_s is None or offer.p90_s <= self.deadline_s]
         if not in_time:
@@ -141,7 +141,7 @@ class Quotation:
         return min(in_time, key=lambda offer: (offer.p50_dollars or 0.0, offer.p90_s))
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         derived = ("p50_gpu_hours", "p90_gpu_hours", "p50_dollars", "p90_dollars")
         offers = [asdict(offer) | {name: getattr(offer, name) for name in derived} for offer in self.offers]
         best = self.cheapest
@@ -157,7 +157,7 @@ class Quotation:
 
 
 def describe(quotation: Quotation, *, explain: bool = False) -> str:
-    """Write a quote as text: a line an offer."""
+    """Write a quote as text: one line per offer."""
     left = quotation.num_calls - quotation.num_pilot_calls
     merges = (
         f" and some {quotation.num_expected_merges:,.0f} of the aggregator" if quotation.num_expected_merges else ""
@@ -224,7 +224,7 @@ def _gain(seconds: float) -> str:
 
 
 PLAN_LIMIT_S = 2.0
-"""For each plan behind a quote: to prove optima for eight numbers of GPUs takes longer than to simulate them."""
+"""Time limit of each plan of a quote: proving optima for eight numbers of GPUs takes longer than simulating them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +236,7 @@ class Kind:
     hardware_error: float
     """Standard deviation of the logarithm of real over simulated seconds."""
     hardware_source: str
-    """Where that was measured, or that it was not."""
+    """Where it was measured, or a note that it was not."""
 
 
 def quote(
@@ -248,16 +248,16 @@ def quote(
     prices: Mapping[str, Price] | None = None,
     deadline_s: float | None = None,
 ) -> Quotation:
-    """Quote what is left of a batch after its pilot.
+    """Quote the rest of a batch after its pilot.
 
     Parameters
     ----------
     job
-        With the scheduler and the costs that plan it.
+        With the scheduler and the costs for its plan.
     batch
-        What its pilot showed, and what is left.
+        The results of its pilot, and the remaining calls.
     kinds, sizes
-        GPUs, and how many.
+        Kinds and numbers of GPUs.
     prices
         By kind; dollars for an hour of one GPU.
     deadline_s
@@ -334,7 +334,7 @@ def _offers(
 
 
 def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
-    """Plan with a quote's profile on a cluster; the ILP has two seconds, and mostly needs a tenth of one."""
+    """Make a planner with a quote's profile on a cluster; the ILP has two seconds, and mostly needs a tenth of one."""
     scheduler = job.scheduler
     if isinstance(scheduler, Ilp):
         scheduler = replace(scheduler, time_limit_s=min(scheduler.time_limit_s, PLAN_LIMIT_S))
@@ -349,7 +349,7 @@ def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
 
 
 def _busy_frac(batch: Batch, simulator: Simulator, world: World) -> dict[str, float]:
-    """Say which share of the serving seconds each expert takes, with one copy of each."""
+    """Compute the share of the serving seconds of each expert, with one copy of each."""
     busy_s: dict[str, float] = {}
     for name in dict.fromkeys(call.expert for call in batch.calls):
         expert = simulator.experts[name]

@@ -1,4 +1,4 @@
-"""A batch after its pilot, and possible worlds: what every call that is left would write, by what the pilot showed."""
+"""Describes a batch after its pilot, and draws possible worlds: lengths of all remaining calls, from the pilot's."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from mosaic.planning.problem import Request
 from mosaic.quote.lengths import Lengths, fit_lengths
 
 MERGED = "(merged)"
-"""Stands for the aggregator beside the experts' names."""
+"""Name of the aggregator among the experts' names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,23 +18,23 @@ class PilotQuestion:
     """A question of a pilot."""
 
     output_tokens: Mapping[ExpertName, tuple[int, ...]]
-    """Of its calls that were sent, by expert."""
+    """Of its sent calls, by expert."""
     is_whole: bool = True
     """All of its calls were sent, so that the gate could decide."""
     merged: tuple[tuple[int, int], ...] = ()
-    """Prompt and output tokens of the aggregator's calls that it needed."""
+    """Prompt and output tokens of its aggregator calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What its pilot showed of a batch, and what is left of it."""
+    """The results of a batch's pilot, and the rest of the batch."""
 
     questions: tuple[PilotQuestion, ...]
     """Of the pilot, in any order."""
     calls: tuple[Call, ...]
-    """That are left of the first layer."""
+    """Remaining calls of the first layer."""
     num_open_questions: int
-    """That the pilot did not send whole: some of them will need the aggregator."""
+    """Questions that the pilot did not send whole: some of them will need the aggregator."""
     aggregator: Expert | None = None
     aggregator_degrees: tuple[int, ...] = (1,)
 
@@ -59,10 +59,10 @@ class Batch:
         return tuple(pair for question in self.questions for pair in question.merged)
 
     def resampled(self, draw: Random) -> "Batch":
-        """Draw as many questions with replacement: another pilot that might as well have been.
+        """Draw as many questions with replacement: another pilot that could have occurred.
 
-        Whole questions are drawn, so that experts which write long on the same questions do so together. An expert
-        that no drawn question calls keeps its lengths.
+        Whole questions are drawn, so that lengths of experts on the same question stay correlated. An expert without a
+        call in the drawn questions keeps its lengths.
         """
         drawn = [draw.choice(self.questions) for _ in self.questions]
         seen = {expert for question in drawn for expert in question.output_tokens}
@@ -72,7 +72,7 @@ class Batch:
         return replace(self, questions=tuple(drawn))
 
     def fitted(self, experts: Mapping[ExpertName, Expert]) -> dict[ExpertName, Lengths]:
-        """Fit the lengths behind the pilot's: those of its experts, and the aggregator's under ``MERGED``."""
+        """Fit distributions to the pilot's lengths: those of its experts, and the aggregator's under ``MERGED``."""
         samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in self.by_expert.items()}
         kin = {name: experts[name].family for name in samples}
         merged = tuple(output_tokens for _, output_tokens in self.merged)
@@ -87,7 +87,7 @@ class World:
 
     requests: Mapping[CallKey, Request]
     merged: tuple[Request, ...]
-    """Of the aggregator."""
+    """Requests of the aggregator."""
 
 
 def draw_world(
@@ -97,17 +97,17 @@ def draw_world(
     draw: Random,
     offsets: Mapping[str, float] | None = None,
 ) -> World:
-    """Draw what every call that is left would write.
+    """Draw the lengths of all remaining calls.
 
     Parameters
     ----------
     batch, fitted, experts
-        What is left, and the lengths of its experts.
+        The rest of the batch, and the lengths of its experts.
     draw
         Of the order, and of the lengths themselves.
     offsets
-        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and chance is
-        in its longest calls alone. None: each call draws for itself.
+        By expert, in 0..1: its calls get quantiles at equal steps, at this position within each step. So only its
+        longest calls are random. None: each call draws for itself.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _places(num: int, draw: Random, offset: float | None) -> list[float]:
 
 
 def _prompts_to_merge(batch: Batch, draw: Random, *, is_random: bool) -> list[int]:
-    """Draw prompt tokens of the calls that questions which were not sent whole will need of the aggregator."""
+    """Draw prompt tokens of the aggregator's calls for questions that were not sent whole."""
     known, frac, num_open = batch.merged, batch.needed_frac, batch.num_open_questions
     each = len(known) / max(1, sum(bool(question.merged) for question in batch.questions))
     num_needed = sum(draw.random() < frac for _ in range(num_open)) if is_random else num_open * frac
@@ -154,7 +154,7 @@ def _prompts_to_merge(batch: Batch, draw: Random, *, is_random: bool) -> list[in
 
 
 NUM_CENTRAL, NUM_BOOTSTRAP = 8, 8
-"""Worlds of the pilot's own lengths, which say where the middle is, and of resampled pilots, which say how far off."""
+"""Worlds of the pilot's own lengths, for the median, and of resampled pilots, for the spread."""
 
 
 def draw_worlds(
@@ -165,7 +165,7 @@ def draw_worlds(
     num_central: int = NUM_CENTRAL,
     num_bootstrap: int = NUM_BOOTSTRAP,
 ) -> tuple[Sequence[World], Sequence[World]]:
-    """Draw worlds of the pilot's own lengths, and of resampled pilots: all sizes and policies meet the same.
+    """Draw worlds of the pilot's own lengths, and of resampled pilots: all sizes and policies use the same worlds.
 
     References
     ----------

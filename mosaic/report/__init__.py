@@ -1,1 +1,1 @@
-"""What a run leaves: run folder, tables, trace, metrics, screen, progress."""
+"""The output of a run: run folder, tables, trace, metrics, screen, progress."""

@@ -1,10 +1,10 @@
-"""The output of a batch: a line a question in OpenAI's batch output format, and the files that hold the lines.
+"""Writes the output of a batch: one line per question in OpenAI's batch output format, and the files of these lines.
 
-A batch claims its output name before any work, by making the partial file there, which two commands cannot both do. So
-no batch writes over results that are not its own. While it runs, ``NAME.partial.jsonl`` gets a line for each finished
-question; a run that goes on writes them anew, from its journal. In the end ``NAME.out.jsonl`` and
-``NAME.errors.jsonl`` are put in place whole, in the order of the input, and the run's summary keeps their digests: what
-has a response stands in the first, what has an error in the second, and a question that was not aggregated in both.
+A batch claims its output name before any work by creating the partial file, which two commands cannot both do. So no
+batch overwrites results of another one. During the run, ``NAME.partial.jsonl`` gets a line for each finished question;
+a resumed run writes them again, from its journal. At the end ``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are written
+as complete files, in the order of the input, and the run's summary keeps their digests. The first file has the
+questions with a response, the second those with an error. A question that was not aggregated is in both.
 """
 
 import json
@@ -33,15 +33,15 @@ from mosaic.pipelines.walk import QuestionState
 from mosaic.report.run_folder import write_file
 
 MODEL = "mosaic"
-"""The model, as a client reads it: the pool."""
+"""Name of the model in the output, which stands for the whole pool."""
 NO_ANSWER, NOT_AGGREGATED, BAD_LINE, NOT_SENT = "no_answer", "not_aggregated", "bad_line", "not_sent"
-"""Codes of errors: no call left a text; one expert's text stands for what was to be merged; the line of the input is no
-question; a cap was reached before its calls were sent."""
+"""Codes of errors. In this order: no call left a text; one expert's text replaces an aggregation; a line of the input
+is no question; a cap was reached before its calls were sent."""
 BEGUN = "begun.json"
 
 
 class BatchPaths(NamedTuple):
-    """Where a batch's files are."""
+    """Paths of a batch's files."""
 
     out: Path
     errors: Path
@@ -49,7 +49,7 @@ class BatchPaths(NamedTuple):
 
 
 def paths_of(path: Path, folder: Path | None = None) -> BatchPaths:
-    """Name the files of a batch: beside its input, or in a folder.
+    """Return the files of a batch: next to its input, or in a folder.
 
     Examples
     --------
@@ -71,26 +71,26 @@ def plain_stem(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-# The start: which output files are the batch's own.
+# The start: the output files that belong to the batch.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStart:
-    """What a batch's run folder keeps of its start."""
+    """Data about its start in a batch's run folder."""
 
     created: int
-    """Seconds since 1970 when it began, however often it is interrupted."""
+    """Seconds since 1970 at the first start, for any number of interruptions."""
     outputs: tuple[str, ...] = ()
-    """Its output files, as seen from the folder."""
+    """Its output files, relative to the folder."""
 
 
 def check_outputs(folder: Path, paths: BatchPaths) -> None:
-    """Check that a batch's output files are its own, or not there yet.
+    """Check that a batch's output files are its own, or do not exist yet.
 
     Raises
     ------
     RunFolderError
-        If one is of another run.
+        If one belongs to another run.
     """
     if not _is_own(read_start(folder), folder, paths):
         for path in paths:
@@ -99,19 +99,19 @@ def check_outputs(folder: Path, paths: BatchPaths) -> None:
 
 
 def start_batch(folder: Path, paths: BatchPaths, now: int) -> BatchStart:
-    """Claim a batch's output files and write down its start, unless an earlier start of it has.
+    """Claim a batch's output files and save its start, unless an earlier start did.
 
     Parameters
     ----------
     folder, paths
-        The run folder, whose lock is held, and the files.
+        The run folder, which is locked, and the files.
     now
         Seconds since 1970.
 
     Raises
     ------
     RunFolderError
-        If a file is of another run, or cannot be written; then nothing is claimed.
+        If a file belongs to another run, or cannot be written; then nothing is claimed.
     """
     check_outputs(folder, paths)
     before = read_start(folder)
@@ -137,7 +137,7 @@ def start_batch(folder: Path, paths: BatchPaths, now: int) -> BatchStart:
 
 
 def read_start(folder: Path) -> BatchStart | None:
-    """Read what a batch's run folder keeps of its start; None: it has not begun.
+    """Read the start of a batch from its run folder; None: it has not started.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def read_start(folder: Path) -> BatchStart | None:
 
 
 def _is_own(start: BatchStart | None, folder: Path, paths: BatchPaths) -> bool:
-    """Tell whether an earlier start has claimed these files; one that kept no names had them beside its input."""
+    """Return whether an earlier start has claimed these files; one without names had them next to its input."""
     return start is not None and (not start.outputs or os.path.relpath(paths.out, folder) in start.outputs)
 
 
@@ -172,9 +172,9 @@ def _cannot(path: Path, error: OSError) -> RunFolderError:
 
 
 def line_of(state: QuestionState, created: int) -> dict[str, Any]:
-    """Write the result of a question that is over: the text that counts, an error, or both.
+    """Write the result of an ended question: its text, an error, or both.
 
-    ``created`` are the seconds since 1970 when the batch began: the same however often it is interrupted.
+    ``created`` is the number of seconds since 1970 at the first start of the batch.
     """
     question, done, end = state.question, state.done, state.end()
     names = [node.name for node in state.graph.nodes]
@@ -221,7 +221,7 @@ def unsent_line(question: str, cause: str) -> dict[str, Any]:
 
 
 def _cut(state: QuestionState) -> list[str]:
-    """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
+    """Name the experts whose responses the aggregator read only in part, since its context is too short."""
     done = state.done
     read = (
         state.graph.layout(state.question, call, done).cut_experts
@@ -232,7 +232,7 @@ def _cut(state: QuestionState) -> list[str]:
 
 
 def _why_not_aggregated(graph: CallGraph, records: Sequence[CallRecord]) -> str:
-    """Say why the responses were not merged: the error of the call that was to do it, or that it was not sent."""
+    """Explain why the responses were not aggregated: the error of the call, or why it was not sent."""
     node = graph.upper_nodes[-1]
     merges = [record for record in records if record.key.node not in graph.first_nodes]
     if any(record.status is CallStatus.FAILED for record in merges):
@@ -248,7 +248,7 @@ def _why_not_aggregated(graph: CallGraph, records: Sequence[CallRecord]) -> str:
 
 
 def _chosen(state: QuestionState, end: End, records: Sequence[CallRecord]) -> CallRecord | None:
-    """Find the response whose text is the question's: of those that count, one that says the final answer."""
+    """Find the response that provides the question's text: one that counts and has the final answer."""
     upper = [node.name for node in state.graph.upper_nodes]
     is_merged = end.answer.source is AnswerSource.AGGREGATOR
     able = [
@@ -298,27 +298,27 @@ def _why(records: Sequence[CallRecord]) -> str:
 
 
 class _Line(NamedTuple):
-    """Where a question's last line is, and which files it belongs to."""
+    """Position of a question's last line, and the files that it belongs to."""
 
     start: int
     num_bytes: int
     has_response: bool
     has_error: bool
     is_cut: bool
-    """The aggregator has read the end alone of some responses."""
+    """The aggregator read only the end of some responses."""
 
 
 class AnswerStream:
-    """A controller that writes each question's line as soon as its last call has ended, and gives no commands.
+    """A controller that writes each question's line as soon as its last call has ended, and sends no commands.
 
-    A run that goes on receives again what had ended, and so writes the lines anew.
+    A resumed run receives earlier ends again, and so writes the lines again.
 
     Parameters
     ----------
     workload, graph
         Of the batch.
     path
-        The file of lines, in the order in which they come; the run holds the lock of its folder.
+        The file of lines, in the order of their arrival; the run holds the lock of its folder.
     created
         Seconds since 1970 when the batch began.
 
@@ -335,10 +335,10 @@ class AnswerStream:
         self._path = path
         self._questions = Questions(workload, graph)
         self.questions = [question.id for question in self._questions]
-        """Those that have calls, in the order of the input."""
+        """Questions with calls, in the order of the input."""
         self.bad_lines = workload.bad_lines
         self.lines: dict[str, _Line] = {}
-        """By question that is over."""
+        """By ended question."""
         self.stopped: str | None = None
         """Why no other call is sent: questions that have not ended have no line; None: the run goes on to its end."""
         self._end = 0
@@ -348,7 +348,7 @@ class AnswerStream:
             raise _cannot(path, error) from error
 
     def on(self, event: Event, view: object) -> tuple[Command, ...]:
-        """Record a call that has ended.
+        """Record an ended call.
 
         Raises
         ------
@@ -366,7 +366,7 @@ class AnswerStream:
         return ()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Write a question's line; of several the last one counts."""
+        """Write a question's line; of several lines the last one counts."""
         text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         try:
             self._file.write(text)
@@ -379,7 +379,7 @@ class AnswerStream:
         self._end += len(text)
 
     def read(self, question: str) -> bytes:
-        """Give a question's line."""
+        """Return a question's line."""
         line = self.lines[question]
         return os.pread(self._file.fileno(), line.num_bytes, line.start)
 
@@ -392,15 +392,15 @@ class AnswerStream:
 
 
 class Ended(NamedTuple):
-    """How many questions ended which way."""
+    """Numbers of questions by their end."""
 
     num_answered: int
     num_not_aggregated: int
-    """One expert's text stands for what was to be merged: no answer, and an error."""
+    """One expert's text replaces an aggregation: no answer, and an error."""
     num_errors: int
-    """Of questions without a text."""
+    """Questions without a text."""
     num_cut_to_fit: int
-    """Answered, and the aggregator has read the end alone of some responses."""
+    """Answered questions whose aggregator read only the end of some responses."""
     num_bad_lines: int
     """Of the input, which were not used."""
     num_not_sent: int
@@ -408,12 +408,12 @@ class Ended(NamedTuple):
 
     @property
     def num_unanswered(self) -> int:
-        """How many stand in the errors file."""
+        """Number of questions in the errors file."""
         return self.num_not_aggregated + self.num_errors + self.num_bad_lines
 
 
 def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
-    """Put the final files in place, in the order of the questions; the partial one stays until all else is written.
+    """Write the final files in the order of the questions; the partial file is removed after all others are written.
 
     Bad lines of the input stand at the end of the errors file.
 
@@ -441,12 +441,12 @@ def finish(paths: BatchPaths, stream: AnswerStream) -> Ended:
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:
-    """Give the SHA-256 of a batch's final files that exist, by name."""
+    """Return the SHA-256 of a batch's existing final files, by name."""
     return {path.name: digest_of(path) for path in (paths.out, paths.errors) if path.is_file()}
 
 
 def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -457,7 +457,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     RunFolderError
-        If it cannot be read, or a line is none of a batch's output.
+        If it cannot be read, or a line is not part of a batch's output.
     """
     try:
         texts = path.read_bytes().splitlines()

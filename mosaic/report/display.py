@@ -1,4 +1,4 @@
-"""Shows a run while it lasts: bars on a terminal; of real runs, a few lines in a log."""
+"""Displays a run in progress: bars on a terminal; for real runs, a few lines in a log."""
 
 import os
 import sys
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 REDRAW_S = 0.5
-"""A terminal is drawn anew this often."""
+"""Interval of drawing on a terminal."""
 LOG_EVERY_S = 10.0
-"""A log gets a line of progress this often."""
+"""Interval of progress lines in a log."""
 SHORT_S = 1.0
-"""Simulated runs that are shorter are not shown."""
+"""Shorter simulated runs are not displayed."""
 BAR_COLUMNS = 20
 
 
@@ -27,20 +27,20 @@ BAR_COLUMNS = 20
 def show_run(
     status: RunStatus, *, stream: TextIO | None = None, more: Callable[[], Row | None] = lambda: None
 ) -> Iterator[tuple[RunStatus, ...]]:
-    """Show a run; gives the controllers that do so, none of a simulation without a terminal.
+    """Display a run; yields the controllers for it, none for a simulation without a terminal.
 
-    On a terminal there is a bar for all calls and one per worker, gone when the run is over. In a log there is a line
-    when a session starts or ends or a worker is lost, and one of progress every 10 s, so that it shows that the run
-    lives. A stream that breaks is given up, the run is not.
+    A terminal shows a bar for all calls and one per worker, which are removed at the end of the run. A log gets a line
+    when a session starts or ends or a worker is lost. It also gets a line of progress every 10 s, which shows that the
+    run is active. If a stream breaks, the display ends but the run continues.
 
     Parameters
     ----------
     status
-        Of the run. If it is simulated a log gets nothing, and a terminal only what takes its time.
+        Of the run. For a simulated run a log gets nothing, and a terminal only slow runs.
     stream
-        Where to; None: stderr.
+        Where to write; None: stderr.
     more
-        Gives what else is known now; None: nothing.
+        Returns additional information; None: nothing.
     """
     stream = sys.stderr if stream is None else stream
     can_show = stream is not None and not stream.closed
@@ -77,7 +77,7 @@ def show_run(
 def show_stage(
     title: str, expected: Expected, *, is_simulated: bool = False
 ) -> AbstractContextManager[tuple[RunStatus, ...]]:
-    """Show a run, or a stage before it, by its name and what is expected of it."""
+    """Display a run, or a stage before it, by its name and its expected times."""
     return show_run(RunStatus(title, expected, is_simulated=is_simulated))
 
 
@@ -92,7 +92,7 @@ class _Screen:
         self._tasks: list[TaskID] = []
 
     def draw(self) -> None:
-        """Draw the run as it stands; rich is imported when there is something to draw."""
+        """Draw the current state; rich is imported when there is something to draw."""
         progress = self._open() if self._progress is None else self._progress
         workers, more = self._status.worker_rows(), self._more()
         above = [self._row_of_all(progress), *([] if more is None else [more])]
@@ -116,14 +116,14 @@ class _Screen:
         progress.refresh()
 
     def warn(self, line: str) -> None:
-        """Write a line that stays, above what is drawn."""
+        """Write a permanent line above the drawing."""
         if self._progress is None:
             self._stream.write(f"{printable(line)}\n")
         else:
             self._progress.console.print(printable(line), markup=False, highlight=False)
 
     def close(self) -> None:
-        """Wipe what was drawn."""
+        """Erase the drawing."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -139,7 +139,7 @@ class _Screen:
         from rich.text import Text
 
         class KnownBarColumn(BarColumn):
-            """No bar where nothing is counted."""
+            """No bar if nothing is counted."""
 
             def render(self, task: Task) -> Any:
                 return super().render(task) if task.fields["count"] else Text()
@@ -157,13 +157,13 @@ class _Screen:
             expand=True,
         )
         self._progress.start()
-        sys.stderr = PrintableStream(sys.stderr)  # rich has put its own there, until it stops
+        sys.stderr = PrintableStream(sys.stderr)  # rich replaces it until it stops
         return self._progress
 
 
 @contextmanager
 def repeating(act: Callable[[], object], every_s: float, *, first_s: float) -> Iterator[None]:
-    """Do something again and again in a thread, since a worker that loads for minutes sends nothing meanwhile."""
+    """Repeat an action in a thread, since a worker that loads for minutes sends no messages."""
     is_over = threading.Event()
 
     def repeat() -> None:
@@ -182,7 +182,7 @@ def repeating(act: Callable[[], object], every_s: float, *, first_s: float) -> I
 
 
 class LastingStream:
-    """Writes to a stream as long as it takes it: a terminal that was closed, or a full disk, must not end a run."""
+    """Writes to a stream while it works: a closed terminal, or a full disk, must not end a run."""
 
     def __init__(self, stream: TextIO | PrintableStream) -> None:
         self._stream = stream
@@ -203,5 +203,5 @@ class LastingStream:
             return
         try:
             act()
-        except (OSError, ValueError):  # a closed file says so with a ValueError
+        except (OSError, ValueError):  # a closed file raises a ValueError
             self._is_broken = True

@@ -1,7 +1,7 @@
-"""Pure functions of a run's records: what it took, how busy the workers were, what the calls saw.
+"""Computes metrics from a run's records: its times, the load of the workers, and the times of calls.
 
-Missing is None, never 0. All is of what a run did after its plan; what its pilot took is apart. Shares are of N x
-expert makespan, and a worker is busy from the start of a session's load to its end, so that loading counts as busy.
+A missing value is None, never 0. All metrics are of the run after its plan; the pilot is reported separately. Shares
+are of N x expert makespan. A worker is busy from the start of a session's load to its end, so loading counts as busy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ ANSWER_KEYS: Mapping[str, str] = {
     "always_aggregate_accuracy_frac": "as always_aggregate_s",
     "gate_report": "what a gate that promises something says of its promise",
 }
-"""What summary.json says of answers and of the second stage, beside its times; null where nothing is known."""
+"""Keys of summary.json on answers and the second stage, beside its times; null if not known."""
 
 
 def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
@@ -69,7 +69,7 @@ def _upper_calls(result: RunResult) -> list[CallRecord]:
 
 
 def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
-    """Seconds each worker spends loading or serving, whether for one session or for several beside each other."""
+    """Seconds each worker spends loading or serving, for one session or several concurrent ones."""
     busy_s, reached_ts = [0.0] * num_workers, [0.0] * num_workers
     for session in sorted(sessions, key=lambda session: session.load_start_ts):
         for worker in session.workers:
@@ -88,7 +88,7 @@ def load_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tup
 
 
 def gpu_shares(result: RunResult) -> tuple[float, float] | tuple[None, None]:
-    """Shares of N x expert makespan in which workers hold no session, and load an expert; None when nothing ran."""
+    """Shares of N x expert makespan in which workers hold no session, and load an expert; None if nothing ran."""
     sessions = expert_sessions(result)
     total_s = result.num_workers * (makespan_s(sessions) or 0.0)
     if not total_s:
@@ -99,17 +99,17 @@ def gpu_shares(result: RunResult) -> tuple[float, float] | tuple[None, None]:
 
 
 def num_loads(result: RunResult) -> int:
-    """Loads of the run; a session whose expert was still resident needs none, a gang's load is one."""
+    """Loads of the run; a session whose expert was still loaded needs none, a gang's load counts once."""
     return sum(1 for session in result.sessions if session.load_s > 0)
 
 
 def output_tokens(result: RunResult) -> int:
-    """Tokens of the calls that finished or were cut; what a failed or cancelled call wrote is not output."""
+    """Tokens of the calls that finished or were cut; tokens of a failed or cancelled call are no output."""
     return sum(record.output_tokens for record in result.calls if record.status in SERVED)
 
 
 def session_output_tok_per_s(session: SessionRecord) -> float | None:
-    """Throughput while the session serves, its load left out; None for a session that took no time."""
+    """Throughput while the session serves, without its load; None for a session that took no time."""
     serve_s = session.end_ts - session.start_ts
     return session.output_tokens / serve_s if serve_s > 0 else None
 
@@ -132,13 +132,13 @@ def latency_s(record: CallRecord) -> float | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None when nothing is."""
+    """Mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return add_in_order(known) / len(known) if known else None
 
 
 def quantile(values: Iterable[float | None], q: float) -> float | None:
-    """Quantile of what is known, linear between order statistics; None when nothing is known.
+    """Quantile of the known values, linear between order statistics; None if there are none.
 
     Examples
     --------
@@ -169,8 +169,8 @@ def summarise(
     """Build the contents of summary.json.
 
     Without a result (``backend=none``) the measured values are None. The plans are those of the layers, the first
-    layer's first. The names of the experts come in the pool's order, which fixes each expert's colour in every figure.
-    ``answers`` has the keys of ``ANSWER_KEYS`` of which something is known.
+    layer's first. The experts are in the pool's order, which fixes each expert's colour in every figure. ``answers``
+    has the keys of ``ANSWER_KEYS`` with a known value.
     """
     plan = plans[0]
     num_planned = _num_planned(plans, result)
@@ -199,7 +199,7 @@ def summarise(
 
 
 def _num_planned(plans: Sequence[Plan], result: RunResult | None) -> int:
-    """Count the calls that were planned; of later layers, whose plans may be of expected calls, those submitted."""
+    """Count the planned calls; for later layers, whose plans may be of expected calls, the submitted ones."""
     planned = (key for made in plans for session in made.sessions for key in session.shard)
     if result is None:
         return len(set(planned))
@@ -212,7 +212,7 @@ def _num_planned(plans: Sequence[Plan], result: RunResult | None) -> int:
 
 
 def _pilot(result: RunResult) -> dict[str, Any]:
-    """What the run did before its plan, with calls of its own; empty: nothing."""
+    """Metrics of the run before its plan, with its own calls; empty without a pilot."""
     sessions = [session for session in result.sessions if session.session < result.num_pilot_sessions]
     if not sessions:
         return {}
@@ -227,7 +227,7 @@ def _pilot(result: RunResult) -> dict[str, Any]:
 
 
 def _prefills(result: RunResult) -> dict[str, Any]:
-    """Count the work ahead of calls, and how much of it a call has used; empty: there was none."""
+    """Count the prefills ahead of calls, and their part that a call has used; empty without prefills."""
     if not result.prefills:
         return {}
     prompts = {(record.key.question, record.key.node, record.session) for record in result.prefills}
@@ -246,7 +246,7 @@ def _prefills(result: RunResult) -> dict[str, Any]:
 
 
 def _measured(result: RunResult | None, num_planned: int, predicted_s: float | None) -> Mapping[str, Any]:
-    """What the run took and wrote; a planned call has failed that neither finished nor was cancelled or cut."""
+    """Times and output of the run; a planned call counts as failed if it neither finished nor was cancelled or cut."""
     if result is None:
         return {**dict.fromkeys(MEASURED_KEYS), "predicted_expert_makespan_s": predicted_s}
     timed, calls = result.after_pilot(), result.calls
@@ -273,7 +273,7 @@ def _measured(result: RunResult | None, num_planned: int, predicted_s: float | N
 
 
 def _gains(measured: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the gate changed against aggregating every question in the same world, where that is known."""
+    """Effect of the gate against aggregating every question in the same world, if known."""
     accuracy, always = answers.get("accuracy_frac"), answers.get("always_aggregate_accuracy_frac")
     always_s = answers.get("always_aggregate_s")
     return {
@@ -283,6 +283,6 @@ def _gains(measured: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str,
 
 
 def _solve(solve: SolveReport) -> dict[str, Any]:
-    """Drop the solver's seconds, which differ between equal runs: they belong to meta.json."""
+    """Remove the solver's seconds, which differ between equal runs: they belong to meta.json."""
     names = ("gap_frac", "bound_s", "num_vars", "num_constraints")
     return {"status": solve.status.value} | {name: getattr(solve, name) for name in names}

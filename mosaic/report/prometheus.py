@@ -1,4 +1,4 @@
-"""A run's counts for Prometheus, under vLLM's names where vLLM has one; one series a model."""
+"""Exports a run's counts to Prometheus, under vLLM's names where these exist; one series per model."""
 
 import threading
 from collections import Counter, defaultdict
@@ -20,11 +20,11 @@ COUNTERS = {
     "preemptions": ("vllm:num_preemptions_total", "Preemptions of calls that have ended."),
     "failed": ("mosaic:failed_calls_total", "Calls that have failed."),
 }
-"""By what ``RunStatus.counts`` counts, since this process began: name and help."""
+"""By key of ``RunStatus.counts``, counted since this process began: name and help."""
 
 
 class RunMetrics:
-    """What a batch says of itself, from its first second on.
+    """Metrics of a batch, from its first second on.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class RunMetrics:
         self._costs: Callable[[], Mapping[ExpertName, Cost]] = dict
         self._status = RunStatus("starting")
         self._before: defaultdict[str, Counter[ExpertName]] = defaultdict(Counter)
-        """Counts of the phases before this one."""
+        """Counts of the earlier phases."""
 
     def follow(
         self,
@@ -56,7 +56,7 @@ class RunMetrics:
         self._status, self._count_done = status, count_done
 
     def _total(self, what: str) -> Counter[ExpertName]:
-        """Count over all phases, the zeros too; the run's own counter grows in another thread."""
+        """Count over all phases, zeros included; another thread updates the run's counter."""
         total = self._before[what].copy()
         total.update(self._status.counts[what].copy())
         return total
@@ -112,14 +112,14 @@ def _escaped(text: str) -> str:
 
 @contextmanager
 def serving(metrics: RunMetrics, port: int | None, host: str = LOOPBACK) -> Iterator[int | None]:
-    """Serve the counts at /metrics while a run lasts; gives the port, of which 0 lets the system choose.
+    """Serve the counts at /metrics during a run; yields the port; with 0 the system chooses it.
 
-    Only this machine can read them, unless ``host`` is an address that others reach.
+    Only this machine can read them, unless ``host`` is an address that other machines reach.
 
     Raises
     ------
     OSError
-        If the port is taken, or the address is none of this machine's.
+        If the port is in use, or the address is not one of this machine.
     """
     if port is None:
         yield None

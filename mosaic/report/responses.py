@@ -1,4 +1,4 @@
-"""What calls said: responses as lines, and answers graded to calibrate gates, budgets and exits."""
+"""Writes the responses of calls as lines, and graded answers that calibrate gates, budgets and exits."""
 
 import json
 from collections import defaultdict
@@ -22,7 +22,7 @@ def answer_files(
     ballots: Sequence[Ballot],
     context: CalibrationContext,
 ) -> dict[str, Content]:
-    """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
+    """Encode the texts of real responses and, for a run that skipped nothing, the graded answers for calibration."""
     files: dict[str, Content] = {}
     said = (record.response for record in calls if record.response is not None)
     if any(response.content is not None or response.error is not None for response in said):
@@ -36,9 +36,9 @@ def answer_files(
 def graded_answers(
     ballots: Iterable[Ballot], records: Iterable[CallRecord], last: Node, compare: Comparisons
 ) -> list[CalibrationQuestion]:
-    """Grade the questions that the last node answered, where gold is known and answers can be compared.
+    """Grade the questions that the last node answered, if gold is known and answers can be compared.
 
-    What was seen beside the answers is added to the questions all of whose calls have finished.
+    Further observations are added to questions whose calls have all finished.
     """
     first: dict[str, dict[int, CallRecord]] = defaultdict(dict)
     upper: dict[str, dict[int, CallRecord]] = defaultdict(dict)
@@ -60,7 +60,7 @@ def graded_answers(
 
 
 def responses_jsonl(workload: Workload, graph: CallGraph, calls: Iterable[CallRecord]) -> Iterator[bytes]:
-    """Tell what was said, a line a call, in the order of the workload: when and where something ran is no matter."""
+    """Write the responses, one line per call, in the order of the workload: independent of the schedule."""
     questions = {question.id: place for place, question in enumerate(workload.questions)}
     nodes = {node.name: place for place, node in enumerate(graph.nodes)}
 

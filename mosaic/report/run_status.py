@@ -1,4 +1,4 @@
-"""How a run stands, in words: a row per worker, a line for all calls, a line when a session starts or ends."""
+"""Describes the state of a run: a row per worker, a line for all calls, a line when a session starts or ends."""
 
 import time
 from collections import Counter, defaultdict
@@ -14,62 +14,62 @@ from mosaic.core.view import View
 from mosaic.core.workload import CallKey, ExpertName
 
 FORECAST_EVERY_S = 5.0
-"""The time left is predicted this often: that takes as long as some events."""
+"""Interval of predicting the time left: a prediction takes as long as some events."""
 RESUMED = (Ready, Progress, Finished, Closed)
-"""Events that an interrupted run sends only of what it does anew, once their instant is later than its resumption."""
+"""Events that an interrupted run sends only for new work, if they are later than its resumption."""
 MIN_ENDED = 5
-"""Calls that must have ended before their pace says anything of the others."""
+"""Calls that must have ended before their pace is used for a prediction."""
 
 
 class Row(NamedTuple):
-    """What is shown of a worker, or of a whole batch."""
+    """Displayed data of a worker, or of a whole batch."""
 
     name: str
     text: str = ""
     num_ended: int = 0
     num_all: int | None = None
-    """None: not known, or nothing is counted."""
+    """None: not known, or not counted."""
 
 
 @dataclass(slots=True)
 class _SessionProgress:
-    """What is counted of a session from its load on."""
+    """Counts of a session from its load on."""
 
     load_ts: float
     is_first_load: bool
     """Whether its start and its end are logged."""
     start_ts: float | None = None
-    """When it began to serve."""
+    """When it started to serve."""
     num_served: int = 0
-    """Calls that ended in this process: those of an earlier start say nothing about the pace."""
+    """Calls that ended in this process: those of an earlier start do not count for the pace."""
     output_tokens: int = 0
 
 
 @dataclass(eq=False)
 class RunStatus:
-    """Follows the events of a run, or of a stage before it: a controller that gives no commands and stands last.
+    """Follows the events of a run, or of a stage before it: a controller that sends no commands and comes last.
 
-    A run that goes on after an interruption receives again what it had done. That is counted, and not shown as if it
-    happened now. Another thread may read the status: what is iterated there is replaced whole, or copied first.
+    A resumed run receives its earlier events again. They are counted, and not displayed as new ones. Another thread may
+    read the status, so collections that it iterates are replaced as a whole, or copied first.
     """
 
     title: str
-    """What the run is for: "pilot", "calls"."""
+    """Purpose of the run: "pilot", "calls"."""
     expected: Expected = field(default_factory=Expected)
-    """What is known beforehand, and what plans add."""
+    """What is known in advance, and what plans add."""
     is_simulated: bool = field(default=False, kw_only=True)
-    """Whether the run's clock is not the wall clock: between two events no time passes then."""
+    """Whether the run's clock is not the wall clock: then no time passes between two events."""
     clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     """Seconds."""
     log: Callable[[str], object] = field(default=lambda line: None, kw_only=True)
-    """Takes the lines of a log."""
+    """Receives the lines of a log."""
     warn: Callable[[str], object] = field(default=lambda line: None, kw_only=True)
-    """Takes what a user is to read on a terminal too."""
+    """Receives lines that a user should also read on a terminal."""
     counts: defaultdict[str, Counter[ExpertName]] = field(default_factory=lambda: defaultdict(Counter), init=False)
-    """Calls and tokens since this process began, by what is counted and expert."""
+    """Calls and tokens since this process began, by kind and expert."""
     _view: View = field(default_factory=lambda: View(0), init=False)
     _heard: tuple[float, float] = field(default=(0.0, 0.0), init=False)
-    """The instant of the last event, and when it came."""
+    """The instant of the last event, and when it arrived."""
     _resumes_ts: float = field(default=0.0, init=False)
     _is_resuming: bool = field(default=False, init=False)
     _num_opened: int = field(default=0, init=False)
@@ -77,10 +77,10 @@ class RunStatus:
     """Calls by session."""
     _running: dict[int, Mapping[CallKey, int]] = field(default_factory=dict, init=False)
     _current: dict[int, int] = field(default_factory=dict, init=False)
-    """By worker: the first of its sessions that is not over."""
+    """By worker: the first of its sessions that has not ended."""
     _progress: dict[int, _SessionProgress] = field(default_factory=dict, init=False)
     _forecast: tuple[float, float] | None = field(default=None, init=False)
-    """Seconds left, and when that was said."""
+    """Seconds left, and when they were predicted."""
     reacts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class RunStatus:
 
     @property
     def num_calls(self) -> int:
-        """All that are known so far."""
+        """Calls known so far."""
         return max(self.expected.num_calls, len(self._view.calls))
 
     @property
@@ -103,19 +103,19 @@ class RunStatus:
 
     @property
     def num_lost(self) -> int:
-        """Workers that are gone."""
+        """Lost workers."""
         return len(self._view.lost)
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the calls that are known have ended; None: nothing to go by yet."""
+        """Seconds until all known calls have ended; None: no basis for a prediction yet."""
         if self._forecast is None:
             return None
         left_s, said_s = self._forecast
         return max(0.0, left_s - (self.clock() - said_s))
 
     def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Take an event in, and log what it says."""
+        """Record an event, and log it."""
         for line in self.receive(event, view):
             self.log(line)
         if isinstance(event, Redone):
@@ -126,7 +126,7 @@ class RunStatus:
         return ()
 
     def receive(self, event: Event, view: View) -> list[str]:
-        """Take an event in; gives lines for a log."""
+        """Record an event; returns lines for a log."""
         self._view, self._heard = view, (max(event.ts, self._resumes_ts), self.clock())
         lines = []
         if isinstance(event, Started):
@@ -210,7 +210,7 @@ class RunStatus:
         return [self._row(worker) for worker in range(self._view.num_workers)]
 
     def calls_in_flight(self) -> Counter[ExpertName]:
-        """Count the calls that engines have, by expert; where an engine does not count, all that its session holds."""
+        """Count the calls that engines have, by expert; if an engine does not count, all calls of its session."""
         view, counts = self._view, Counter[ExpertName]()
         for number, progress in self._progress.copy().items():
             if progress.start_ts is not None and number not in view.ended:
@@ -220,7 +220,7 @@ class RunStatus:
         return counts
 
     def open_calls(self) -> Counter[ExpertName]:
-        """Count the calls that were submitted and have not ended, by expert."""
+        """Count the submitted calls that have not ended, by expert."""
         return Counter(call.expert for call in self._view.running.copy().values())
 
     def _now_ts(self) -> float:
@@ -228,7 +228,7 @@ class RunStatus:
         return event_ts if self.is_simulated else event_ts + self.clock() - heard_s
 
     def _start_sessions(self, ts: float) -> list[str]:
-        """Find the sessions that load now: those before them on their workers are over, and those they come after."""
+        """Find the sessions that load now: earlier sessions on their workers and their predecessors have ended."""
         view = self._view
         first: dict[int, int] = {}
         for number, session in view.opened.items():
@@ -242,7 +242,7 @@ class RunStatus:
             if number not in self._progress and free and all(needed in view.ended for needed in session.after):
                 before = view.ended.get(self._current.get(session.workers[0], -1))
                 here = (session.expert, session.workers)
-                # NOTE: where costs are measured, hundreds of sessions of an expert follow each other.
+                # NOTE: when costs are measured, hundreds of sessions of an expert follow each other.
                 follows = before is not None and (before.expert, before.workers) == here
                 is_first_load = not follows and not self._is_resuming
                 self._progress[number] = _SessionProgress(
@@ -254,7 +254,7 @@ class RunStatus:
         return lines
 
     def _go_on(self) -> list[str]:
-        """Say where a run goes on that was interrupted: what had ended, and which sessions load now."""
+        """Describe where an interrupted run is resumed: ended calls, and sessions that load now."""
         self._is_resuming = False
         lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
         for number, progress in self._progress.items():
@@ -264,7 +264,7 @@ class RunStatus:
         return lines
 
     def _is_needed(self, number: int) -> bool:
-        """Tell whether a session has calls to serve, or may get some."""
+        """Return whether a session has calls to serve, or may get some."""
         return bool(self._view.held.get(number)) or not self._ended[number]
 
     def _describe_start(self, session: Session) -> str:
@@ -288,7 +288,7 @@ class RunStatus:
         return [f"{text}, {_pace(tokens, paced_s)}" if tokens and paced_s > 0 else text]
 
     def _describe_lost(self, worker: int) -> list[str]:
-        """Say what was lost with a worker, without the sessions that had not begun."""
+        """Describe the losses with a worker, without the sessions that had not started."""
         return [
             f"{self._name(session.workers)}: {session.expert} (session {number}) lost after "
             f"{self._ended[number]:,} calls"
@@ -313,7 +313,7 @@ class RunStatus:
         return self._session_row(session, progress)
 
     def _session_row(self, session: Session, progress: _SessionProgress) -> Row:
-        """Say what a session does and how long it still takes, by the plan or else by its pace."""
+        """Describe a session's state and its remaining time, by the plan or else by its pace."""
         view, number, num_left = self._view, session.id, len(self._view.held.get(session.id, ()))
         num_ended = self._ended[number]
         row = Row(self._name(session.workers), "", num_ended, num_ended + num_left or None)
@@ -356,7 +356,7 @@ def _duration(seconds: float) -> str:
 
 
 def describe_redone(event: Redone) -> list[str]:
-    """Say what of an interrupted run is done again, a line for each cause.
+    """Describe which work of an interrupted run is repeated, one line for each cause.
 
     Examples
     --------

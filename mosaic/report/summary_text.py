@@ -1,4 +1,4 @@
-"""What a run prints when it is over: one screen, at most 24 lines of at most 100 columns."""
+"""Writes the final screen of a run: at most 24 lines of at most 100 columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ NUM_LINES = 24
 NUM_COLUMNS = 100
 LABEL_COLUMNS = 12
 MAX_LANES = 10
-"""Workers shown, and fewer where the other lines leave less room; of a larger cluster the busiest ones."""
+"""Most workers shown, fewer if the other lines leave less room; of a larger cluster the busiest ones."""
 LANE_COLUMNS = 32
 MIN_WORKER_LINES = 2
 MAX_ERROR_LINES = 6
@@ -45,13 +45,13 @@ def describe_run(
     summary
         The contents of its summary.json.
     result, folder
-        What ran, and where its files are.
+        The records of the run, and its folder.
     gate_notes
-        What the gate promises, and what it does not.
+        The gate's promise, and its limits.
     evidence
-        What simulated times rest on, a line for each kind of worker.
+        The basis of simulated times, one line for each kind of worker.
     errors
-        Of calls that failed on a real backend: how many ended with each; records do not say.
+        Errors of failed calls on a real backend, with their numbers; records do not contain them.
     """
     result = result.after_pilot()
     above = [_headline(summary), "", *_time_lines(summary), *_disturbed_lines(summary)]
@@ -106,7 +106,7 @@ def _promise(summary: Summary) -> Mapping[str, Any]:
 
 
 def describe_disturbances(summary: Mapping[str, Any]) -> str:
-    """Say what disturbed a run, by its summary.json; empty: nothing, or an older version wrote it and did not say.
+    """Describe the disturbances of a run, from its summary.json; empty: none, or none recorded by an older version.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def row(label: str, text: str) -> str:
 
 
 def rows(*pairs: tuple[str, str | None]) -> list[str]:
-    """Write the rows, label and text, of which something is known."""
+    """Write rows, label and text, for the known values."""
     return [row(label, text) for label, text in pairs if text is not None]
 
 
@@ -147,17 +147,17 @@ def _wrapped(label: str, text: str, **options: Any) -> list[str]:
 
 
 def _failed_lines(num_failed: int, errors: Mapping[str, int], num_lines: int) -> list[str]:
-    """Count what failed and give the commonest error, in as many lines as there are, but one in any case."""
+    """Count failed calls and give the most common error, in the available lines, but at least one."""
     if not errors:
         return [row("FAILED", f"{num_failed:,} calls have no result: see calls.parquet")]
     commonest = max(errors, key=lambda error: errors[error])
     text = f"{num_failed:,} calls have no result, {errors[commonest]:,} of them: {commonest}"
-    # Names of files have hyphens, and should stay whole to be of use.
+    # File names have hyphens, and must stay whole to be usable.
     return _wrapped("FAILED", text, max_lines=max(1, min(MAX_ERROR_LINES, num_lines)), break_on_hyphens=False)
 
 
 def _cut(line: str) -> str:
-    """Shorten a line that is too wide, except for paths and commands, which must stay whole to be of use."""
+    """Shorten a line that is too wide, except for paths and commands, which must stay whole to be usable."""
     is_path = line.startswith(("  folder", "  compare"))
     return line if len(line) <= NUM_COLUMNS or is_path else line[: NUM_COLUMNS - 3] + "..."
 
@@ -172,7 +172,7 @@ def _headline(summary: Summary) -> str:
 
 
 def _time_lines(summary: Summary) -> list[str]:
-    """Times of the run: of the expert stage alone, or end to end and then of the expert stage; and of its pilot."""
+    """Times of the run: the expert stage alone, or end to end and then the expert stage; and the pilot."""
     experts, pilot, before = _expert_times(summary), summary.get("pilot"), None
     if pilot is not None:
         before = (
@@ -188,7 +188,7 @@ def _time_lines(summary: Summary) -> list[str]:
 
 
 def _disturbed_lines(summary: Summary) -> list[str]:
-    """Say that the times above are not the policy's alone."""
+    """Report that the times above include disturbances."""
     disturbances = describe_disturbances(summary)
     if not disturbances:
         return []
@@ -197,7 +197,7 @@ def _disturbed_lines(summary: Summary) -> list[str]:
 
 
 def _stage_lines(summary: Summary) -> list[str]:
-    """What the gate skipped, what that saved and what it did to the accuracy."""
+    """Describe what the gate skipped, the time that it saved and its effect on accuracy."""
     if summary["skip_frac"] is None:
         return rows(("accuracy", _accuracy_text(summary, ", of the experts' majority")))
     by = {"planned": ("aggregator_scheduler", "scheduler"), "priced": ("aggregator_costs", "costs")}
@@ -229,7 +229,7 @@ def _gate_text(summary: Summary) -> str:
 
 
 def _broken_text(summary: Summary) -> str | None:
-    """Say that more accuracy was lost than was promised, where a simulation can tell."""
+    """Report that the loss of accuracy exceeded the promise, if a simulation knows it."""
     promise = _promise(summary)
     if not promise.get("is_broken"):
         return None
@@ -244,7 +244,7 @@ def _accuracy_text(summary: Summary, more: str) -> str | None:
 
 
 def _skip_text(summary: Summary) -> str:
-    """The skip share, with where it comes from unless it was measured or nothing is skipped."""
+    """The skipped share, with its source unless it was measured or nothing is skipped."""
     share, source = summary["skip_frac"], summary["skip_frac_source"]
     label = f" ({source})" if share and source != "measured" else ""
     return f"{share:.1%}{label}"
@@ -262,7 +262,7 @@ def _expert_times(summary: Summary) -> str:
 
 
 def _change(value: float, reference: float) -> str:
-    """Say by how much a value is off what it is compared with."""
+    """Describe the difference between a value and its reference."""
     share = value / reference - 1
     return f"{abs(share):.1%} {'less' if share < 0 else 'more'}"
 
@@ -293,7 +293,7 @@ def _worker_lines(result: RunResult, num_lines: int) -> list[str]:
 
 
 def _lane(sessions: Sequence[SessionRecord], start_ts: float, span_s: float) -> str:
-    """Draw a worker's time: ``/`` load, ``#`` generate, ``.`` idle; each column shows what takes most of it."""
+    """Draw a worker's time: ``/`` load, ``#`` generate, ``.`` idle; each column shows its largest part."""
     width_s = span_s / LANE_COLUMNS
     columns = []
     for column in range(LANE_COLUMNS):
@@ -310,13 +310,13 @@ def _overlap_s(start_ts: float, end_ts: float, low: float, high: float) -> float
 
 
 def _experts(sessions: Sequence[SessionRecord]) -> str:
-    """List a worker's experts in order; repeats in a row are counted."""
+    """List a worker's experts in order; consecutive repeats are counted."""
     runs = [(name, len(list(group))) for name, group in groupby(session.expert for session in sessions)]
     return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in runs)
 
 
 def _idle_text(summary: Summary, result: RunResult) -> str:
-    """Shares of the expert stage, with its own loads: those of summary.json are the whole run's."""
+    """Shares of the expert stage, with its own loads: those of summary.json cover the whole run."""
     idle, load = summary["gpu_idle_frac"], summary["gpu_load_frac"]
     if idle is None:
         return "none"
@@ -326,7 +326,7 @@ def _idle_text(summary: Summary, result: RunResult) -> str:
 
 
 def _loads_text(num_expert_loads: int, num_loads: int) -> str:
-    """The expert stage's loads, and the whole run's where it has more."""
+    """The expert stage's loads, and the whole run's if it has more."""
     return f"{num_expert_loads} loads" if num_expert_loads == num_loads else f"{num_expert_loads} of {num_loads} loads"
 
 

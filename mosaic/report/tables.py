@@ -1,4 +1,4 @@
-"""calls.parquet, sessions.parquet and answers.parquet: their columns, written column by column, and read again.
+"""Writes and reads calls.parquet, sessions.parquet and answers.parquet, column by column.
 
 pyarrow is imported inside the functions: a plan or an error message must not wait for it.
 """
@@ -43,8 +43,8 @@ def calls_parquet(
 ) -> bytes:
     """Encode calls.parquet: one row per record, in the order of the result.
 
-    The plans' predicted lengths, by node, give predicted_output_tokens: the expert's mean, null without a prediction.
-    A role is a node's label; without one it is the node's name.
+    The plans' predicted lengths, by node, give predicted_output_tokens: the expert's mean, null without a prediction. A
+    role is a node's label, or without one the node's name.
     """
     predicted = {(node, name): length.mean for node, by_name in lengths.items() for name, length in by_name.items()}
 
@@ -158,7 +158,7 @@ def _rows(path: Path, columns: str) -> list[dict[str, Any]]:
 def _encode(
     rows: Sequence[_Row], columns: Callable[[Sequence[_Row]], Mapping[str, Iterable[Any]]], kinds: str
 ) -> bytes:
-    """Encode rows in blocks, each a row group, as columns of all of them would take as much memory as the rows."""
+    """Encode rows in blocks, each a row group: columns of all rows would take as much memory as the rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""trace.json: Chrome trace events, which open in Perfetto. A process per worker."""
+"""Writes trace.json: Chrome trace events, which open in Perfetto, with one process per worker."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Event: TypeAlias = dict[str, Any]
 def trace_lines(result: RunResult) -> Iterator[bytes]:
     """Serialise a run: load and serve spans per worker, and the number of admitted calls over time.
 
-    The counter stands in for a span per call, which would take ten times the space. Its lines are made while they are
+    The counter replaces a span per call, which would take ten times the space. Its lines are generated while they are
     written: all of them together would be as large as the records.
     """
     encode = msgspec.json.Encoder().encode
