@@ -282,7 +282,15 @@ def audit(
     out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
+        typer.Argument(help="Code of your own, as the batch had it: aggregator.comparison=..."),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A server of the batch that may have a key; may be repeated."),
+    ] = None,
+    key_env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Variable that holds the key; may be repeated. [default: OPENAI_API_KEY]"),
     ] = None,
     until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
     sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
@@ -295,8 +303,12 @@ def audit(
     Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
     """
     from mosaic.commands.audit import run_audit
+    from mosaic.config.received import TrustedServers
 
-    return run_audit(out, overrides or (), until=until, sample=sample, most=most, work=work, as_json=as_json)
+    trusted = TrustedServers(tuple(server or ()), tuple(key_env or ()))
+    return run_audit(
+        out, overrides or (), until=until, sample=sample, most=most, work=work, as_json=as_json, trusted=trusted
+    )
 
 
 @app.command()

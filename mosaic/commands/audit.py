@@ -14,10 +14,11 @@ from pathlib import Path
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import NOT_REACHED_STATUS, log, stoppable
 from mosaic.config.job import build_job
-from mosaic.config.received import check_received
+from mosaic.config.received import TrustedServers, check_received
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.spending import total_cost
 from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_output import digest_of, read_lines
@@ -41,6 +42,7 @@ def run_audit(
     most: int | None,
     work: Path | None,
     as_json: bool,
+    trusted: TrustedServers | None = None,
 ) -> int:
     """Audit a batch as `mosaic audit` says, and print what it promises; gives the exit status."""
     until_frac = None if until is None else read_share(until)
@@ -49,7 +51,7 @@ def run_audit(
     lines = read_lines(out)
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
-    job, seed = read_job(folder, overrides)
+    job, seed = read_job(folder, overrides, trusted)
     check_output(out, folder)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
@@ -68,6 +70,8 @@ def run_audit(
                 break
             log(f"audited {found.num_audited:,}: {found.num_changed:,} changed, at most {found.bound_frac:.2%} would")
     print(json.dumps(as_dict(found)) if as_json else describe(out, len(kept), found, until_frac))
+    if costs := job.site.costs():
+        log(f"audit: {total_cost(costs).text} in all, beside the batch's own")
     return 0 if reached else NOT_REACHED_STATUS
 
 
@@ -88,7 +92,7 @@ def check_output(out: Path, folder: Path) -> None:
         )
 
 
-def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
+def read_job(folder: Path, overrides: Sequence[str] = (), trusted: TrustedServers | None = None) -> tuple[Job, str]:
     """Make a batch's job again, from its run folder; gives the seed of its audit too, the digest of its input.
 
     Raises
@@ -97,7 +101,7 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
         If a file that it names has changed since, or it names code that the command line does not.
     """
     recorded = read_config(folder)
-    check_received(recorded, overrides, folder / CONFIG)
+    check_received(recorded, overrides, folder / CONFIG, trusted)
     config = without_keys(recorded, lambda key: key.endswith("_sha256"))
     differing = differing_keys(recorded, as_recorded(config))
     if differing:

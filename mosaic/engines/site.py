@@ -195,6 +195,8 @@ class EngineSite:
         """
         all_places = gangs_of(expert, self.cluster.num_workers)
         places = [place for place in all_places if may_be_gang(self.cluster.select(place))]
+        if self.expert_by_server is not None:
+            places = [(worker,) for worker, name in self.expert_by_server.items() if name == expert.name]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:

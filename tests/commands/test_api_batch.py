@@ -143,6 +143,23 @@ def test_a_quote_prices_the_batch_by_its_first_questions_and_the_batch_repeats_n
     assert cost <= 3 * quote["dollars"]["p90"]
 
 
+def test_an_audit_names_what_it_sends_and_the_cap_of_its_batch_is_not_its_own(
+    path: Path, servers: list[FakeServer]
+) -> None:
+    # A variable that the process has which starts workers: it may have begun with an earlier test.
+    done = ask(path, servers, *PRICE, "--key-env", "HOME", "--max-requests", "30")
+    assert done.status == 0, done.err
+    num_before, out = num_posts(servers), path.with_name("questions.out.jsonl")
+    refused = run_mosaic("audit", out)
+    assert (refused.status, num_posts(servers)) == (2, num_before)
+    options = [word for server in servers for word in ("--server", server.endpoint.base_url)]
+    audited = run_mosaic("audit", out, *options, "--key-env", "HOME")
+    assert audited.status == 0, audited.err
+    num_sent = num_posts(servers) - num_before
+    assert num_sent == 30 - num_before, "a merge for each question that skipped it"
+    assert f"audit: {num_sent} requests, $" in audited.err
+
+
 def test_a_litellm_file_with_servers_limits_and_costs(path: Path, servers: list[FakeServer], tmp_path: Path) -> None:
     entries = [
         {

@@ -93,12 +93,8 @@ PAYLOADS: dict[str, tuple[str, Any]] = {
     "a_name_that_is_composed": ("scheduler", {"_target_": "${oc.decode:joblib.load}", "filename": "TMP/evil.pkl"}),
     "the_checkpoints_own_code": ("backend", {"name": "vllm", "engine": {"trust_remote_code": True}}),
     "a_cluster_of_somebody": ("cluster.address", "ray://somewhere.example:10001"),
-    "a_key_for_somebody": (
-        "backend",
-        {"name": "endpoint", "endpoints": [{"base_url": "http://127.0.0.1:1/v1", "api_key_env": "OPENAI_API_KEY"}]},
-    ),
 }
-"""Keys of a received configuration, and values that run code or send a key; TMP holds a pickle that runs code."""
+"""Keys of a received configuration, and values that run code; TMP holds a pickle that runs code."""
 
 
 @pytest.mark.parametrize(("key", "value"), PAYLOADS.values(), ids=PAYLOADS)
@@ -112,6 +108,27 @@ def test_an_audit_of_a_received_folder_runs_nothing_of_it(
     assert f"config.yaml: {key}" in outcome.err
     assert "must be on the command line too, with the same value" in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "is_allowed"),
+    [
+        ([], False),
+        (["--server", "http://127.0.0.1:1/v1"], False),
+        (["--server", "http://127.0.0.1:1/v1", "--key-env", "OTHER"], False),
+        (["--server", "http://127.0.0.1:2/v1", "--key-env", "MY_KEY"], False),
+        (["--server", "http://127.0.0.1:1", "--key-env", "MY_KEY"], True),
+    ],
+)
+def test_a_key_goes_to_a_server_of_a_received_folder_only_where_the_command_line_names_both(
+    options: list[str], is_allowed: bool, tmp_path: Path
+) -> None:
+    servers = [{"base_url": "http://127.0.0.1:1/v1", "expert": "A", "model": "a", "api_key_env": "MY_KEY"}]
+    out = received(tmp_path / "sent", "backend", {"name": "endpoint", "endpoints": servers})
+    outcome = run_mosaic("audit", out, *options)
+    assert outcome.status == 2
+    refusal = "a folder does not decide that by itself: --server http://127.0.0.1:1/v1 --key-env MY_KEY"
+    assert (refusal in outcome.err) != is_allowed
 
 
 def test_code_that_the_command_line_names_too_runs(tmp_path: Path, ran: Callable[[], bool]) -> None:
