@@ -23,7 +23,15 @@ from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import UNANSWERED_STATUS, log, stoppable
 from mosaic.config.job import RunSpec, build_job
-from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, naming_all_problems, quote_before
+from mosaic.config.run_start import (
+    begin,
+    check_start,
+    grown_keys,
+    is_blank,
+    log_notes,
+    naming_all_problems,
+    quote_before,
+)
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
@@ -69,9 +77,9 @@ def run_batch(
         config = batch_config(request)
         stamped = as_recorded(config)
         grown = grown_keys(work, stamped)
-        if is_done(work, files, stamped, grown):
+        if (status := status_if_done(work, files, stamped, grown)) is not None:
             log(f"already complete: {files.out}")
-            return 0
+            return status
         prepared = build_job(config, work / JOURNAL, request.overrides)
     if prepared.job.site.kind != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
@@ -79,7 +87,6 @@ def run_batch(
     check_outputs(work, files)
     check_writable(files.out.parent)
     check_start(prepared.job, folders)
-    log_notes(prepared.job, files.errors.name)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
     metrics, start = RunMetrics(len(prepared.job.workload.questions)), time.monotonic()
     with (
@@ -87,6 +94,7 @@ def run_batch(
         prepared.job.site.open(),
         serving(metrics, metrics_port, metrics_host) as port,
     ):
+        log_notes(prepared.job.workload, f", see {files.errors.name}")
         begin(work, stamped, may_differ=grown)
         created = start_batch(work, files, now).created
         stream = AnswerStream(prepared.job.workload, prepared.job.graph, files.partial, created)
@@ -125,16 +133,6 @@ def keep_standard_input(out: Path | None, work: Path | None, *, is_dry: bool) ->
     out.mkdir(parents=True, exist_ok=True)
     write_file(out, path.name, data)
     return path
-
-
-def log_notes(job: Job, errors: str) -> None:
-    """Print what was guessed of a file of questions, ignored in it and left out of it, a line each."""
-    for note in job.workload.notes:
-        log(note)
-    if bad := job.workload.bad_lines:
-        num_lines = len(job.workload.questions) + len(bad)
-        others = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
-        log(f"left out of {num_lines:,} questions, see {errors}: {bad[0].reason}{others}")
 
 
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
@@ -184,8 +182,10 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
     )
 
 
-def is_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Sequence[str]) -> bool:
-    """Tell whether a batch is complete without an error, and its output files are as it wrote them.
+def status_if_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Sequence[str]) -> int | None:
+    """Give the exit status of a batch whose calls have all ended well, with its output files as it wrote them.
+
+    None: the same command has something to do.
 
     Raises
     ------
@@ -193,10 +193,11 @@ def is_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Seque
         If its folder holds answers of another configuration.
     """
     if grown or is_blank(work) or not completed_with(work, stamped):
-        return False
-    written = digests(files)
-    is_whole = not files.errors.exists() or not files.errors.stat().st_size
-    return is_whole and (read_summary(work) or {}).get("outputs") == written
+        return None
+    summary = read_summary(work) or {}
+    if summary.get("outputs") != digests(files) or summary.get("num_errors") or summary.get("num_not_aggregated"):
+        return None
+    return UNANSWERED_STATUS if summary.get("num_bad_lines") else 0
 
 
 def describe(
@@ -217,7 +218,7 @@ def describe(
     cut = f"{ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
     failed = "questions that could not be aggregated have one expert's text"
     errors = f"{files.errors} (the same command tries them again)"
-    left_out = f"{ended.num_bad_lines:,} lines, see {files.errors}: append them to {path.name} when they are mended"
+    left_out = f"{ended.num_bad_lines:,} of the lines, see {files.errors}; append mended ones to {path.name}"
     lines = rows(
         ("calls", f"{len(calls):,} calls, {tokens:,} tokens written{skipped}"),
         ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} {unit}s"),

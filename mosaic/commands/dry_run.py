@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
-from mosaic.config.errors import log
 from mosaic.config.job import build_job
+from mosaic.config.run_start import log_notes
 from mosaic.core.addition import add_in_order
 from mosaic.core.chat import Chat, count_text_tokens
 from mosaic.core.spending import TokenPrice, dollars_text
@@ -23,8 +23,7 @@ def run_dry(request: BatchRequest) -> int:
     """Print what a batch would send; gives the exit status."""
     config = batch_config(request)
     job = build_job(config, work_folder(request.path) / JOURNAL, request.overrides).job
-    for note in job.workload.notes:
-        log(note)
+    log_notes(job.workload)
     print(describe(request.path.name, job, dearest_prices(config["backend"].get("endpoints", ()))))
     return 0
 
@@ -52,10 +51,8 @@ def describe(name: str, job: Job, prices: Mapping[ExpertName, TokenPrice] | None
     prompt_tokens = Counter[ExpertName]()
     for call in calls:
         prompt_tokens[call.expert] += tokens_by_question[call.key.question]
-    bad, (first, first_prompt) = job.workload.bad_lines, next(iter(prompts.items()))
-    others = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    first, first_prompt = next(iter(prompts.items()))
     lines = rows(
-        ("left out", f"{bad[0].reason}{others}" if bad else None),
         ("experts", ", ".join(f"{expert} {count:,} calls" for expert, count in num_calls.items())),
         *(("merged by", merged_by(node, len(questions))) for node in job.graph.upper_nodes),
         ("prompts", f"about {prompt_tokens.total():,} tokens that experts read (4 characters a token)"),
@@ -109,4 +106,5 @@ def cost_of_experts(
     read = add_in_order(price.dollars(prompt_tokens.get(name, 0), 0) for name, price in prices.items())
     most = add_in_order(price.dollars(0, limits[name] * num_calls.get(name, 0)) for name, price in prices.items())
     merges = "; merging is not counted" if job.graph.upper_nodes else ""
-    return f"{dollars_text(read)} to read prompts, at most {dollars_text(most)} for what experts write{merges}"
+    writes = f"at most {dollars_text(most)} for what experts write{merges} (mosaic quote estimates both)"
+    return f"{dollars_text(read)} to read prompts, {writes}"

@@ -27,7 +27,7 @@ from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import NOT_REACHED_STATUS, log
 from mosaic.config.job import build_job
 from mosaic.config.machines import machines
-from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
+from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start, log_notes
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.engine_options import EngineOptions
@@ -114,11 +114,10 @@ def quote_batch(
     prepared = build_job(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.kind != "simulated"
     check_start(job, [place])
-    for note in job.workload.notes:
-        log(note)
     with job.site.open():
         if work is not None:
             check_not_begun(work)
+        log_notes(job.workload)
         if is_real:
             said = {"calls_per_expert": per_expert, "num_workers": job.cluster.num_workers}
             may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are

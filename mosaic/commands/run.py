@@ -29,7 +29,7 @@ from mosaic.config.errors import (
 )
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.launch import Point, launch_of
-from mosaic.config.run_start import begin, check_start, has_failed_calls
+from mosaic.config.run_start import begin, check_start, has_failed_calls, log_notes
 from mosaic.core.commands import encode_action
 from mosaic.core.safe_text import printable
 from mosaic.figures.replay import report_replay
@@ -124,8 +124,7 @@ def run_resolved(point: Point) -> int:
     if point.also_chosen:
         print(f"also chosen by the files of these groups: {point.also_chosen}\n")
     if point.name is None:
-        for note in job.workload.notes:
-            log(note)
+        log_notes(job.workload)
     check_start(job, [folder])
     with job.site.open():
         if not spec.runs:

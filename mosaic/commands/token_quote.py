@@ -9,7 +9,7 @@ from mosaic.config.batch import BatchRequest, work_folder
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import log, stoppable
 from mosaic.config.job import build_job
-from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
+from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start, log_notes
 from mosaic.core.errors import BackendError
 from mosaic.core.results import SERVED, RunResult
 from mosaic.core.spending import Prices, TokenPrice, total_cost
@@ -54,11 +54,10 @@ def quote_on_servers(
     num_all = len(job.workload.questions)
     number = min(num_all, num_questions or min(DEFAULT_QUESTIONS, -(-num_all // 10)))
     check_start(job, [place])
-    for note in job.workload.notes:
-        log(note)
     with stoppable(f"The same command goes on with {request.path.name}"), job.site.open():
         check_not_begun(work)
         begin(place, as_recorded(config) | {QUOTE: {"num_questions": number}}, work / JOURNAL, may_differ=MAY_DIFFER)
+        log_notes(job.workload)
         log(f"quote: answers the first {number:,} of {num_all:,} questions; the batch repeats none of them")
         result = answer_first(job, number, show=show_stage)
     stopped = stopped_by(result)

@@ -26,6 +26,7 @@ from mosaic.core.spending import Cap, TokenPrice
 from mosaic.core.workload import Expert
 from mosaic.engines.checkpoints import CheckpointError
 from mosaic.report.batch_output import plain_stem
+from mosaic.workloads.loaders import ANSWERS
 
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
@@ -117,6 +118,7 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
         Naming the option, the rule and the value.
     """
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
+    require(request.answers in (None, *ANSWERS), "--answers", f"one of {list(ANSWERS)}", request.answers)
     chosen = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
     served = _deployments(request, chosen)
     named = {} if served or request.models is None else named_models(request.models)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.compose import compose_config
+from mosaic.config.errors import log
 from mosaic.config.job import backend_from
 from mosaic.core.errors import BackendError, RunFolderError
 from mosaic.core.results import SERVED
+from mosaic.core.workload import Workload
 from mosaic.planning.feasibility import TooLongError
 from mosaic.report.run_folder import CONFIG, JOURNAL, SUMMARY, begin_run, is_complete, num_failed_calls, read_config
 from mosaic.runtime.job import Job
@@ -126,6 +128,24 @@ def begins_with(path: Path, digest: str) -> bool:
                 if so_far.hexdigest() == digest:
                     return True
     return False
+
+
+def log_notes(workload: Workload, see: str = "") -> None:
+    """Print what was guessed of a file of questions, ignored in it and left out of it, a line each.
+
+    Parameters
+    ----------
+    workload
+        Of the file.
+    see
+        Where all bad lines are listed.
+    """
+    for note in workload.notes:
+        log(note)
+    if bad := workload.bad_lines:
+        num_lines = len(workload.questions) + len(bad)
+        others = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+        log(f"left out of {num_lines:,} questions{see}: {bad[0].reason}{others}")
 
 
 # What a real run needs is checked before there is a folder, and before anything is sent.

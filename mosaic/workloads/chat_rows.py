@@ -19,8 +19,9 @@ SAMPLING_KEYS = {
 WITHOUT_EFFECT = ("metadata", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """What decides no answer."""
 OFF = {
-    "n": 1, "stream": False, "logprobs": False, "echo": False, "tools": [], "logit_bias": {},
-    "response_format": {"type": "text"},
+    "n": 1, "best_of": 1, "stream": False, "logprobs": False, "echo": False, "tools": [], "functions": [],
+    "logit_bias": {}, "response_format": {"type": "text"}, "modalities": ["text"], "audio": None,
+    "web_search_options": None,
 }  # fmt: skip
 """What several models' answers cannot be merged with, by the value that switches it off."""
 
@@ -33,6 +34,12 @@ class Request(NamedTuple):
     context: tuple[Message, ...]
     """The messages before it."""
     sampling: Sampling | None
+
+
+def unread_keys(body: object) -> list[str]:
+    """List the keys of a request's body that decide nothing here."""
+    known = {*BODY_KEYS, *SAMPLING_KEYS, *WITHOUT_EFFECT, *OFF}
+    return [f"body.{key}" for key in body if key not in known] if isinstance(body, Mapping) else []
 
 
 def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
@@ -48,12 +55,10 @@ def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
     require(url in URLS, f"{at}: url", f"one of {list(URLS)}", url)
     if not isinstance(body, Mapping):
         raise TypeError(f"{at}: body must be an object with messages, got {body!r}")
-    allowed = (*BODY_KEYS, *SAMPLING_KEYS, *WITHOUT_EFFECT, *OFF)
-    for key, value in body.items():
-        require(key in allowed, f"{at}: body: key", f"one of {sorted(allowed)}", key)
-        if key in OFF and value is not None:
-            rule = f"left out or {OFF[key]!r}, as a final answer is one text of several models"
-            require(value == OFF[key], f"{at}: body.{key}", rule, value)
+    for key, off in OFF.items():
+        if body.get(key) is not None:
+            rule = f"left out{'' if off is None else f' or {off!r}'}, as a final answer is one text of several models"
+            require(body[key] == off, f"{at}: body.{key}", rule, body[key])
     sampling = read_sampling(body, f"{at}: body.")
     if url == URLS[1]:
         require("messages" not in body, f"{at}: body.messages", f"left out for {url}", "messages")

@@ -30,7 +30,7 @@ from mosaic.core.workload import (
 from mosaic.workloads.files import Entry, open_file
 from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles
-from mosaic.workloads.rows import FIELD_BY_NAME, NAMES, Row, present_values, read_row, unknown_names
+from mosaic.workloads.rows import FIELD_BY_NAME, NAMES, Row, present_values, read_row, unread_names
 
 ANSWERS = {"number": AnswerKind.MATH, "choice": AnswerKind.CHOICE, "text": AnswerKind.TEXT}
 """How answers compare, as users say it."""
@@ -144,7 +144,7 @@ class _Reader:
         source = open_file(self._path)
         self.notes += source.notes
         found: dict[str, Row] = {}
-        unknown: dict[tuple[str, ...], list[str]] = {}
+        unread: dict[tuple[str, ...], list[str]] = {}
         num_empty = ordinal = 0
         for entry in source.entries:
             values = present_values(entry.values)
@@ -154,15 +154,16 @@ class _Reader:
             if ordinal == limit:
                 break
             ordinal += 1
-            names = tuple(entry.values)
-            if names not in unknown:
-                unknown[names] = unknown_names(names, question_column)
+            body = values.get("body")
+            names = (*entry.values, *(body if isinstance(body, Mapping) else ()))
+            if names not in unread:
+                unread[names] = unread_names(entry.values, question_column)
             try:
                 row = _new_row(entry._replace(values=values), ordinal, question_column, found)
                 found[row.id] = row
             except (ValueError, TypeError) as error:
                 self._set_aside(error, entry.number, _own_id(values, found))
-        self.notes += _left_out(self._path.name, num_empty, list(dict.fromkeys(chain(*unknown.values()))))
+        self.notes += _left_out(self._path.name, num_empty, list(dict.fromkeys(chain(*unread.values()))))
         return list(found.values())
 
     def questions(
@@ -247,9 +248,9 @@ def first_position(rows: Sequence[Row]) -> int:
     return int(all(position for position, _ in given) and any(position == count for position, count in given))
 
 
-def _left_out(name: str, num_empty: int, unknown: Sequence[str]) -> list[str]:
+def _left_out(name: str, num_empty: int, unread: Sequence[str]) -> list[str]:
     """Say in one line what of a file is not used."""
-    named = [_with_meant(key) for key in unknown]
+    named = [_with_meant(key) for key in unread]
     parts = [", ".join(named)] if named else []
     parts += [f"{num_empty:,} empty row{'s' * (num_empty > 1)}"] if num_empty else []
     return [f"{name}: ignored {' and '.join(parts)}"] if parts else []

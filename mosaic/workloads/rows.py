@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from mosaic.core.chat import Message, Sampling
 from mosaic.core.checks import AtLeast1, Name, check_fields, require, require_count
 from mosaic.core.workload import OPTION_LETTERS, ExpertName
-from mosaic.workloads.chat_rows import LINE_KEYS, read_batch_line, read_messages
+from mosaic.workloads.chat_rows import LINE_KEYS, read_batch_line, read_messages, unread_keys
 from mosaic.workloads.files import Entry
 from mosaic.workloads.question_kind import listed_options
 
@@ -141,12 +141,14 @@ def _is_absent(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (value != value)
 
 
-def unknown_names(names: Sequence[str], question_column: str | None = None) -> list[str]:
+def unread_names(values: Mapping[str, Any], question_column: str | None = None) -> list[str]:
     """List the names of an entry that no part of a question has."""
-    keys = frozenset(name.strip().lower() for name in names)
-    line_keys = LINE_KEYS if is_batch_line(keys) else ()
-    known = {*_field_by_name(question_column), *line_keys, *option_columns(keys)}
-    return [name for name in names if name.strip().lower() not in known]
+    names = {name: name.strip().lower() for name in values}
+    keys = frozenset(names.values())
+    is_line = is_batch_line(keys)
+    known = {*_field_by_name(question_column), *(LINE_KEYS if is_line else ()), *option_columns(keys)}
+    unread = [name for name, key in names.items() if key not in known]
+    return [*unread, *unread_keys(values.get("body"))] if is_line else unread
 
 
 @lru_cache(maxsize=64)

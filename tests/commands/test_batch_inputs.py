@@ -61,6 +61,7 @@ CASES = [
     Case("no_parquet", b"PAR0", "q.parquet: must be a whole parquet file", file="q.parquet"),
     Case("unknown_model", lines(*BATCH), "checkpoint Nobody: no such folder", options=("--models", "Nobody")),
     Case("model_twice", lines(*BATCH), "--models: last part of a name must be unique", options=("--models", "a/X,b/X")),
+    Case("unknown_answers", lines(*BATCH), "--answers must be one of", options=("--answers", "word")),
     Case("no_file", None, "FILE must be a file with questions, got"),
     Case("out_is_a_file", lines(*BATCH), "cannot be written", options=("--out", "questions.jsonl")),
     Case("unknown_key", lines(*BATCH), "gates must be a key", options=("gates=never",)),
@@ -124,9 +125,11 @@ def test_bad_and_overlong_lines_stand_in_the_errors_file_and_the_others_are_answ
     assert reasons[2] == f"{path}, line 6: expert must be one of the pool {[*NAMES]}, got 'Nobody'"
     assert "questions.jsonl: ignored source and 1 empty row\n" in outcome.err
     assert f"left out of 5 questions, see questions.errors.jsonl: {reasons[0]}, and 2 more\n" in outcome.err
-    assert f"left out  3 lines, see {tmp_path / 'questions.errors.jsonl'}" in outcome.out
+    assert f"left out  3 of the lines, see {tmp_path / 'questions.errors.jsonl'}" in outcome.out
     summary = json.loads((tmp_path / "questions.mosaic" / "summary.json").read_text())
     assert (summary["num_answered"], summary["num_bad_lines"]) == (2, 3)
+    again = run_mosaic("batch", path, *models)
+    assert (again.status, again.err) == (4, f"already complete: {tmp_path / 'questions.out.jsonl'}\n")
 
 
 def test_a_batch_that_began_with_few_questions_goes_on_with_all(models: list[str], tmp_path: Path) -> None:

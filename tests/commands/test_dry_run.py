@@ -37,15 +37,15 @@ def test_what_would_be_asked_is_counted_and_shown_and_nothing_is_written(models:
     said, messages = outcome.out.split(" would get it:\n")
     lines = said.splitlines()
     assert lines[0] == "questions.csv: 2 questions, 4 calls; nothing was sent or written"
-    assert lines[1].strip() == f"left out  {path}, line 4: must have 3 columns, like the header, got 1"
-    assert sum(int(part.split()[1]) for part in lines[2].removeprefix("  experts   ").split(", ")) == 4
-    assert lines[3].strip() == "merged by Dan, at most 2 calls, where the answers do not agree"
-    assert lines[5].strip() == "cost      that of the machines' time: mosaic quote measures it"
+    assert sum(int(part.split()[1]) for part in lines[1].removeprefix("  experts   ").split(", ")) == 4
+    assert lines[2].strip() == "merged by Dan, at most 2 calls, where the answers do not agree"
+    assert lines[4].strip() == "cost      that of the machines' time: mosaic quote measures it"
     (message,) = json.loads(messages)
     assert message["role"] == "user"
     assert message["content"].startswith("What is 2 + 2?\n\nFinish with your final answer")
     assert outcome.err == (
         "questions.csv: ignored source\nanswers: numbers (guessed; --answers choice|text says otherwise)\n"
+        f"left out of 3 questions: {path}, line 4: must have 3 columns, like the header, got 1\n"
     )
     assert names_in(path.parent) == ["questions.csv"]
 
@@ -64,7 +64,7 @@ def test_on_servers_the_prompts_have_a_price_and_answers_a_bound(path: Path) -> 
     assert outcome.status == without_price.status == 0, outcome.err + without_price.err
     # 14 and 13 characters are 4 tokens each: 2 calls of each model, of 1,000 and of 500 tokens at most.
     assert "  prompts   about 16 tokens that experts read (4 characters a token)\n" in outcome.out
-    assert "  cost      $0.008008 to read prompts, at most $2.00 for what experts write\n" in outcome.out
+    assert "  cost      $0.008008 to read prompts, at most $2.00 for what experts write (mosaic quote" in outcome.out
     assert "  cost      not known, as small has no price: --price gives one\n" in without_price.out
     assert "  merged by small, at most 2 calls, where the answers do not agree\n" in without_price.out
 

@@ -147,6 +147,8 @@ KINDS = [
     Kind("messages_as_a_prompt", "q.jsonl", lines({"prompt": [{"role": "user", "content": "Why?"}]}), [Asked("Why?")]),
     Kind("unknown_keys", "q.jsonl", lines({"question": "a", "expert": ["A"], "source": 1}), [Asked("a")],
          ("q.jsonl: ignored expert (is experts meant?), source", GUESSED_TEXT)),
+    Kind("unknown_keys_of_a_request", "q.jsonl", lines(request("Why?", reasoning_effort="low"), request("Who?")),
+         [Asked("Why?"), Asked("Who?")], ("q.jsonl: ignored body.reasoning_effort", GUESSED_TEXT)),
     Kind("stop_at_a_line_end", "q.jsonl", lines(request("Why?", stop=["\n"])), [Asked("Why?")]),
     Kind("bad_lines", "q.jsonl", lines(
         request("Why?"), "{", request("Why?"), request("How?", n=3), request("Who?")), [Asked("Why?"), Asked("Who?")],
