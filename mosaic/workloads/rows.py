@@ -6,7 +6,6 @@ MMLU-Pro, MMLU, MedMCQA, GSM8K, ARC and OpenBookQA are among them.
 
 import ast
 import json
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "custom_id", "question_id"),
     "question": ("question", "prompt", "messages", "query", "problem", "question_stem"),
     "options": ("options", "choices"),
-    "answer": ("answer", "gold_answer", "answerkey", "answer_key"),
+    "answer": ("answer", "gold_answer", "answerkey", "answer_key", "correct_answer", "ground_truth", "gold", "target"),
     "position": ("answer_index", "answer_idx", "cop"),
     "category": ("category", "subject", "subject_name"),
     "skills": ("skills", "keywords"),
@@ -183,7 +182,7 @@ def _fields(
     fields = dict(given)
     for field in _LISTS:
         if isinstance(fields.get(field), str):
-            fields[field] = read_literal(fields[field])
+            fields[field] = _read_list(fields[field], is_options=field == "options")
     options = read_options(fields.pop("options", None), label + names.get("options", "options"))
     if not options.texts:
         options = _options_of_columns(values)
@@ -215,13 +214,21 @@ def read_literal(text: str) -> Any:
     return text
 
 
+def _read_list(text: str, *, is_options: bool) -> Any:
+    """Read a list from a text: a literal, names between commas or semicolons, or options behind their letters."""
+    value = read_literal(text)
+    if isinstance(value, list | dict):
+        return value
+    return listed_options(text) or text if is_options else [part.strip() for part in re.split("[,;]", text)]
+
+
 def _as_text(value: Any) -> Any:
     """Write a number as people do: 3 for 3.0, which is what a column with gaps holds."""
+    if isinstance(value, str | list | Mapping | None):
+        return value
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.0f}" if value.is_integer() else repr(value)
-    return str(value) if isinstance(value, int) else value
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 # Options and answers.

@@ -112,6 +112,9 @@ KINDS = [
     Kind("mmlu_pro_parquet", "q.parquet", parquet(MMLU_PRO), GREEN, ("q.parquet: ignored cot_content, src",)),
     Kind("options_in_a_cell", "q.csv", b'question,options,answer\nWhich?,"[""red"", ""green""]",B\n', GREEN),
     Kind("python_list_in_a_cell", "q.csv", b"question,options,answer\nWhich?,\"['red', 'green']\",green\n", GREEN),
+    Kind("options_behind_letters", "q.csv", b"question,options,answer\nWhich?,(A) red (B) green,B\n", GREEN),
+    Kind("no_list_of_options", "q.csv", b"question,options\nWhich?,red\n",
+         "FILE, line 2: options must be a list of texts, such as [\"red\", \"green\"], got 'red'"),
     Kind("gsm8k", "q.jsonl", lines({"question": "2 + 2, then?", "answer": "<<2+2=4>>so 4.\n#### 4"}), SUM,
          (GUESSED_NUMBERS,)),
     Kind("mmlu", "q.jsonl", lines({"question": "Which?", "choices": ["red", "green"], "answer": 1, "subject": "a"}),
@@ -230,8 +233,8 @@ def test_questions_keep_their_names_where_others_are_bad_or_empty(tmp_path: Path
 def test_experts_named_on_some_lines_are_kept_and_others_drawn(tmp_path: Path) -> None:
     named = Kind("", "q.jsonl", lines({"question": "a", "experts": ["B"]}, {"question": "b"}), [])
     assert [call.expert for call in read(named, tmp_path).calls] == ["B", "A", "B"]
-    every = Kind("", "q.csv", b"question,experts\na,\"['B', 'B']\"\n", [])
-    assert [call.expert for call in read(every, tmp_path).calls] == ["B", "B"]
+    every = Kind("", "q.csv", b"question,experts\na,\"['B', 'B']\"\nb,B; A\nc,__import__('os')\n", [])
+    assert [call.expert for call in read(every, tmp_path).calls] == ["B", "B", "B", "A", "__import__('os')"]
 
 
 @pytest.mark.parametrize(
