@@ -10,6 +10,7 @@ from nbclient.exceptions import CellExecutionError
 
 from tests.notebook_runs import NOTEBOOKS, execute
 from tests.test_architecture import GATED_WALLS, MUST_BE_PREDICTED, numbers_in_text
+from tests.test_words import MAX_WORDS, prose_of, sentences_of
 
 REFRESH = "if that is right, run `python -m tests.notebook_runs` and commit the notebooks"
 METADATA = {
@@ -71,6 +72,13 @@ def test_links_lead_to_files_of_the_repository(path: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", "\n".join(texts))
     assert links
     assert [link for link in links if not link.startswith("https://") and not (path.parent / link).is_file()] == []
+
+
+@BY_NAME
+def test_sentences_are_short(path: Path) -> None:
+    texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    sentences = [one for text in texts for part in prose_of(text) for one in sentences_of(part)]
+    assert [one for one in sentences if len(one.split()) > MAX_WORDS] == []
 
 
 @pytest.mark.slow
