@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from mosaic.config.compose import CONF
 from tests.readme_blocks import PAGES, ROOT
 
 GATEWAYS = {
@@ -47,6 +48,24 @@ def test_pages_are_short(path: Path) -> None:
     if path in RESULTS:
         text = re.sub(r"^\|.*$", "", text, flags=re.M)
     assert num_words(text) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("folder", ["how-to", "reference", "background"])
+def test_a_folder_s_first_page_links_all_others(folder: str) -> None:
+    index = ROOT / "docs" / folder / "index.md"
+    linked = re.findall(r"\]\((.*?\.md)\)", index.read_text(encoding="utf-8"))
+    assert {path.name for path in index.parent.glob("*.md")} - {"index.md"} <= set(linked)
+
+
+def test_the_reference_has_every_group() -> None:
+    pages = (ROOT / "docs" / "reference").glob("keys-*.md")
+    named = [
+        name
+        for page in pages
+        for line in re.findall(r"^:::\{keys\} (.*)$", page.read_text(), re.M)
+        for name in line.split()
+    ]
+    assert sorted(named) == sorted(["run", *(folder.name for folder in CONF.iterdir() if folder.is_dir())])
 
 
 @pytest.mark.parametrize("what", GATEWAYS)

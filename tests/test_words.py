@@ -47,7 +47,7 @@ def name_of(path: Path) -> str:
 
 def prose_of(page: str) -> list[str]:
     """List the paragraphs of a page: without code, tables, headings and figures."""
-    text = re.sub(r"^(```|~~~).*?^\1", "\n", page, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^(```|~~~|:::).*?^\1", "\n", page, flags=re.MULTILINE | re.DOTALL)
     lines = ["" if _NO_PROSE.match(line) else line for line in text.splitlines()]
     return [
         " ".join(part.split())
