@@ -27,7 +27,7 @@ REFERENCE = "os.environ/"
 """How a LiteLLM file names an environment variable."""
 LITELLM_KEYS = (
     "model", "api_base", "api_key", "rpm", "tpm", "input_cost_per_token", "output_cost_per_token", "max_tokens",
-    "temperature",
+    "max_completion_tokens", "temperature",
 )  # fmt: skip
 """What is read of an entry's litellm_params."""
 
@@ -47,13 +47,16 @@ class Deployment:
     max_tokens_per_min: int | None = None
     price: TokenPrice | None = None
     max_output_tokens: int | None = None
+    limit_key: str = "max_tokens"
+    """See ``Endpoint``."""
     temperature: float | None = None
 
     def as_endpoint(self) -> dict[str, Any]:
         """Give it as ``backend.endpoints`` has it."""
         names = ("expert", "base_url", "model", "api_key_env", "is_vllm", "max_requests_per_min", "max_tokens_per_min")
         price = None if self.price is None else asdict(self.price)
-        return {name: getattr(self, name) for name in names} | {"price": price}
+        limit = {} if self.limit_key == "max_tokens" else {"limit_key": self.limit_key}
+        return {name: getattr(self, name) for name in names} | {"price": price} | limit
 
 
 def deployments_of_servers(
@@ -229,32 +232,56 @@ def _as_listed(one: Deployment, listed: Sequence[ListedModel] | None, path: str)
 
 def _deployment(name: str, parameters: Mapping[str, Any], info: Mapping[str, Any], path: str) -> Deployment:
     where = f"{path}, {name}"
-    base, provider = parameters.get("api_base"), str(parameters["model"]).partition("/")[0]
-    rule = "given in every entry of the file, or in none: models of one batch are all on servers, or all loaded here"
-    require(isinstance(base, str) and bool(base), f"{where}: api_base", rule, base)
+    base, provider = _base_of(parameters.get("api_base"), where), str(parameters["model"]).partition("/")[0]
     unread = [key for key in parameters if key not in LITELLM_KEYS]
     if unread:
         log(f"{where}: ignored {', '.join(map(str, unread))}")
-    costs = {key: parameters.get(key, info.get(key)) for key in ("input_cost_per_token", "output_cost_per_token")}
-    price = None
-    if any(cost is not None for cost in costs.values()):
-        for key, cost in costs.items():
-            rule = "dollars for a token, for both of input and output"
-            require(type(cost) in (int, float) and cost >= 0, f"{where}: {key}", rule, cost)
-        read, written = (round(float(cost or 0) * MILLION, 9) for cost in costs.values())
-        price = TokenPrice(input_dollars_per_mtok=read, output_dollars_per_mtok=written)
+    limits = [key for key in ("max_tokens", "max_completion_tokens") if parameters.get(key) is not None]
+    require(
+        len(limits) < 2, f"{where}: max_tokens", "left out beside max_completion_tokens", parameters.get("max_tokens")
+    )
     return Deployment(
         expert=name,
-        base_url=base_url_of(str(base)),
+        base_url=base,
         model=without_provider(str(parameters["model"])),
         api_key_env=_key_name(parameters.get("api_key"), where),
         is_vllm=provider in ("hosted_vllm", "vllm"),
         max_requests_per_min=parameters.get("rpm"),
         max_tokens_per_min=parameters.get("tpm"),
-        price=price,
-        max_output_tokens=parameters.get("max_tokens"),
+        price=_price_of({**info, **parameters}, where),
+        max_output_tokens=parameters[limits[0]] if limits else None,
+        limit_key=limits[0] if limits else "max_tokens",
         temperature=parameters.get("temperature"),
     )
+
+
+def _base_of(value: object, where: str) -> str:
+    """Read api_base, which may name an environment variable."""
+    rule = "given in every entry of the file, or in none: models of one batch are all on servers, or all loaded here"
+    require(isinstance(value, str) and bool(value), f"{where}: api_base", rule, value)
+    url = str(value)
+    if url.startswith(REFERENCE):
+        name = url.removeprefix(REFERENCE)
+        url = os.environ.get(name, "")
+        require(bool(url), f"{where}: api_base", f"the URL in environment variable {name}, which is not set", value)
+    return base_url_of(url)
+
+
+def _price_of(values: Mapping[str, Any], where: str) -> TokenPrice | None:
+    """Read LiteLLM's costs of a token; None: there are none."""
+    costs = [values.get(key) for key in ("input_cost_per_token", "output_cost_per_token")]
+    if costs == [None, None]:
+        return None
+    dollars = []
+    for kind, cost in zip(("input", "output"), costs, strict=True):
+        try:
+            amount = float(cost if cost is not None else "none")  # YAML takes 1e-7 for a text
+        except (TypeError, ValueError):
+            amount = -1.0
+        rule = "dollars for a token, for both of input and output"
+        require(0 <= amount < float("inf"), f"{where}: {kind}_cost_per_token", rule, cost)
+        dollars.append(round(amount * MILLION, 9))
+    return TokenPrice(input_dollars_per_mtok=dollars[0], output_dollars_per_mtok=dollars[1])
 
 
 def _key_name(value: object, where: str) -> str | None:
@@ -295,7 +322,7 @@ def alike(found: Iterable[Deployment]) -> list[Deployment]:
     for one in deployments:
         own.setdefault(one.expert, []).append(one)
     for name, servers in own.items():
-        for field in ("model", "max_output_tokens", "temperature"):
+        for field in ("model", "max_output_tokens", "limit_key", "temperature"):
             values = list(dict.fromkeys(getattr(one, field) for one in servers))
             require(len(values) == 1, f"{name}: {field}", "the same at all its servers", values)
     contexts = {

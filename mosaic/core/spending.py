@@ -58,6 +58,10 @@ class Spent(NamedTuple):
         """Add the amounts of other calls."""
         return Spent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
+    def minus(self, other: "Spent") -> "Spent":
+        """Subtract the amounts of other calls."""
+        return Spent(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
     def with_lost(self, num_requests: int, prompt_tokens: int, output_tokens: int) -> "Spent":
         """Add a call without a reply; the tokens are the most that it may read and write, for where no other ended.
 

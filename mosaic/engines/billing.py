@@ -117,13 +117,9 @@ class Admission:
 
 def committed(state: JournalState, prices: Prices, *, without: Request) -> tuple[Spent, float]:
     """Sum the costs so far, and the most that calls in progress may cost, except a call that is sent again."""
-    under_way = [
-        (sent.payee, Spent(num_requests=sent.num_requests))
-        if sent.key == without.key
-        else (sent.payee, Spent(sent.num_requests, 0, 0, 0, sent.prompt_tokens, sent.output_tokens))
-        for sent in state.sent.values()
-    ]
-    parts = [*state.spent.items(), *under_way]
+    parts = [*state.spent.items(), *state.reserved.items()]
+    if (before := state.sent.get(without.key)) is not None:
+        parts.append((before.payee, Spent().minus(before.most._replace(num_requests=0))))
     dollars = add_in_order(
         prices[payee.server].dollars(each.prompt_tokens, each.output_tokens)
         for payee, each in parts

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
 from urllib.parse import urlsplit
 
 from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, checked, require
@@ -51,6 +52,8 @@ class Endpoint:
     """Most tokens per minute, read and written; None: no limit."""
     price: TokenPrice | None = None
     """None: not known."""
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How a request says how much may be written; OpenAI's reasoning models take the second alone."""
 
     def __post_init__(self) -> None:
         owner = f"endpoint of {self.expert!r}: "

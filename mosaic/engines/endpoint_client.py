@@ -169,7 +169,7 @@ class Client:
     async def _paced(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
         if body is None:
             return await self._try(path, None, MAX_LIST_BYTES)
-        most = body["max_tokens"]
+        most = body[self.endpoint.limit_key]
         sent = await self._pace.admit(most + len(json.dumps(body)) // 4)
         tries.sent_ts = time.monotonic()
         content = await self._try(path, body, MAX_BYTES + BYTES_PER_TOKEN * most)

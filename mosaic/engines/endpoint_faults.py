@@ -134,6 +134,9 @@ def what_to_do(error: RequestError, endpoint: Endpoint) -> str:
         return "check base_url"
     if error.status == 402:
         return "check the account that pays for its calls"
+    if "max_completion_tokens" in str(error) and endpoint.limit_key == "max_tokens":
+        more = "max_completion_tokens and, for some models, temperature: 1"
+        return f"name {endpoint.model!r} in a LiteLLM file, with {more}"
     if error.fault is Fault.FORMAT or error.status in (400, 422):
         form = "set is_vllm: false if the server is not vLLM; else " if endpoint.is_vllm else ""
         return f"{form}check {model}, and {key}"

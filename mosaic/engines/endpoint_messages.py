@@ -31,7 +31,7 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
     written = written_before(request, endpoint)
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "max_tokens": request.max_output_tokens - len(written),
+        endpoint.limit_key: request.max_output_tokens - len(written),
         "temperature": request.temperature,
         "top_p": 1.0,
         "seed": request.seed,

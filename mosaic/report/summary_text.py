@@ -9,6 +9,7 @@ from typing import Any
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.results import RunResult, SessionRecord
+from mosaic.core.spending import dollars_text
 from mosaic.report.metrics import (
     Summary,
     busy_s_by_worker,
@@ -59,6 +60,7 @@ def describe_run(
         *rows(
             ("idle", _idle_text(summary, result)),
             ("tokens", _tokens_text(summary)),
+            ("requests", _requests_text(summary)),
             *(("" if number else "hardware", line) for number, line in enumerate(evidence)),
             ("solver", _solver_text(summary)),
         ),
@@ -335,6 +337,18 @@ def _tokens_text(summary: Summary) -> str:
     text = f"{summary['output_tokens']:,} written" + ("" if rate is None else f", {rate:,.0f} per second")
     cancelled = f"; {summary['num_cancelled_calls']:,} calls cancelled" if summary["num_cancelled_calls"] else ""
     return f"{text}; {summary['num_preemptions']:,} preemptions{cancelled}"
+
+
+def _requests_text(summary: Summary) -> str | None:
+    """Describe what servers were sent and what it costs; None: nothing is billed."""
+    spending = summary.get("spending")
+    if not spending:
+        return None
+    parts = [
+        f"{name} {spent['num_requests']:,}" + ("" if spent["dollars"] is None else f" {dollars_text(spent['dollars'])}")
+        for name, spent in spending.items()
+    ]
+    return ", ".join(parts)
 
 
 def _solver_text(summary: Summary) -> str:

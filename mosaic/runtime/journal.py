@@ -88,6 +88,12 @@ class SentCall(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
     def payee(self) -> Payee:
         return Payee(self.expert, self.server)
 
+    @property
+    def most(self) -> Spent:
+        """The most that it may come to."""
+        tokens = {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
+        return Spent(num_requests=self.num_requests, **tokens)
+
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     """The start of a run, or its resumption."""
@@ -166,6 +172,8 @@ class JournalState:
     """The latest instant at which something happened."""
     spent: dict[Payee, Spent] = field(default_factory=dict)
     """What calls on servers have come to that are not under way any more."""
+    reserved: dict[Payee, Spent] = field(default_factory=dict)
+    """The most that calls on servers may come to."""
     sent: dict[CallKey, SentCall] = field(default_factory=dict)
     """Calls that servers have."""
     num_damaged: int = 0
@@ -196,19 +204,20 @@ class JournalState:
                 self.closed[entry.session].append(entry)
                 self.last_ts = max(self.last_ts, entry.end_ts)
             case SentCall():
-                if (before := self.sent.pop(entry.key, None)) is not None:  # its server serves nothing
+                if (before := self._release(entry.key)) is not None:  # its server serves nothing
                     self._spend(before.payee, Spent(num_requests=before.num_requests))
                 self.sent[entry.key] = entry
+                self.reserved[entry.payee] = self.reserved.get(entry.payee, Spent()).plus(entry.most)
             case Start():
                 self.starts.append(entry)
-                for sent in self.sent.values():
+                for sent in [*self.sent.values()]:
+                    self._release(sent.key)
                     self._lose(sent)
-                self.sent.clear()
 
     def add_call(self, record: CallRecord) -> None:
         """Add the record of an ended call, without its texts."""
         self.ended.append(record)
-        if (sent := self.sent.pop(record.key, None)) is not None:
+        if (sent := self._release(record.key)) is not None:
             self._end_sent(sent, record)
         self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
         if record.status is not CallStatus.FAILED:
@@ -235,6 +244,13 @@ class JournalState:
                 output_tokens=record.output_tokens if is_answered else 0,
             ),
         )
+
+    def _release(self, key: CallKey) -> SentCall | None:
+        """Take a call from those that servers have; None: it is not among them."""
+        sent = self.sent.pop(key, None)
+        if sent is not None:
+            self.reserved[sent.payee] = self.reserved[sent.payee].minus(sent.most)
+        return sent
 
     def _spend(self, payee: Payee, more: Spent) -> None:
         self.spent[payee] = self.spent.get(payee, Spent()).plus(more)

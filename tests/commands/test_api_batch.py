@@ -176,6 +176,32 @@ def test_a_litellm_file_with_servers_limits_and_costs(path: Path, servers: list[
     assert all(each["dollars"] > 0 for each in spending(path).values())
 
 
+def only_completion_tokens(body: dict[str, Any], number: int) -> object:
+    """Answer as OpenAI's reasoning models do."""
+    if "max_tokens" in body:
+        text = (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+        return 400, {"error": {"message": text}}
+    return completion(body | {"max_tokens": body["max_completion_tokens"]})
+
+
+def test_a_model_that_wants_max_completion_tokens_says_what_to_write(
+    path: Path, servers: list[FakeServer], tmp_path: Path
+) -> None:
+    server = servers[0]
+    server.behave = only_completion_tokens
+    refused = run_mosaic("batch", path, "--server", server.endpoint.base_url, "--models", "a")
+    assert refused.status == 2
+    assert "name 'a' in a LiteLLM file, with max_completion_tokens" in refused.err
+    parameters = {"model": "openai/a", "api_base": server.endpoint.base_url, "max_completion_tokens": 30}
+    (tmp_path / "litellm.yaml").write_text(
+        yaml.safe_dump({"model_list": [{"model_name": "a", "litellm_params": parameters}]})
+    )
+    done = run_mosaic("batch", path, "--models", tmp_path / "litellm.yaml")
+    assert done.status == 0, done.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

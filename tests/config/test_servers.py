@@ -117,9 +117,25 @@ def test_the_litellm_file_of_the_page_is_read(tmp_path: Path, monkeypatch: pytes
     assert (large.expert, large.base_url) == ("large", "http://gpu-box:8000/v1")
 
 
+def test_a_litellm_file_as_people_write_it(tmp_path: Path, monkeypatch) -> None:
+    with serving(A, B) as one:
+        monkeypatch.setenv("MY_BASE", url(one))
+        path = tmp_path / "litellm.yaml"
+        path.write_text(
+            "model_list: [{model_name: a, litellm_params: {model: openai/a, api_base: os.environ/MY_BASE, "
+            "max_completion_tokens: 500, input_cost_per_token: 1e-7, output_cost_per_token: 0.0000004}}]"
+        )
+        (found,) = deployments_of_litellm(litellm_entries(path), str(path))
+        assert (found.base_url, found.max_output_tokens) == (url(one), 500)
+        assert found.as_endpoint()["limit_key"] == "max_completion_tokens"
+        assert found.price == TokenPrice(input_dollars_per_mtok=0.1, output_dollars_per_mtok=0.4)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ({"api_base": "os.environ/NOT_THERE"}, "api_base must be the URL in environment variable NOT_THERE, which is"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens must be left out beside max_completion_tokens"),
         ({"api_key": "sk-verysecret"}, "api_key must be os.environ/NAME, and the key in the environment variable"),
         ({"input_cost_per_token": 1e-7}, "output_cost_per_token must be dollars for a token, for both"),
         ({"model": "openai/c"}, r"model must be one that .* serves, \['a', 'b'\], got 'c'"),

@@ -7,6 +7,7 @@ import pytest
 
 from mosaic.core.plan import Expected
 from mosaic.core.results import CallStatus
+from mosaic.core.spending import Cost, Spent
 from mosaic.report.prometheus import RunMetrics, serving
 from mosaic.report.run_status import RunStatus
 from tests.report.sent_events import Clock, Run
@@ -41,6 +42,21 @@ def test_there_are_samples_before_anything_runs_and_every_name_is_explained() ->
     ]
     assert described[0] == described[1]
     assert {name.partition("{")[0] for name in FIRST} <= set(described[0])
+
+
+def test_what_servers_were_sent_is_counted_by_model() -> None:
+    metrics = RunMetrics(20)
+    costs = {"a": Cost(Spent(num_requests=3, num_retries=1), 0.25), "b": Cost(Spent(num_requests=2), None)}
+    metrics.follow(RunStatus("calls"), lambda: 0, lambda: costs)
+    found = {name: value for name, value in samples(metrics).items() if name not in FIRST}
+    assert found == {
+        'mosaic:phase{phase="calls"}': "1",
+        'mosaic:requests_total{model_name="a"}': "3",
+        'mosaic:requests_total{model_name="b"}': "2",
+        'mosaic:retries_total{model_name="a"}': "1",
+        'mosaic:retries_total{model_name="b"}': "0",
+        'mosaic:cost_dollars_total{model_name="a"}': "0.25",
+    }
 
 
 def test_phases_follow_each_other_and_counters_go_on() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.spending import Payee, Spent
+from mosaic.core.spending import Payee, Spent, total_of
 from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.runtime.journal import EndedCall, JournalState, SentCall, Start
 
@@ -26,6 +26,8 @@ def spent_by(*entries: object) -> Spent:
     state = JournalState()
     for entry in entries:
         state.add(entry, None)
+    in_progress = [each.most for each in state.sent.values()]
+    assert state.reserved.get(HERE, Spent()) == total_of(in_progress)
     return state.spent.get(HERE, Spent())
 
 
