@@ -314,20 +314,26 @@ def audit(
 @app.command()
 def doctor(
     models: Annotated[
-        str | None, typer.Option(help="Check these checkpoints, as `mosaic batch` has them. [default: all there are]")
+        str | None, typer.Option(help="Check these, as `mosaic batch` has them. [default: all checkpoints there are]")
     ] = None,
+    server: Servers = None,
+    key_env: KeyEnv = None,
     checkpoints: Checkpoints = "checkpoints",
     on: Annotated[str | None, typer.Option(help="Check a Ray cluster too: ray, or ray://HEAD.")] = None,
     port: Annotated[int | None, typer.Option(help="Check that this port is free, as for --metrics-port.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> int:
-    """Check what runs on this machine need: vLLM, torch, GPUs, checkpoints, disk, ports, Ray.
+    """Check what runs on this machine need: vLLM, torch, GPUs, checkpoints or servers, disk, ports, Ray.
 
     Exit status: 0 nothing fails, 2 something does.
     """
     from mosaic.commands.doctor import run_doctor
+    from mosaic.config.batch import BatchRequest
 
-    return run_doctor(models=models, checkpoints=checkpoints, on=on, port=port, as_json=as_json)
+    request = BatchRequest(
+        path=Path(), models=models, servers=tuple(server or ()), key_env=key_env, checkpoints=checkpoints, on=on
+    )
+    return run_doctor(request, port=port, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

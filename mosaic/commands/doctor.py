@@ -2,6 +2,7 @@
 
     mosaic doctor                             the installation
     mosaic doctor --models A,B --on ray       what `mosaic batch --models A,B --on ray` needs
+    mosaic doctor --server URL --models a,b   what `mosaic batch --server URL --models a,b` needs
 
 The checks are those of a run that starts. `warn` is what keeps some runs from starting, or makes them slow; `fail` is
 what keeps the runs from starting that the command line describes.
@@ -21,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mosaic
-from mosaic.config.batch import find_gpus, named_models
+from mosaic.config.batch import BatchRequest, deployments_of, find_gpus, is_on_servers, named_models
 from mosaic.config.engines import find_device
 from mosaic.config.errors import BAD_INPUT_STATUS, log
 from mosaic.config.run_start import disk_problems, engine_problems
@@ -56,10 +57,10 @@ class Finding:
     """What to do; None: nothing."""
 
 
-def run_doctor(*, models: str | None, checkpoints: str, on: str | None, port: int | None, as_json: bool) -> int:
+def run_doctor(request: BatchRequest, *, port: int | None, as_json: bool) -> int:
     """Check as `mosaic doctor` says, and print the findings as they come; gives the exit status."""
     found = []
-    for finding in findings(models, checkpoints, on, port):
+    for finding in findings(request, port):
         found.append(finding)
         if not as_json:
             print(describe(finding), flush=True)
@@ -68,16 +69,19 @@ def run_doctor(*, models: str | None, checkpoints: str, on: str | None, port: in
     return BAD_INPUT_STATUS if any(finding.level is Level.FAIL for finding in found) else 0
 
 
-def findings(models: str | None, checkpoints: str, on: str | None, port: int | None) -> Iterator[Finding]:
-    """Make all checks, in the order in which they are printed."""
+def findings(request: BatchRequest, port: int | None) -> Iterator[Finding]:
+    """Make all checks, in the order in which they are printed; a batch on servers needs no engine here."""
     yield _ok("mosaic", f"{mosaic.__version__} on Python {platform.python_version()}")
-    yield from check_engine(is_needed=models is not None)
-    yield from check_torch()
-    yield check_gpus()
-    yield from check_checkpoints(models, Path(checkpoints))
+    if is_on_servers(request):
+        yield from check_servers(request)
+    else:
+        yield from check_engine(is_needed=request.models is not None)
+        yield from check_torch()
+        yield check_gpus()
+        yield from check_checkpoints(request.models, Path(request.checkpoints))
+        yield check_ray(request.on)
     yield check_disk([own_folder("runs"), Path.cwd()])
     yield check_port(port)
-    yield check_ray(on)
 
 
 def describe(finding: Finding) -> str:
@@ -183,6 +187,19 @@ def check_checkpoints(models: str | None, folder: Path) -> Iterator[Finding]:
         else:
             text = f"{name}: {found.weight_bytes / 2**30:,.2f} GiB, context {found.context_tokens or 'not said'}"
             yield _ok("checkpoint", text)
+
+
+def check_servers(request: BatchRequest) -> Iterator[Finding]:
+    """Check that servers answer, and have the models that are named."""
+    try:
+        deployments = deployments_of(request, set())
+    except (ValueError, BackendError) as error:
+        mend = "curl URL/models  # shows whether the server answers, and the names of its models"
+        yield Finding(level=Level.FAIL, part="server", text=str(error), mend=mend)
+        return
+    for url in dict.fromkeys(one.base_url for one in deployments):
+        names = [one.expert for one in deployments if one.base_url == url]
+        yield _ok("server", f"{url} answers and has {', '.join(names)}")
 
 
 def check_disk(folders: list[Path]) -> Finding:

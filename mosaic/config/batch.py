@@ -120,7 +120,7 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
     require(request.answers in (None, *ANSWERS), "--answers", f"one of {list(ANSWERS)}", request.answers)
     chosen = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
-    served = _deployments(request, chosen)
+    served = deployments_of(request, chosen)
     named = {} if served or request.models is None else named_models(request.models)
     rule = "names of checkpoints, A,B,C, or left out beside --server URL or pool=NAME"
     require(bool(served or named) or "pool" in chosen, "--models", rule, request.models)
@@ -160,7 +160,7 @@ def _on_machines(request: BatchRequest, chosen: set[str]) -> list[str]:
     return given
 
 
-def _deployments(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
+def deployments_of(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
     """Find the models at servers that are named; empty: none are."""
     if not is_on_servers(request):
         require(request.key_env is None, "--key-env", "left out without --server", request.key_env)

@@ -1,6 +1,7 @@
 """What `mosaic doctor` finds, and the line that mends it."""
 
 import socket
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -15,11 +16,14 @@ from mosaic.commands.doctor import (
     check_gpus,
     check_port,
     check_ray,
+    check_servers,
     check_torch,
 )
 from mosaic.config import engines
+from mosaic.config.batch import BatchRequest
 from mosaic.core.engine_options import Device
 from tests.commands.command_line import mosaic_status
+from tests.engines.fake_server import FakeServer
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch comes with vLLM")
 
@@ -112,3 +116,17 @@ def test_a_cluster_that_is_named_needs_ray(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(doctor, "installed", lambda name: None)
     assert check_ray(None).level is Level.OK
     assert check_ray("ray").level is Level.FAIL
+
+
+def test_servers_are_looked_up_in_place_of_checkpoints() -> None:
+    with closing(FakeServer("-")) as server:
+        server.models = {"data": [{"id": "a"}, {"id": "b"}]}
+        url = server.endpoint.base_url
+        (found,) = check_servers(BatchRequest(path=Path(), servers=(url,), models="a,b"))
+        assert (found.level, found.text) == (Level.OK, f"{url} answers and has a, b")
+        (unknown,) = check_servers(BatchRequest(path=Path(), servers=(url,), models="c"))
+        assert unknown.level is Level.FAIL
+        assert "got 'c'" in unknown.text
+    (away,) = check_servers(BatchRequest(path=Path(), servers=(url,), models="a"))
+    assert away.level is Level.FAIL
+    assert "cannot be reached" in away.text
