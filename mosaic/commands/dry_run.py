@@ -45,18 +45,21 @@ def describe(name: str, job: Job, prices: Mapping[ExpertName, TokenPrice] | None
     by_question: dict[str, Call] = {}
     for call in calls:
         by_question.setdefault(call.key.question, call)
-    prompts = {name: job.graph.prompt(by_id[name], call, {}) for name, call in by_question.items()}
-    tokens_by_question = {name: tokens_of(prompt) for name, prompt in prompts.items()}
+    prompts = {key: job.graph.prompt(by_id[key], call, {}) for key, call in by_question.items()}
+    tokens_by_question = {key: tokens_of(prompt) for key, prompt in prompts.items()}
     num_calls = Counter(call.expert for call in calls)
-    prompt_tokens = Counter[ExpertName]()
+    limits = {expert.name: expert.max_output_tokens for expert in job.experts}
+    prompt_tokens, most_tokens = Counter[ExpertName](), Counter[ExpertName]()
     for call in calls:
+        sampling = by_id[call.key.question].sampling
         prompt_tokens[call.expert] += tokens_by_question[call.key.question]
+        most_tokens[call.expert] += (sampling and sampling.max_output_tokens) or limits[call.expert]
     first, first_prompt = next(iter(prompts.items()))
     lines = rows(
         ("experts", ", ".join(f"{expert} {count:,} calls" for expert, count in num_calls.items())),
         *(("merged by", merged_by(node, len(questions))) for node in job.graph.upper_nodes),
         ("prompts", f"about {prompt_tokens.total():,} tokens that experts read (4 characters a token)"),
-        ("cost", cost_of_experts(job, num_calls, prompt_tokens, prices)),
+        ("cost", cost_of_experts(job, prompt_tokens, most_tokens, prices)),
     )
     return "\n".join(
         [
@@ -92,19 +95,18 @@ def dearest_prices(endpoints: Sequence[Mapping[str, Any]]) -> dict[ExpertName, T
 
 def cost_of_experts(
     job: Job,
-    num_calls: Mapping[ExpertName, int],
     prompt_tokens: Mapping[ExpertName, int],
+    most_tokens: Mapping[ExpertName, int],
     prices: Mapping[ExpertName, TokenPrice] | None,
 ) -> str:
     """Say what is known of the cost of calls before they are sent."""
     if prices is None:
         return "that of the machines' time: mosaic quote measures it"
-    unknown = [expert for expert in num_calls if expert not in prices]
+    unknown = [expert for expert in prompt_tokens if expert not in prices]
     if unknown:
         return f"not known, as {', '.join(unknown)} has no price: --price gives one"
-    limits = {expert.name: expert.max_output_tokens for expert in job.experts}
-    read = add_in_order(price.dollars(prompt_tokens.get(name, 0), 0) for name, price in prices.items())
-    most = add_in_order(price.dollars(0, limits[name] * num_calls.get(name, 0)) for name, price in prices.items())
+    read = add_in_order(prices[expert].dollars(tokens, 0) for expert, tokens in prompt_tokens.items())
+    most = add_in_order(prices[expert].dollars(0, tokens) for expert, tokens in most_tokens.items())
     merges = "; merging is not counted" if job.graph.upper_nodes else ""
     writes = f"at most {dollars_text(most)} for what experts write{merges} (mosaic quote estimates both)"
     return f"{dollars_text(read)} to read prompts, {writes}"

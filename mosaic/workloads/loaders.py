@@ -265,11 +265,14 @@ def _with_meant(key: str) -> str:
 def _guessed(rows: Sequence[Row], questions: Sequence[Question]) -> list[str]:
     """Say in one line how answers were taken to compare, where the file does not say."""
     counts = Counter(question.answer_kind for question in questions)
+    has_positions = any(row.position is not None for row in rows)
+    where = f"answers: positions of options, counted from {first_position(rows)} (guessed; letters leave no doubt)"
+    notes = [where] if has_positions else []
     if all(row.options for row in rows):
-        return []
+        return notes
     words = [_KIND_WORDS[kind] if len(counts) == 1 else f"{n:,} as {_KIND_WORDS[kind]}" for kind, n in counts.items()]
     others = "|".join(word for word, kind in ANSWERS.items() if set(counts) != {kind})
-    return [f"answers: {', '.join(words)} (guessed; --answers {others} says otherwise)"]
+    return [*notes, f"answers: {', '.join(words)} (guessed; --answers {others} says otherwise)"]
 
 
 def _recruit(

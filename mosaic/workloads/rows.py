@@ -101,7 +101,7 @@ def read_row(entry: Entry, ordinal: int, question_column: str | None = None) -> 
     at, values = entry.at, entry.values
     context: tuple[Message, ...] = ()
     sampling: Sampling | None = None
-    if is_batch_line(values):
+    if is_batch_line(values, question_column):
         request = read_batch_line(values, at)
         context, sampling = request.context, request.sampling
         values = {key: value for key, value in values.items() if key not in LINE_KEYS[1:]}
@@ -123,9 +123,10 @@ def read_row(entry: Entry, ordinal: int, question_column: str | None = None) -> 
     return replace(row, question=with_options(row.question, row.options)) if row.options else row
 
 
-def is_batch_line(names: Collection[str]) -> bool:
+def is_batch_line(names: Collection[str], question_column: str | None = None) -> bool:
     """Return whether an entry with these names is a line of a batch file."""
-    return "body" in names or ("custom_id" in names and not set(NAMES["question"]).intersection(names))
+    has_question = question_column is not None or bool(set(NAMES["question"]).intersection(names))
+    return "body" in names or ("custom_id" in names and not has_question)
 
 
 def present_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def unread_names(values: Mapping[str, Any], question_column: str | None = None) 
     """List the names of an entry that no part of a question has."""
     names = {name: name.strip().lower() for name in values}
     keys = frozenset(names.values())
-    is_line = is_batch_line(keys)
+    is_line = is_batch_line(keys, question_column)
     known = {*_field_by_name(question_column), *(LINE_KEYS if is_line else ()), *option_columns(keys)}
     unread = [name for name, key in names.items() if key not in known]
     return [*unread, *unread_keys(values.get("body"))] if is_line else unread
@@ -155,7 +156,7 @@ def _field_by_name(question_column: str | None) -> Mapping[str, str]:
     if question_column is None:
         return FIELD_BY_NAME
     others = {name: field for name, field in FIELD_BY_NAME.items() if field != "question"}
-    return others | {question_column.lower(): "question"}
+    return others | {question_column.strip().lower(): "question"}
 
 
 def _by_field(values: Mapping[str, Any], at: str, question_column: str | None) -> dict[str, tuple[str, Any]]:

@@ -88,6 +88,10 @@ KINDS = [
         ("q.csv: ignored Antwort", GUESSED_TEXT), options={"question_column": "frage"},
     ),
     Kind(
+        "own_column_beside_an_id", "q.csv", b"custom_id,Frage\na,Was nun?\n", [Asked("Was nun?")],
+        options={"question_column": " Frage"},
+    ),
+    Kind(
         "column_of_two", "q.csv", b"prompt,question\nBe brief,Why?\n", [Asked("Why?")],
         ("q.csv: ignored prompt", GUESSED_TEXT), options={"question_column": "question"},
     ),
@@ -118,7 +122,7 @@ KINDS = [
     Kind("gsm8k", "q.jsonl", lines({"question": "2 + 2, then?", "answer": "<<2+2=4>>so 4.\n#### 4"}), SUM,
          (GUESSED_NUMBERS,)),
     Kind("mmlu", "q.jsonl", lines({"question": "Which?", "choices": ["red", "green"], "answer": 1, "subject": "a"}),
-         GREEN),
+         GREEN, ("answers: positions of options, counted from 0 (guessed; letters leave no doubt)",)),
     Kind("arc", "q.jsonl", lines(
         {"id": "M", "question": "Which?", "choices": {"text": ["red", "green"], "label": ["1", "2"]}, "answerKey": "2"}
     ), GREEN),
@@ -128,7 +132,8 @@ KINDS = [
         "question": "Which?", "answer": "y", "choices": [{"label": "x", "text": "red"}, {"label": "y", "text": "green"}]
     }), GREEN),
     Kind("medmcqa_counts_from_1", "q.csv", b"id,question,opa,opb,cop\n1,Which?,red,green,1\n2,Which?,red,green,2\n",
-         [Asked(RED, "A", CHOICE), *GREEN]),
+         [Asked(RED, "A", CHOICE), *GREEN],
+         ("answers: positions of options, counted from 1 (guessed; letters leave no doubt)",)),
     Kind("positions_from_0", "q.csv", b"question,A,B,answer\nWhich?,red,green,1\nWhich?,red,green,0\n",
          [*GREEN, Asked(RED, "A", CHOICE)]),
     Kind("a_position_too_far", "q.jsonl", lines(MMLU_PRO, {**MMLU_PRO, "question_id": 71, "answer": 9}), GREEN,
