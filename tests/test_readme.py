@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,11 @@ def test_commands_that_need_more_compose(block: Block, tmp_path: Path) -> None:
         arguments = run_arguments(command)
         if arguments is not None:
             compose_arguments([item for item in arguments if item != "-m"], tmp_path)
+
+
+@pytest.mark.parametrize("block", [block for _, block in BLOCKS if block.language == "diff"], ids=name_of)
+def test_changes_fit_the_files_that_they_change(block: Block) -> None:
+    subprocess.run(["git", "apply", "--check", "-"], input=block.text, text=True, cwd=ROOT, check=True)
 
 
 def test_markers_are_known() -> None:
