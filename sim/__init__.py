@@ -1,1 +1,1 @@
-"""Sim: a discrete-event GPU cluster behind the backend interface of mosaic."""
+"""Simulates a GPU cluster with discrete events, behind the backend interface of mosaic."""

@@ -1,4 +1,4 @@
-"""The simulator as the place where plans run: in the world of the batch, and in another for measuring."""
+"""Implements the simulator as a site: in the world of the batch, and in another one for measurements."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,12 +30,12 @@ from sim.world.world import World
 
 @cache
 def code_digest() -> tuple[str, ...]:
-    """Digest the code of the simulator and of what measures with it."""
+    """Digest the code of the simulator and of its measurements."""
     return tuple(digest_of([Path(module.__file__ or "").parent]) for module in (sim, mosaic))
 
 
 def draw_records(world: World, calls: Sequence[Call], experts: Sequence[Expert], earlier: Inputs) -> list[CallRecord]:
-    """Record what calls would say in a world, without their times."""
+    """Record the answers of calls in a world, without their times."""
     pool = {expert.name: expert for expert in experts}
     records = []
     for call in calls:
@@ -70,35 +70,35 @@ class SimSite:
     """Of the first worker."""
     batch: Workload
     world: World
-    """That the run meets."""
+    """World of the run."""
     calibration_world: World
-    """The same distributions and other draws, or means that are off where a length error is set."""
+    """The same distributions with other draws, or with wrong means if a length error is set."""
     settings: EngineOptions = field(default_factory=EngineOptions)
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""
     use: GpuUse = field(default_factory=GpuUse)
-    """What sessions share."""
+    """Resources that sessions share."""
     draws: str = ""
-    """Says of the calibration world what a profile's source should tell."""
+    """Description of the calibration world for the source of profiles."""
     name: str = "sim"
     kind: str = "simulated"
 
     def open(self) -> AbstractContextManager[None]:
-        """Need nothing."""
+        """Hold no resources."""
         return nullcontext()
 
     @property
     def description(self) -> str:
-        """On what, and with which draws, profiles are measured."""
+        """Machines and draws of the measurements."""
         return f"on {', '.join(self._hardware_by_gpu)}{self.draws}"
 
     @property
     def expert_by_server(self) -> None:
-        """None: any expert may be loaded anywhere."""
+        """Always None: any expert may be loaded anywhere."""
 
     @property
     def cache_key(self) -> tuple[object, ...] | None:
-        """The machines, the calibration world and the code: runs of any seed share what was measured."""
+        """The machines, the calibration world and the code: runs with any seed share measurements."""
         return (
             *code_digest(),
             self.experts,
@@ -112,16 +112,16 @@ class SimSite:
 
     @property
     def world_key(self) -> World:
-        """The world that the run meets."""
+        """World of the run."""
         return self.world
 
     def evidence(self, result: RunResult) -> Sequence[str]:
-        """Say how far each kind of GPU can be trusted, and what of a run is beyond what was measured of it."""
+        """Describe how far each kind of GPU can be trusted, and what was extrapolated in a run."""
         return evidence_lines(result, self.cluster, self._hardware_by_gpu, self.experts, self.settings.max_num_seqs)
 
     @property
     def answers_source(self) -> str:
-        """What the answer model's agreement rests on."""
+        """Source of the answer model's agreement."""
         return self.world.answers.source if self.world.answers else "assumed"
 
     def backend(
@@ -134,17 +134,16 @@ class SimSite:
         earlier: Inputs | None = None,
         is_measured: bool = False,
     ) -> Backend:
-        """Give a backend in the world of the run, or in the calibration world.
+        """Return a backend in the world of the run, or in the calibration world.
 
-        Where something is measured every load is cold; sessions have the memory that they will have, and no turns to
-        wait for.
+        In measurements every load is cold; sessions have the same memory as in the run, and wait for no turns.
         """
         if is_measured:
             return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
         return self.backend_in(self.world, earlier)
 
     def backend_in(self, world: World, earlier: Inputs | None = None, use: GpuUse | None = None) -> SimBackend:
-        """Give a backend in a world, in which some calls have ended before."""
+        """Return a backend in a world, in which some calls have ended before."""
         return SimBackend(
             experts=self.experts,
             cluster=self.cluster,
@@ -157,7 +156,7 @@ class SimSite:
 
     @property
     def host_loads(self) -> HostLoads | None:
-        """Give what loads take where the host keeps something; None: it keeps nothing."""
+        """Return load times from CPU memory; None: the machine keeps no models."""
         return kept_loads(self._hardware_by_gpu, self.cluster, self.settings, self.use)
 
     @property
@@ -165,32 +164,32 @@ class SimSite:
         return {hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)}
 
     def has_begun(self, name: str) -> bool:
-        """Never: a simulation is started anew."""
+        """Always False: a simulation starts anew."""
         return False
 
     def command_log(self, backend: Backend) -> Journal | None:
-        """None: a simulation is started anew."""
+        """Always None: a simulation starts anew."""
         return None
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the batch: in the calibration world it has other draws."""
+        """Return the batch: in the calibration world it has other draws."""
         return self.batch
 
     def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord]:
-        """Record what calls say in the calibration world: it does not depend on when and where they run."""
+        """Record the answers of calls in the calibration world: they do not depend on the schedule."""
         return draw_records(self.calibration_world, calls, self.experts, earlier)
 
     def swept_questions(self) -> Sequence[tuple[Question, int]]:
-        """List the questions of the batch's own calls: prompts are visible to a scheduler."""
+        """List the questions of the batch's own calls: prompts are known to a scheduler."""
         known = {question.id: question for question in self.batch.questions}
         return [(known[call.key.question], call.prompt_tokens) for call in self.batch.calls]
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs that the workers make up, as many as the expert's cap allows."""
+        """List the gangs of the workers, as many as the expert's cap allows."""
         return gangs_of(expert, self.cluster.num_workers)
 
     def swept_places(self, expert: Expert) -> Sequence[tuple[int, ...]]:
-        """Give the first workers alone: they are all alike and do not disturb each other."""
+        """Return only the first workers: all are equal and do not disturb each other."""
         return self.places(expert)[:1]
 
     def costs(self) -> Mapping[ExpertName, Cost]:

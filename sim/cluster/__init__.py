@@ -1,4 +1,4 @@
-"""Workers, sessions and the clock in SimPy: the simulator as a backend."""
+"""Simulates workers, sessions and the clock in SimPy: the simulator as a backend."""
 
 from sim.cluster.backend import SimBackend
 

@@ -1,4 +1,4 @@
-"""The simulated cluster as a backend: workers, sessions, loads and the clock, in SimPy."""
+"""Implements the backend of the simulated cluster: workers, sessions, loads and the clock, in SimPy."""
 
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -29,25 +29,25 @@ from sim.hardware.hardware import Hardware
 class SimBackend:
     """Runs sessions in simulated time.
 
-    A session process asks for all its workers when it is opened, so each worker serves its sessions in the order in
-    which they were opened and gangs cannot wait for each other. It then waits for the sessions it follows, loads,
-    serves calls through the engine until it is closed, and releases its workers. Commands are applied between two steps
-    of the clock. Where controllers react, engines go from change to change in the order of time.
+    A session process requests all its workers when it is opened. So each worker serves its sessions in the order of
+    opening, and gangs cannot wait for each other. The session then waits for those in its ``after``, loads, serves
+    calls through the engine until it is closed, and releases its workers. Commands are applied between two steps of the
+    clock. If controllers react, engines advance from change to change in the order of time.
 
     Parameters
     ----------
     experts, cluster, hardware
-        Who answers, the workers, and the hardware by name of the GPU.
+        The experts, the workers, and the hardware by name of the GPU.
     outcomes
-        What would really happen to a call.
+        Returns the true outcome of a call.
     settings
         How engines schedule.
     iteration_times
         Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree.
     earlier
-        Records, of another run, of calls that those of this one come after.
+        Records of another run, for calls that calls of this one read.
     use
-        What sessions share.
+        Resources that sessions share.
     """
 
     name = "sim"
@@ -71,18 +71,18 @@ class SimBackend:
         self._earlier: Inputs = earlier or {}
         self._env = simpy.Environment()
         self._num_workers, self._use = cluster.num_workers, use or GpuUse()
-        held = ("", ()) if earlier else None  # what the calls before ran on is still there
+        held = ("", ()) if earlier else None  # the engines of the earlier calls are still loaded
         self._gpus = Gpus(self._env, cluster, self._use, hardware[cluster.workers[0].gpu.name].host, held)
         self._sessions: dict[int, SimSession] = {}
         self._calls: dict[CallKey, PendingCall | CallRecord] = {}
         """All that were submitted; of those that have ended the records."""
         self._queues = Queues()
         self._first: list[Call] = []
-        """Calls that come after no other: for the lower bound."""
+        """Calls that read no other calls: for the lower bound."""
         self._events: deque[Event] = deque()
         self._reacts = False
         self._now = 0.0
-        """The run's clock: SimPy's, or where an engine has got to since."""
+        """The run's clock: SimPy's, or the later time of an engine."""
         self._clock = EngineClock()
         self._prefills = Prefills(
             self._touch, lambda record: self._events.append(Prefilled(record.finished_ts, record))
@@ -119,7 +119,7 @@ class SimBackend:
         self._prefills.close()
 
     def _compose(self) -> None:
-        """Let engines that have finished calls or got commands go on; controllers have answered all events by now."""
+        """Continue engines that have finished calls or got commands; controllers have replied to all events by now."""
         if self._queues:
             for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
                 self._feed(name)
@@ -133,7 +133,7 @@ class SimBackend:
                 live.drained.succeed()
 
     def _pass_time(self, ts: float) -> None:
-        """Let SimPy's clock catch up with the engines'; nothing of its own is due before."""
+        """Advance SimPy's clock to the engines'; it has no event of its own before."""
         self._now = ts
         run_until(self._env, ts)
 
@@ -161,9 +161,9 @@ class SimBackend:
                     self._prefills.start(command, live, self._now)
 
     def lower_bound_s(self) -> float | None:
-        """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
+        """Bound from below the time of any schedule for the first layer's calls; None without such calls."""
         if self._use.num_slots > 1:
-            return None  # it counts loads and work one after the other
+            return None  # it adds loads and work
         ended = ((call, self._calls[call.key]) for call in self._first)
         jobs = (
             (call, record.output_tokens)
@@ -174,7 +174,7 @@ class SimBackend:
 
     @property
     def holdings(self) -> Sequence[Holding]:
-        """What was held of the GPUs' memory and the host's, and when."""
+        """Memory held on GPUs and in the machine, with the times."""
         return self._gpus.holdings
 
     def _open(self, session: Session) -> None:
@@ -267,7 +267,7 @@ class SimBackend:
         self._give(pending, there)
 
     def _touch(self, live: SimSession) -> None:
-        """Let a session's engine catch up with the clock, and have its next change looked up again."""
+        """Advance a session's engine to the clock, and compute its next change again."""
         if live.engine is not None:
             self._end(live.finish(live.engine.advance_to(self._now)))
         self._clock.touch(live)
@@ -304,7 +304,7 @@ class SimBackend:
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
 
     def _feed(self, name: ExpertName) -> None:
-        """Let the sessions of an expert that are up take calls from its queue."""
+        """Let the running sessions of an expert take calls from its queue."""
         up = (live for live in self._sessions_of(name) if live.takes_calls)
         for pending, live in self._queues.hand_out(name, up, self._models.settings.max_num_seqs):
             self._give(pending, live)
@@ -316,14 +316,14 @@ class SimBackend:
                 self._events.append(Progress(self._now, number, live.num_generated()))
 
     def _session_named(self, number: int, what: str) -> SimSession:
-        """Find a session that was opened."""
+        """Find an opened session."""
         live = self._sessions.get(number)
         if live is None:
             raise BackendError(f"{what}: session must be one that was opened, got {number}")
         return live
 
     def _session_of(self, number: int, call: Call, *, is_open: bool = False) -> SimSession:
-        """Find a session of a call's expert; ``is_open``: it must still get calls."""
+        """Find a session of a call's expert; ``is_open``: it must still take calls."""
         live = self._sessions.get(number)
         if live is None or (is_open and live.is_closing):
             rule = "one that was opened and not closed" if is_open else "one that was opened"
@@ -336,7 +336,7 @@ class SimBackend:
         return [live for live in self._sessions.values() if live.session.expert == expert]
 
     def _check_all_ended(self) -> None:
-        """Refuse the end of a run where calls or sessions have not ended."""
+        """Raise if calls or sessions have not ended at the end of a run."""
         if waiting := {one.call.expert for one in self._calls.values() if isinstance(one, PendingCall)}:
             raise BackendError(f"calls wait for sessions of {sorted(waiting)}, and none is open")
         if left := [number for number, live in self._sessions.items() if not live.over.triggered]:

@@ -1,12 +1,12 @@
-"""A lower bound on the makespan of every plan, from the same iteration times that the engine steps with.
+"""Computes a lower bound on the makespan of every plan, from the iteration times of the engine.
 
 NOTE: the idea. If every iteration satisfies
 
     time >= a x decoded tokens + b x KV tokens read + c x prefilled tokens,
 
-a session takes at least the shares of its tokens, whatever the batches were; preemptions only add. For a given b the
-largest a and c are minima over batches; of two choices of b the better wins. Where prompts are chunked, tokens of both
-kinds share an iteration, and one rate. Waiting, the rest of a gang and everything else count as free.
+a session takes at least the shares of its tokens, for any batches; preemptions only add time. For a given b the largest
+a and c are minima over batches; of two choices of b the better one is taken. With chunked prompts, tokens of both kinds
+share an iteration and a rate. Waiting, the rest of a gang and everything else count as free.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +19,12 @@ from sim.cluster.expert_on_gpu import ExpertOnGpu, ExpertsOnGpus
 from sim.hardware.iteration_time import IterationTime
 
 _BETWEEN_POINTS_FRAC = 0.98
-"""Room for what lies between the batches that are priced: prompts are seldom cut exactly as there."""
+"""Room for batches between the priced ones: prompts are seldom cut exactly like these."""
 _TOKENS_PER_SEQ = (1, 64, 512, 2048, 8192, 32768)
 """Lengths at which decode steps are priced."""
 
 Job: TypeAlias = tuple[Call, int]
-"""A call, and the tokens that it really writes."""
+"""A call, and its true output tokens."""
 
 
 class Rates(NamedTuple):
@@ -38,10 +38,10 @@ class Rates(NamedTuple):
 def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) -> float | None:
     """Bound the makespan of every plan for some calls on this many workers; None: there are no calls, or not known.
 
-    It is the largest of: one call alone behind its load; an expert's load and its work spread over as many
-    replicas as there are gangs; all loads and all work spread over all workers. Replica caps are not used,
-    so the bound also holds for plans that ignore them. It is not known of ranks that step together, which compute
-    several batches at once, nor of an expert with a choice of degrees.
+    It is the largest of three terms. The first is one call alone after its load. The second is an expert's load and
+    work spread over as many replicas as there are gangs. The third is all loads and all work spread over all workers.
+    Replica caps are not used, so the bound also holds for plans that ignore them. It is not known for ranks that step
+    together, which compute several batches at once, nor for an expert with a choice of degrees.
     """
     jobs_by_expert: dict[ExpertName, list[Job]] = {}
     for job in jobs:
@@ -60,7 +60,7 @@ def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) 
 
 
 def _session_work_s(jobs: Sequence[Job], places: Sequence[ExpertOnGpu], settings: EngineOptions) -> float:
-    """Seconds that the sessions of an expert take together at least, loads left out."""
+    """Least total seconds of an expert's sessions, without loads."""
     prompts = decoded = reads = 0
     for call, output_tokens in jobs:
         steps, prompt_tokens = output_tokens - 1, call.prompt_tokens
@@ -88,7 +88,7 @@ def _most_cached(call: Call, settings: EngineOptions) -> int:
 def _rates(place: ExpertOnGpu, settings: EngineOptions) -> tuple[Rates, ...]:
     """Take the minima over batches for two rates of KV reads: none, and the slope at the largest batch."""
     time, max_seqs, context_tokens = place.time, settings.max_num_seqs, place.expert.context_limit
-    # With a sparse KV cache a batch has more tokens than the GPU holds: the others are on the host.
+    # With a sparse KV cache a batch has more tokens than the GPU holds: the others are in CPU memory.
     most_read = max(max_seqs, place.kv_tokens if place.expert.kv is None else max_seqs * context_tokens)
     decodes = list(_decode_batches(max_seqs, most_read))
     steps_s = [time.decode_span_s(num_seqs, kv_tokens, 1) for num_seqs, kv_tokens in decodes]
@@ -111,7 +111,7 @@ def _rates(place: ExpertOnGpu, settings: EngineOptions) -> tuple[Rates, ...]:
 
 
 def _decode_batches(max_num_seqs: int, most_tokens: int) -> Iterator[tuple[int, int]]:
-    """Batches of at most so many tokens: sizes where padding to a captured graph wastes nothing, at several lengths."""
+    """Batches of at most so many tokens: sizes without padding to a captured graph, at several lengths."""
     for num_seqs in sorted({1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs}):
         if num_seqs > max_num_seqs:
             continue
@@ -124,7 +124,7 @@ def _decode_batches(max_num_seqs: int, most_tokens: int) -> Iterator[tuple[int, 
 def _prefill_batches(
     time: IterationTime, settings: EngineOptions, budget: int
 ) -> Iterator[tuple[list[tuple[int, int]], int, int]]:
-    """Iterations with prompts of equal size, one or many; in mixed order also with decodes beside them."""
+    """Iterations with prompts of equal size, one or many; in mixed order also with concurrent decodes."""
     max_seqs = settings.max_num_seqs
     sizes = {budget, *_cheapest_sizes(time, budget)}
     beside = {0, max_seqs // 2, max_seqs - 1} if settings.order.chunks_prompts else {0}
@@ -143,9 +143,9 @@ def _prefill_batches(
 
 
 def _cheapest_sizes(time: IterationTime, budget: int) -> set[int]:
-    """Find, in every half octave, where a token is cheapest: measured times rise in steps, with dips anywhere.
+    """Find the cheapest size per token in every half octave: measured times rise in steps, with dips anywhere.
 
-    While time does not fall with tokens, these sizes are within their spacing of the true minimum.
+    If time does not fall with tokens, these sizes are within their spacing of the true minimum.
     """
     cheapest: dict[int, tuple[float, int]] = {}
     for size in _sizes(budget):
@@ -178,7 +178,7 @@ def _longest_uncontended_s(jobs: Iterable[Job], place: ExpertOnGpu, settings: En
 
 
 def _uncontended_s(job: Job, budget: int, place: ExpertOnGpu, settings: EngineOptions) -> float:
-    """Time a call behind its expert's load, as if nothing else ran; prompts are read by so many tokens at a time."""
+    """Time a call after its expert's load, as if nothing else ran; prompts are read in pieces of so many tokens."""
     call, output_tokens = job
     done, serve_s = _most_cached(call, settings), 0.0
     while done < call.prompt_tokens:
@@ -192,7 +192,7 @@ def _uncontended_s(job: Job, budget: int, place: ExpertOnGpu, settings: EngineOp
 
 @lru_cache(maxsize=256)
 def _least_company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
-    """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
+    """Least time of a step in a batch relative to a step alone: below 1 if noisy tables are not monotone."""
     time = place.time
     fracs = [1.0]
     for tokens in _TOKENS_PER_SEQ:

@@ -1,4 +1,4 @@
-"""Simulated time: waiting in SimPy, and the engines of runs that controllers react to."""
+"""Handles simulated time: waits in SimPy, and the engines of runs with reacting controllers."""
 
 from collections.abc import Generator
 from heapq import heappop, heappush
@@ -16,9 +16,9 @@ ProcessGenerator: TypeAlias = Generator[simpy.Event, Any, None]
 def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
     """Wait until the clock shows exactly ``ts``.
 
-    SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error: enough for two
-    runs of the same plan to differ that pass the same instants with other stops between. From half of the
-    way on the difference of two floats is exact.
+    SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error. That is enough to make two
+    runs of the same plan differ if they stop at different instants in between. From half of the way on, the difference
+    of two floats is exact.
     """
     while env.now < ts:
         delay = ts - env.now
@@ -35,7 +35,7 @@ def run_until(env: simpy.Environment, ts: float) -> None:
 class EngineClock:
     """Takes engines from one change of their batch to the next, in the order of time.
 
-    An engine whose calls finished, or that got a command, is touched: it goes on when it is composed again.
+    An engine whose calls finished, or that got a command, is touched: its next change is computed again.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class EngineClock:
         return bool(self._changes)
 
     def touch(self, live: SimSession) -> None:
-        """Have a session's next change looked up again."""
+        """Mark a session for a new computation of its next change."""
         self.touched[live] = None
 
     def compose(self) -> list[SimSession]:
-        """Find out when the batches of touched sessions change next; give those that have nothing left to do."""
+        """Find the next changes of the batches of touched sessions; return sessions with nothing left to do."""
         idle = []
         for live in self.touched:
             engine = live.engine
@@ -69,9 +69,9 @@ class EngineClock:
         return idle
 
     def run(self, limit_ts: float) -> tuple[float, SimSession, list[Request]] | None:
-        """Run engines until one finishes calls or has nothing left, which touches it; gives when, and these calls.
+        """Run engines until one finishes calls or has nothing left, which touches it; returns the time and these calls.
 
-        None if that is not before the limit. Changes that a command has made out of date are passed over.
+        None if that is not before the limit. Changes that a command has made invalid are skipped.
         """
         heap = self._changes
         while heap:

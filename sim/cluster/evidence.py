@@ -1,4 +1,4 @@
-"""How far the times of a simulated run can be trusted: what is known of each kind of GPU, and what lies beyond it."""
+"""Describes how far the times of a simulated run can be trusted, and what was extrapolated, by kind of GPU."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +17,8 @@ def evidence_lines(
 ) -> list[str]:
     """Write a line for each kind of GPU that had a session, with what was extrapolated there.
 
-    A batch counts as large as the calls of its session allow, spread over its ranks, and a sequence as its prompt and
-    response together.
+    A batch counts as large as the calls of its session allow, spread over its ranks; a sequence counts as its prompt
+    and response together.
     """
     pool = {expert.name: expert for expert in experts}
     most_tokens = dict.fromkeys((session.session for session in result.sessions), 0)

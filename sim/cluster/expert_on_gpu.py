@@ -1,4 +1,4 @@
-"""Experts on the kinds of GPU of a cluster: what sessions share there, loads, times, KV capacity, engines."""
+"""Combines experts with the kinds of GPU of a cluster: shares, loads, times, KV capacity, engines."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,31 +22,31 @@ from sim.hardware.sparse_time import SparseTime, sparse_time
 
 
 class Keep(StrEnum):
-    """What the host keeps of an expert when another takes its GPUs."""
+    """What the machine keeps of an expert when another one takes its GPUs."""
 
     NOTHING = "nothing"
     WEIGHTS = "weights"
-    """In host memory, for the next load of the expert, where there is room."""
+    """In CPU memory, for the next load of the expert, if there is room."""
     ENGINES = "engines"
-    """The engine sleeps instead of ending, and weights that were loaded stay in host memory."""
+    """The engine sleeps instead of ending, and loaded weights stay in CPU memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("backend.")
 class GpuUse:
-    """What sessions share; as it stands one session has a GPU for itself, and every load is cold.
+    """Resources that sessions share; by default each session has a GPU for itself, and every load is cold.
 
-    At most one of the two ways to have more than one expert on a GPU is taken.
+    At most one of the two ways to have more than one expert on a GPU is used.
     """
 
     keep: Keep = Keep.NOTHING
     load_ahead_gib: Positive | None = None
-    """Memory that every GPU keeps free, for the weights of the session behind: they load while the one before ends."""
+    """Memory that every GPU keeps free for the weights of the next session: they load while the session before ends."""
     experts_per_gpu: AtLeast1 = 1
-    """Equal shares of a GPU's memory, each for one session; those that have calls take turns by iterations."""
+    """Equal shares of a GPU's memory, each for one session; sessions with calls take turns by iterations."""
 
     is_alone: bool = False
-    """Whether a session waits until it has a GPU for itself all the same: to measure what its share is worth."""
+    """Whether a session nevertheless waits until it has a GPU for itself: to measure the effect of its share."""
 
     def __post_init__(self) -> None:
         if self.load_ahead_gib is not None:
@@ -55,21 +55,21 @@ class GpuUse:
 
     @property
     def one_at_a_time(self) -> "GpuUse":
-        """The same shares of memory, for sessions one after the other, each from disk."""
+        """Return the same shares of memory, for sessions one after the other, each loaded from disk."""
         return replace(self, keep=Keep.NOTHING, is_alone=True)
 
     @property
     def num_slots(self) -> int:
-        """How many sessions may have memory on a GPU at once."""
+        """Number of sessions that may have memory on a GPU at once."""
         return self.experts_per_gpu if self.load_ahead_gib is None else 2
 
     @property
     def ahead_bytes(self) -> int:
-        """What is kept free for weights that load ahead."""
+        """Memory that is kept free for weights that load ahead."""
         return 0 if self.load_ahead_gib is None else int(self.load_ahead_gib * 2**30)
 
     def share_of(self, gpu: Gpu) -> Gpu:
-        """Give a GPU as one session sees it: with its share of the memory that engines may take."""
+        """Return a GPU as one session has it: with its share of the memory for engines."""
         if self.num_slots == 1:
             return gpu
         usable = gpu.usable_bytes // self.experts_per_gpu - self.ahead_bytes
@@ -83,8 +83,8 @@ _kept: dict[tuple[int, ModelShape, int], tuple[Hardware, IterationTime]] = {}
 
 
 def shared_iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> IterationTime:
-    """Give one iteration time to all backends on the same hardware: it never changes, and keeps what it tabulates."""
-    key = (id(hardware), shape, tp_degree)  # kept beside it, so that no other hardware gets its id
+    """Share one iteration time among all backends on the same hardware: it never changes, and caches its tables."""
+    key = (id(hardware), shape, tp_degree)  # the hardware is kept, so that no other one gets its id
     if key not in _kept:
         if len(_kept) == MOST_KEPT:
             del _kept[next(iter(_kept))]
@@ -98,20 +98,20 @@ class ExpertOnGpu(NamedTuple):
     expert: Expert
     load_s: float
     unload_s: float
-    """To make room for it where another expert was."""
+    """Seconds to unload another expert before it."""
     time: IterationTime
     kv_tokens: int
-    """Capacity of its KV cache, or of that of each rank."""
+    """Capacity of its KV cache, or of each rank's."""
     held_bytes: int
-    """What its engine holds on each GPU; where the KV capacity is given by hand, weights and activations alone."""
+    """Memory of its engine on each GPU; if the KV capacity is given by hand, only weights and activations."""
     ahead_bytes: int
-    """What it holds there while it has weights and no KV cache."""
+    """Its memory there while it has weights and no KV cache."""
     num_slots: int = 1
-    """Of each GPU's."""
+    """Slots on each GPU."""
     warm_load_s: float = 0.0
-    """A load where the weights are in the host's memory."""
+    """Seconds of a load if the weights are in CPU memory."""
     sleep_s: float = 0.0
-    """To put its engine to sleep, or to wake it."""
+    """Seconds to put its engine to sleep, or to wake it."""
 
 
 class ExpertsOnGpus:
@@ -148,7 +148,7 @@ class ExpertsOnGpus:
         return expert
 
     def of_session(self, session: Session) -> ExpertOnGpu:
-        """Give a session's expert on the session's workers; their number is the tensor-parallel degree.
+        """Return a session's expert on the session's workers; their number is the tensor-parallel degree.
 
         Raises
         ------
@@ -201,7 +201,7 @@ class ExpertsOnGpus:
         )
 
     def on(self, expert: Expert, workers: Sequence[Worker]) -> ExpertOnGpu:
-        """Give an expert on workers of one kind, at a tensor-parallel degree of their number.
+        """Return an expert on workers of one kind, at a tensor-parallel degree of their number.
 
         Raises
         ------
@@ -238,9 +238,10 @@ class ExpertsOnGpus:
         return model
 
     def _share(self, expert: Expert, workers: Sequence[Worker]) -> tuple[list[Worker], int]:
-        """Give the workers as a session of an expert sees them, and how many slots of each it takes.
+        """Return the workers as an expert's session has them, and the number of slots that it takes of each.
 
-        It takes one where its share holds a call of full length, and all that loads ahead fits into what is kept free.
+        It takes one slot if its share holds a call of full length, and if all that loads ahead fits into the memory
+        kept free.
         """
         use, settings = self._use, self.settings
         share = [Worker(worker.id, use.share_of(worker.gpu)) for worker in workers]
@@ -261,12 +262,12 @@ class ExpertsOnGpus:
 
 
 def _kept_by(hardware: Hardware, model: ExpertOnGpu) -> ExpertOnGpu:
-    """Add what loads take where the host keeps something.
+    """Add the load times from CPU memory, if the machine keeps models.
 
     Raises
     ------
     ValueError
-        If nothing is known of the host.
+        If nothing is known of the machine.
     """
     host, link, owner = hardware.host, hardware.host_link_bytes_per_s, f"hardware {hardware.gpu.name}"
     if host is None or link is None:

@@ -1,4 +1,4 @@
-"""The GPUs of a simulated run: whose turn it is, which engines are on them, and what bringing another up takes."""
+"""Simulates the GPUs of a run: their queues, the engines on them, and the time of loading another one."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,29 +21,29 @@ class Slot:
 
     worker: int
     home: Placement | None
-    """The engine that is there, whether a session uses it or not."""
+    """The engine there, in use by a session or not."""
     model: ExpertOnGpu | None = None
     """Of that engine; None: nothing is known of it."""
     owner: SimSession | None = None
     free_ts: float = 0.0
-    """When the engine before has left its memory."""
+    """When the engine before has released its memory."""
     holding: Holding | None = None
 
     def is_left(self, home: Placement) -> bool:
-        """Whether an engine is there that no session of it uses; another copy may serve one beside it."""
+        """Whether it has an engine that no session uses; another copy may serve one at the same time."""
         return self.home == home and (self.owner is None or placement_of(self.owner.session) != home)
 
 
 Loading: TypeAlias = Generator[simpy.Event, Any, tuple[float, float]]
-"""Returns when a load began, and the seconds that it took."""
+"""Returns when a load began, and its seconds."""
 
 
 class Gpus:
-    """Workers with slots for engines, and the host behind them.
+    """Workers with slots for engines, and the memory of their machine.
 
-    NOTE: a session asks for slots on all its workers, and for its turn, when it is opened. Requests are served in the
-    order in which sessions were opened, so gangs cannot wait for each other. The engine of a session that has ended
-    stays until a slot is wanted for another; then it ends, or is put to sleep.
+    NOTE: when a session is opened, it requests slots on all its workers, and its turn. Requests are served in the order
+    in which sessions were opened, so gangs cannot wait for each other. The engine of an ended session stays until a
+    slot is needed for another; then it ends, or is put to sleep.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ class Gpus:
     use
         How sessions share them.
     host
-        What keeps weights and engines; None: nothing does.
+        Keeps weights and engines; None: no memory for them.
     held
-        What is on every worker at the start.
+        The models on every worker at the start.
     """
 
     def __init__(
@@ -73,23 +73,23 @@ class Gpus:
 
     @property
     def holdings(self) -> Sequence[Holding]:
-        """All memory that was held, by the time it was first."""
+        """All held memory, by the start of each holding."""
         return [*self._holdings, *(self._host.holdings if self._host else ())]
 
     def request(self, live: SimSession) -> None:
-        """Request room for a session that is opened."""
+        """Request room for an opened session."""
         workers = live.session.workers
         live.requests = [self._rooms[worker].request() for worker in workers for _ in range(live.model.num_slots)]
         live.turns = [self._turns[worker].request() for worker in workers] if self._turns else []
 
     def leave(self, live: SimSession) -> Iterator[int]:
-        """Give a session's room back; yields the workers that are idle then."""
+        """Release a session's room; yields the workers that are idle then."""
         slots = self._slots_of(live)
         for slot in slots:
             slot.owner = None
         others = {slot.owner for worker in live.session.workers for slot in self._slots[worker]}
         if self._turns and any(other and placement_of(other.session) != placement_of(live.session) for other in others):
-            self._end_engines(slots, live)  # whoever has loaded beside it wants the rest of its memory
+            self._end_engines(slots, live)  # a session that has loaded beside it needs the rest of its memory
         for number, worker in enumerate(live.session.workers):
             for request in live.requests[number * live.model.num_slots : (number + 1) * live.model.num_slots]:
                 self._rooms[worker].release(request)
@@ -101,9 +101,9 @@ class Gpus:
                 yield worker
 
     def paces(self, touched: Iterable[SimSession]) -> list[tuple[SimSession, int]]:
-        """List the sessions with calls whose pace changes, beside some that have begun or ended calls.
+        """List the sessions with calls whose pace changes, beside some that have started or ended calls.
 
-        Engines on a GPU take turns, iteration by iteration: each of n with calls takes n times as long.
+        Engines on a GPU take turns, iteration by iteration: with n engines that have calls, each takes n times as long.
         """
         changed: dict[SimSession, int] = {}
         for worker in dict.fromkeys(worker for live in touched for worker in live.session.workers):
@@ -112,13 +112,13 @@ class Gpus:
         return list(changed.items())
 
     def bring_up(self, live: SimSession) -> Loading:
-        """Load a session's expert where it is not there, and wait for its turn; returns the load."""
+        """Load a session's expert if needed, and wait for its turn; returns the load."""
         home, workers = placement_of(live.session), live.session.workers
         has_turn = not live.turns
         if not has_turn and any(
             slot.owner and placement_of(slot.owner.session) == home for slot in self._slots[workers[0]]
         ):
-            yield self._env.all_of(live.turns)  # the session before has the same engine, and leaves it
+            yield self._env.all_of(live.turns)  # the session before has the same engine, and leaves it loaded
             has_turn = True
         self._take(live)
         load = self._env.now, 0.0
@@ -132,11 +132,11 @@ class Gpus:
         return load
 
     def _slots_of(self, live: SimSession) -> list[Slot]:
-        """List what a session has of its workers."""
+        """List a session's slots."""
         return [slot for worker in live.session.workers for slot in self._slots[worker] if slot.owner is live]
 
     def _take(self, live: SimSession) -> None:
-        """Choose slots: those that have the engine, or else empty ones."""
+        """Choose slots: those with the session's engine, or else empty ones."""
         home = placement_of(live.session)
         for worker in live.session.workers:
             free = [slot for slot in self._slots[worker] if slot.owner is None]
@@ -147,7 +147,7 @@ class Gpus:
     def _load(self, live: SimSession) -> Loading:
         env, home, slots = self._env, placement_of(live.session), self._slots_of(live)
         gone = list(slots)
-        if self._turns:  # an engine that is left beside it would have all the memory
+        if self._turns:  # an unused engine beside it would hold all the memory
             mine = [slot for worker in live.session.workers for slot in self._slots[worker]]
             gone += [slot for slot in mine if slot.owner is None]
         self._end_engines([slot for slot in gone if slot.home != home], live)
@@ -173,7 +173,7 @@ class Gpus:
         return start_ts, load_s
 
     def _load_s(self, live: SimSession, entry: Asleep | Weights | None) -> float:
-        """Return the seconds of a load that begins now, by where the weights are; those under way are waited for."""
+        """Return the seconds of a load that begins now, by the location of the weights; running copies end first."""
         model = live.model
         if entry is None or self._host is None:
             return model.load_s
@@ -181,7 +181,7 @@ class Gpus:
         return left_s + model.sleep_s if isinstance(entry, Asleep) else max(left_s, model.warm_load_s)
 
     def _end_engines(self, slots: Sequence[Slot], live: SimSession) -> None:
-        """End the engines of some slots, or put them to sleep, from now on; ``live`` is why."""
+        """End the engines of some slots, or put them to sleep, from now on; ``live`` needs the slots."""
         for home in dict.fromkeys(slot.home for slot in slots if slot.home is not None):
             mine = [slot for slot in slots if slot.home == home]
             there = [slot for worker in home[1] for slot in self._slots[worker] if slot.is_left(home)]
@@ -197,7 +197,7 @@ class Gpus:
                     slot.holding = None
 
     def _sleep_s(self, home: Placement, there: Sequence[Slot]) -> float | None:
-        """Put a whole engine to sleep, and return the seconds that takes; None: it cannot."""
+        """Put a whole engine to sleep, and return the seconds of it; None: it cannot sleep."""
         model = there[0].model if there else None
         if self._host is None or self._use.keep is not Keep.ENGINES or model is None:
             return None
@@ -208,7 +208,7 @@ class Gpus:
         return model.sleep_s if is_kept else None
 
     def _hold(self, live: SimSession, num_bytes: int) -> None:
-        """Note that a session's memory on each worker is so much from now on."""
+        """Record a session's memory on each worker from now on."""
         num_bytes //= live.model.num_slots
         for slot in self._slots_of(live):
             if slot.holding is not None and slot.holding.num_bytes == num_bytes:

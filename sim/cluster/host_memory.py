@@ -1,4 +1,4 @@
-"""What the host's memory holds of experts: weights that were read, and engines asleep."""
+"""Simulates the models in a machine's memory: weights that were read, and sleeping engines."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from mosaic.core.workload import ExpertName
 
 @dataclass(slots=True)
 class Holding:
-    """Memory that was held for a while: what a run's memory is checked by."""
+    """Memory that was held for a while, for checks of a run's memory."""
 
     place: int | None
-    """A worker; None: the host."""
+    """A worker; None: the machine."""
     what: str
     expert: ExpertName
     num_bytes: int
@@ -24,13 +24,13 @@ class Holding:
 
 
 class Weights(NamedTuple):
-    """Of an expert, as files are read: one copy for all."""
+    """Weights of an expert, as files are cached: one copy for all sessions."""
 
     expert: ExpertName
 
 
 class Asleep(NamedTuple):
-    """Of an engine asleep: a copy of its own, until it has woken."""
+    """Weights of a sleeping engine: a copy of its own, until it has woken."""
 
     home: Placement
 
@@ -39,18 +39,18 @@ Entry: TypeAlias = Weights | Asleep
 
 
 class HostMemory:
-    """Keeps what fits, and gives up first what was used longest ago.
+    """Keeps models that fit, and evicts the least recently used first.
 
-    Engines asleep hold a little on their GPUs too, where engines that run leave something free.
+    Sleeping engines also hold a little memory on their GPUs, if running engines leave some free.
 
     Parameters
     ----------
     num_bytes
-        Of the host's memory.
+        Size of the machine's memory.
     asleep_gpu_bytes
-        What an engine asleep holds on each of its GPUs.
+        Memory of a sleeping engine on each of its GPUs.
     spare_gpu_bytes
-        What engines that run leave free, by worker.
+        Memory that running engines leave free, by worker.
     """
 
     def __init__(self, num_bytes: int, asleep_gpu_bytes: int, spare_gpu_bytes: Sequence[int]) -> None:
@@ -60,7 +60,7 @@ class HostMemory:
         self._held: dict[Entry, list[Holding]] = {}
         """In the order of their last use."""
         self.ready_ts: dict[Entry, float] = {}
-        """When what is there has been read."""
+        """When each entry has been read completely."""
         self._num_readers: Counter[Entry] = Counter()
         self.holdings: list[Holding] = []
 
@@ -68,16 +68,16 @@ class HostMemory:
         return entry in self._held
 
     def read(self, entry: Entry) -> None:
-        """Begin to copy something to a GPU: it stays until that is over, and then for longer than what was not used."""
+        """Begin to copy an entry to a GPU: it stays until the copy has ended, and becomes the most recently used."""
         self._held[entry] = self._held.pop(entry)
         self._num_readers[entry] += 1
 
     def end_read(self, entry: Entry) -> None:
-        """Note that a copy is over."""
+        """Record the end of a copy."""
         self._num_readers[entry] -= 1
 
     def keep(self, entry: Entry, num_bytes: int, ts: float, ready_ts: float) -> bool:
-        """Take something in, at the expense of what was used longest ago; False: it does not fit."""
+        """Add an entry, evicting the least recently used ones; False: it does not fit."""
         workers: Sequence[int] = entry.home[1] if isinstance(entry, Asleep) else ()
         expert = entry.home[0] if isinstance(entry, Asleep) else entry.expert
         if entry in self._held:
@@ -99,14 +99,14 @@ class HostMemory:
         return True
 
     def drop(self, entry: Entry, ts: float) -> None:
-        """Give something up, at an instant."""
+        """Evict an entry at an instant."""
         for holding in self._held.pop(entry):
             holding.end_ts = ts
             self._change(holding, 1)
         del self.ready_ts[entry]
 
     def _victims(self, num_bytes: int, workers: Sequence[int]) -> list[Entry] | None:
-        """List what has to go for so many bytes on the host, and for an engine asleep on some workers."""
+        """List the entries to evict for so many bytes of memory, and for a sleeping engine on some workers."""
         free = self._free - num_bytes
         spare = {worker: self._spare[worker] - self._asleep_bytes for worker in workers}
         gone: list[Entry] = []

@@ -1,4 +1,4 @@
-"""Beginnings of prompts that simulated engines prefill ahead of their calls, by the blocks of their prefix caches."""
+"""Simulates beginnings of prompts that engines prefill ahead of their calls, by the blocks of their prefix caches."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -11,25 +11,25 @@ from sim.cluster.session import PREFILL, PendingCall, SimSession
 from sim.engine.request import Request
 
 PromptName: TypeAlias = tuple[str, str]
-"""Question and node: its slots read the same."""
+"""Question and node: all slots of a node read the same."""
 
 
 class _Under(NamedTuple):
-    """A prefill under way."""
+    """A running prefill."""
 
     call: Call
     live: SimSession
 
 
 class Prefills:
-    """Knows what is prefilled ahead of calls, in all sessions, and which prompts begin with it.
+    """Tracks the prefills ahead of calls in all sessions, and the prompts that begin with them.
 
     Parameters
     ----------
     touch
         Called with sessions whose engines got a command.
     emit
-        Receives the record of each.
+        Receives the record of each prefill.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Prefills:
         self._emit = emit
         self._under_way: dict[Request, _Under] = {}
         self._last: dict[CallKey, Request] = {}
-        """By call, the last that was queued."""
+        """By call, the last queued prefill."""
         self._begun: dict[tuple[PromptName, ExpertName], tuple[tuple[CallKey, ...], Prefix]] = {}
-        """What the longest beginning of a prompt reads, and that beginning."""
+        """Inputs of the longest known beginning of a prompt, and that beginning."""
 
     def close(self) -> None:
-        """Let go of who is told: a backend that has ended goes at once, and not when cycles are looked for."""
+        """Drop the callbacks: without this cycle a backend that has ended is freed at once."""
         del self._touch, self._emit
 
     def start(self, command: Prefill, live: SimSession, now: float) -> None:
-        """Queue a prefill in the place of an earlier one of the call, where the session is up and gets calls.
+        """Queue a prefill, replacing an earlier one of the call, if the session is up and takes calls.
 
         Raises
         ------
@@ -75,12 +75,12 @@ class Prefills:
         self._touch(live)
 
     def stop(self, key: CallKey, now: float) -> None:
-        """Drop the prefill of a call where one is under way."""
+        """Drop the prefill of a call if one is running."""
         request = self._last.pop(key, None)
         under = None if request is None else self._under_way.get(request)
         if request is None or under is None or under.live.engine is None:
             return
-        if under.live.engine.abort(request, now):  # else it has just finished
+        if under.live.engine.abort(request, now):  # otherwise it has just finished
             self._end(request, request.wasted_tokens, now)
             self._touch(under.live)
 
@@ -90,7 +90,7 @@ class Prefills:
             self.stop(key, now)
 
     def name_prefix(self, pending: PendingCall) -> None:
-        """Let a call's prompt begin with what was prefilled of it, if it reads the same."""
+        """Make a call's prompt begin with the prefilled tokens, if it reads the same inputs."""
         call, name = pending.call, prompt_name(pending.call)
         read, beginning = self._begun.get((name, call.expert), ((), None))
         if beginning and call.after[: len(read)] == read:
@@ -100,7 +100,7 @@ class Prefills:
         self._end(request, request.prompt_tokens, request.finished_ts or 0.0)
 
     def _end(self, request: Request, num_held: int, ts: float) -> None:
-        """Emit the record of a prefill that is over, with the tokens of it that the engine held in the end."""
+        """Emit the record of an ended prefill, with its tokens that the engine held at the end."""
         call, live = self._under_way.pop(request)
         self._emit(
             PrefillRecord(
@@ -117,5 +117,5 @@ class Prefills:
 
 
 def prompt_name(call: Call) -> PromptName:
-    """Name what a call reads."""
+    """Name the prompt of a call."""
     return call.key.question, call.key.node

@@ -1,4 +1,4 @@
-"""Calls and sessions of the simulated cluster while they last, and the queues of calls that wait for a session."""
+"""Simulates calls and sessions in progress, and the queues of calls that wait for a session."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -16,11 +16,11 @@ from sim.engine.engine import Engine
 from sim.engine.request import Request
 
 PREFILL = -1
-"""What engines name the requests of prefills; no call's number is negative."""
+"""Engines use this number for requests of prefills; no call's number is negative."""
 
 
 def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
-    """Give what an expert says with its KV cache, cut off at its limit: what reaches it never came to its answer.
+    """Return an expert's outcome with its KV cache, cut off at its limit: at the limit it has no answer.
 
     Raises
     ------
@@ -39,12 +39,12 @@ def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
 
 
 def unanswered(outcome: Outcome, output_tokens: int) -> Outcome:
-    """Describe a response that ends before its answer; where thinking does not count as visible, it was thinking."""
+    """Describe a response that ends before its answer; if thinking is not visible, no token of it is."""
     return Outcome(output_tokens, None, None if outcome.visible_tokens is None else 0, outcome.confidence)
 
 
 class PendingCall(msgspec.Struct, eq=False):
-    """A call that has been submitted and has not ended, with what will really happen to it."""
+    """A submitted call that has not ended, with its true outcome."""
 
     call: Call
     outcome: Outcome
@@ -54,11 +54,11 @@ class PendingCall(msgspec.Struct, eq=False):
     place: "SimSession | None" = None
     """None: it waits in its expert's queue."""
     number: int = -1
-    """In its session."""
+    """Number in its session."""
     request: Request | None = None
     """None: no engine has it."""
     status: CallStatus = CallStatus.FINISHED
-    """What it ends with."""
+    """The status that it ends with."""
     # What a move leaves behind:
     generated: int = 0
     num_preemptions: int = 0
@@ -73,7 +73,7 @@ class PendingCall(msgspec.Struct, eq=False):
         return None if self.place is None else self.place.engine
 
     def leave_engine(self, now: float) -> bool:
-        """Take the call out of its engine, to go on elsewhere; False if it has just finished."""
+        """Remove the call from its engine, to continue elsewhere; False if it has just finished."""
         request, engine = self.request, self.engine
         if request is None or engine is None:
             return True
@@ -88,7 +88,7 @@ class PendingCall(msgspec.Struct, eq=False):
         return True
 
     def with_attempts(self, record: CallRecord) -> CallRecord:
-        """Add to a record of the last attempt what those before left behind."""
+        """Add the costs of earlier attempts to a record of the last one."""
         return replace(
             record,
             queued_ts=self.queued_ts,
@@ -100,7 +100,7 @@ class PendingCall(msgspec.Struct, eq=False):
         )
 
     def cut(self, tokens: int, now: float) -> bool:
-        """Let the call write at most so many tokens, or one more than it has; False if it has just finished."""
+        """Limit the tokens of the call, to one more than it has at the least; False if it has just finished."""
         left, engine = max(tokens, self.generated + 1), self.engine
         if engine is not None and self.request is not None:
             if not engine.cut(self.request, left, now):
@@ -136,7 +136,7 @@ class PendingCall(msgspec.Struct, eq=False):
 
 
 class SimSession:
-    """A session on its way: it waits for its workers, loads, serves calls until it is closed, and ends."""
+    """A session in progress: it waits for its workers, loads, serves calls until it is closed, and ends."""
 
     def __init__(self, session: Session, model: ExpertOnGpu, over: simpy.Event, drained: simpy.Event) -> None:
         self.session = session
@@ -145,22 +145,23 @@ class SimSession:
         self.requests: list[simpy.resources.resource.Request] = []
         """For memory on its workers."""
         self.turns: list[simpy.resources.resource.Request] = []
-        """To serve, where another may have memory beside it; none where no other may, or all serve together."""
+        """For its turn to serve, if another session may have memory beside it; empty otherwise, or if all serve
+        together."""
         self.over = over
         """Triggered when it has left its workers."""
         self.is_closing = False
         self.engine: Engine | None = None
-        """None: not up yet, or not any more."""
+        """None: not up yet, or ended."""
         self.drained = drained
-        """Triggered when it is closed and has no call left."""
+        """Triggered when it is closed and has no calls left."""
         self.pace = 1
-        """How many engines take turns on its GPU."""
+        """Number of engines that take turns on its GPU."""
         self.change = -1
-        """Number of its engine's next change of batch, of all that were looked up."""
+        """Number of its engine's next change of batch, among all computed changes."""
         self.calls: dict[int, PendingCall] = {}
-        """Those that it has, by their number in the session."""
+        """Its calls, by their number in the session."""
         self.on_prefilled: Callable[[Request], None] | None = None
-        """Receives requests that were prefills."""
+        """Receives finished requests of prefills."""
         self._num_calls = 0
         self._num_finished = self._output_tokens = 0
 
@@ -170,7 +171,7 @@ class SimSession:
         return self.engine is not None and not self.is_closing
 
     def calls_per_rank(self) -> float:
-        """Count the calls that each of its engines has, the mean."""
+        """Mean number of calls of each of its engines."""
         return len(self.calls) / self.model.expert.num_ranks
 
     def add(self, pending: PendingCall, now: float) -> None:
@@ -189,18 +190,18 @@ class SimSession:
             self._submit(pending, self.engine, now)
 
     def start(self, engine: Engine, now: float) -> None:
-        """Bring the engine up and give it what is there."""
+        """Start the engine and give it the waiting calls."""
         self.engine = engine
         for pending in self.calls.values():
             self._submit(pending, engine, now)
 
     @property
     def is_busy(self) -> bool:
-        """Whether its engine has anything to do."""
+        """Whether its engine has work."""
         return self.engine is not None and bool(self.calls)
 
     def set_pace(self, pace: int, now: float) -> None:
-        """Let its engine take turns with so many, itself included."""
+        """Let its engine take turns with others; ``pace`` is their number, itself included."""
         assert self.engine is not None
         self.pace = pace
         self.engine.set_pace(pace, now)
@@ -222,7 +223,7 @@ class SimSession:
             pending.queued_ts = ready_ts
 
     def remove(self, pending: PendingCall) -> None:
-        """Forget a call that was cancelled or moved."""
+        """Remove a call that was cancelled or moved."""
         del self.calls[pending.number]
 
     def num_generated(self) -> dict[CallKey, int]:
@@ -251,12 +252,12 @@ class SimSession:
             )  # fmt: skip
             records.append(pending.with_attempts(record) if pending.attempt else record)
         if not self.calls:
-            self.calls.clear()  # what was taken out still had its memory
+            self.calls.clear()  # a dictionary keeps the memory of removed items
         self._num_finished += len(records)
         return records
 
     def record(self, load_start_ts: float, load_s: float, start_ts: float, end_ts: float) -> SessionRecord:
-        """Record the session; it counts the calls that it finished."""
+        """Record the session, with the calls that it finished."""
         return SessionRecord(
             session=self.session.id,
             expert=self.session.expert,
@@ -272,14 +273,14 @@ class SimSession:
 
 
 class Queues:
-    """One queue an expert, in the order of arrival."""
+    """One queue per expert, first in, first out."""
 
     def __init__(self) -> None:
         self.waiting: dict[ExpertName, dict[CallKey, PendingCall]] = {}
-        """By expert, those that hold calls; one dictionary for good, which the backend looks at."""
+        """By expert with waiting calls; the backend keeps a reference to this dictionary."""
 
     def __len__(self) -> int:
-        """Count the experts whose queues hold calls."""
+        """Count the experts with waiting calls."""
         return len(self.waiting)
 
     def push(self, pending: PendingCall) -> None:
@@ -289,7 +290,7 @@ class Queues:
     def hand_out(
         self, expert: ExpertName, sessions: Iterable[SimSession], max_num_seqs: int
     ) -> Iterator[tuple[PendingCall, SimSession]]:
-        """Give calls to sessions with room, as the caller adds them: the one with the fewest a rank is first."""
+        """Give calls to sessions with room, while the caller adds them: the one with the fewest per rank is first."""
         sessions = list(sessions)
         while expert in self.waiting and sessions:
             live = min(sessions, key=SimSession.calls_per_rank)
@@ -300,7 +301,7 @@ class Queues:
             yield pending, live
 
     def remove(self, pending: PendingCall) -> None:
-        """Take a call out, wherever it stands."""
+        """Remove a call from any queue."""
         expert = pending.call.expert
         del self.waiting[expert][pending.call.key]
         if not self.waiting[expert]:

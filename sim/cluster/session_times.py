@@ -1,4 +1,4 @@
-"""What planners may know of simulated machines: sessions over predicted lengths, and loads. Nothing of the world."""
+"""Predicts sessions and loads on simulated machines for planners, from predicted lengths and without the world."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +17,8 @@ from sim.hardware.hardware import Hardware
 class SimulatedSessions:
     """Steps the engine of one session over requests of given lengths; see ``SessionModel``.
 
-    It knows hardware and engine options, and nothing of what calls would really write, or of which prompts begin alike:
-    real engines that keep prefixes are stepped without.
+    It uses hardware and engine options. It does not use the true lengths, or which prompts begin alike: real engines
+    with prefix caching are stepped without it.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class SimulatedSessions:
         return self._models.on(expert, self._workers[:num_workers]).load_s
 
     def unload_s(self, expert: Expert, num_workers: int) -> float:
-        """Seconds to make room for it where another expert was."""
+        """Seconds to unload another expert before it."""
         return self._models.on(expert, self._workers[:num_workers]).unload_s
 
 
 def kept_loads(
     hardware: Mapping[str, Hardware], cluster: Cluster, options: EngineOptions, use: GpuUse
 ) -> HostLoads | None:
-    """Give what loads take where the host keeps something; None: it keeps nothing.
+    """Return load times from CPU memory; None: the machine keeps no models.
 
-    What is assumed of the host is no secret of the world.
+    Assumptions about the machine are known to planners.
     """
     if use.keep is Keep.NOTHING:
         return None

@@ -1,4 +1,4 @@
-"""A vLLM-like engine in simulated time: batching, KV cache, decoding. Free of SimPy."""
+"""Simulates a vLLM-like engine: batching, KV cache, decoding. Does not use SimPy."""
 
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.engine import Engine

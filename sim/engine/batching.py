@@ -1,4 +1,4 @@
-"""Who is in an engine's next iteration: admission, chunked prefill, preemption."""
+"""Chooses the requests of an engine's next iteration: admission, chunked prefill, preemption."""
 
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions, Order
@@ -9,10 +9,10 @@ from sim.engine.request import Chunk, Request, RequestQueue
 
 
 class Batcher:
-    """Composes iterations from the requests that wait and those that run; knows no durations.
+    """Composes iterations from waiting and running requests; it does not use durations.
 
-    ``compose`` fixes the batch of the iteration that starts now: chunks of prompts, or else a decode step
-    of all decoding requests; in mixed order both. ``complete`` ends the iteration.
+    ``compose`` fixes the batch of the iteration that starts now. It is chunks of prompts, or else a decode step of all
+    decoding requests; in mixed order it is both. ``complete`` ends the iteration.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Batcher:
         keeps_lengths: bool = False,
         decoding: DecodingSet | None = None,
     ) -> None:
-        # V0 evicts by last use and by length, and ran without it by default.
+        # V0 evicts by last use and by length, and runs without prefix caching by default.
         is_allowed = not settings.caches_prefixes or settings.order is Order.MIXED
         require(is_allowed, "engine.enable_prefix_caching", "false unless order is mixed", True)
         self.is_mixed = settings.order.chunks_prompts
@@ -36,7 +36,7 @@ class Batcher:
         self.decoding = decoding
         self.kv = decoding.kv
         self.chunks: list[Chunk] = []
-        """Of the iteration that was composed last, until it is complete."""
+        """Of the last composed iteration, until it is complete."""
         self.preempted = False
         """Whether that iteration began with a preemption."""
         self._max_num_seqs = settings.max_num_seqs
@@ -45,9 +45,9 @@ class Batcher:
         self._caches_prefixes = settings.caches_prefixes
         fits = self.kv.max_tokens
         self._most_tokens = fits if self.is_mixed else min(fits, self._max_batched_tokens)
-        """Of one sequence: an iteration must be able to compute it anew, in mixed order in chunks."""
+        """Of one sequence: an iteration must be able to compute it again, in mixed order in chunks."""
         self._partial: Request | None = None
-        """Half-prefilled; there is at most one, and it is the request admitted last."""
+        """Partly prefilled; there is at most one, and it was admitted last."""
 
     @property
     def is_idle(self) -> bool:
@@ -55,11 +55,11 @@ class Batcher:
 
     @property
     def would_admit(self) -> bool:
-        """Whether a new arrival would be considered by the next iteration of a jump."""
+        """Whether the next iteration of a jump would consider a new arrival."""
         return not self.queue.waiting and self.kv.num_growing < self._max_num_seqs
 
     def check(self, request: Request) -> None:
-        """Refuse what no iteration could ever serve.
+        """Refuse a request that no iteration could ever serve.
 
         Raises
         ------
@@ -79,8 +79,8 @@ class Batcher:
         require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
 
     def alike_steps(self) -> int:
-        """Count the decode steps that start now before the batch changes, arrivals left out."""
-        # After a preemption one step: what was freed may admit someone in the next iteration.
+        """Count the decode steps from now on before the batch changes, without arrivals."""
+        # After a preemption one step: the freed blocks may admit a request in the next iteration.
         limit = 1 if self.preempted else self.decoding.steps_to_finish()
         return self.kv.steps_that_fit(self.decoding.counter, limit)
 
@@ -102,7 +102,7 @@ class Batcher:
             self._preempt_for_next_step()
 
     def complete(self, num_steps: int, now: float) -> list[Request]:
-        """End the iteration with chunks, or that many decode steps; return who is finished."""
+        """End the iteration with chunks, or that many decode steps; return the finished requests."""
         decoding, chunks = self.decoding, self.chunks
         if chunks:
             finished = decoding.step(1) if self.is_mixed else []
@@ -118,7 +118,7 @@ class Batcher:
         return finished
 
     def remove(self, request: Request) -> None:
-        """Drop a request, wherever it is, between two iterations."""
+        """Drop a request, in any state, between two iterations."""
         if request is self._partial:
             self._drop_partial(request)
         elif request in self.decoding:
@@ -127,7 +127,7 @@ class Batcher:
             self.queue.remove(request)
 
     def cut(self, request: Request, output_tokens: int) -> None:
-        """Lower what a request writes, to one token more than it has at the least."""
+        """Lower the output of a request, to one token more than it has at the least."""
         request_tokens = max(output_tokens, self.decoding.num_generated(request) + 1)
         if request_tokens < request.output_tokens:
             self.decoding.cut(request, request_tokens)
@@ -151,7 +151,7 @@ class Batcher:
             self.kv.unhold(step_blocks)
 
     def _could_admit(self, step_blocks: int) -> bool:
-        """Return whether it makes sense to try the first that waits, beside decodes that take so many blocks."""
+        """Return whether the first waiting request may fit, beside decodes that take so many blocks."""
         if self.kv.num_growing >= self._max_num_seqs:
             return False
         request = self.queue.waiting[0]
@@ -168,7 +168,7 @@ class Batcher:
         return num_tokens
 
     def _admit(self, budget: int, now: float) -> None:
-        """Admit waiting requests, first come first served, while sequences, tokens and blocks last."""
+        """Admit waiting requests, first come first served, within the limits of sequences, tokens and blocks."""
         waiting, chunks, kv = self.queue.waiting, self.chunks, self.kv
         max_num_chunks = self._max_num_seqs - kv.num_growing
         caches_prefixes, reserves_sequences = self._caches_prefixes, self._reserves_sequences
@@ -207,7 +207,7 @@ class Batcher:
         return step_blocks
 
     def _preempt_last(self) -> None:
-        """Send the request admitted last back to the front of the queue, to be computed anew."""
+        """Move the last admitted request back to the front of the queue, to be computed again."""
         if self._partial is not None:
             request = self._partial
             self._drop_partial(request)
@@ -224,7 +224,7 @@ class Batcher:
         self._partial = None
 
     def _end_chunk(self, request: Request, num_tokens: int, now: float) -> bool:
-        """Take in what a chunk computed; True if that finishes the request."""
+        """Record the tokens that a chunk computed; True if the request is finished."""
         num_tokens += request.num_prefilled
         num_generated = request.num_generated
         if num_tokens < request.prompt_tokens + num_generated:

@@ -1,4 +1,4 @@
-"""The requests that decode together, as few enough numbers to take many steps at once."""
+"""Keeps the requests that decode together, in few enough numbers to take many steps at once."""
 
 from bisect import bisect_left, insort
 from heapq import heappop, heappush
@@ -11,11 +11,11 @@ TICKETS = 1 << 40
 
 
 class DecodingSet:
-    """Requests in order of admission, each of which gains one token per step until it is done.
+    """Requests in order of admission, each of which gains one token per step until it ends.
 
-    A request joins after its prefill, and leaves when its last token is out, when it is preempted or
-    when it is dropped. Nothing is visited per step: a request is its finish step in a heap, its phase in
-    the cache's histogram and its share of the running sum of KV tokens.
+    A request joins after its prefill. It leaves after its last token, when it is preempted or when it is dropped. No
+    request is visited per step. A request is represented by its finish step in a heap, and its phase in the cache's
+    histogram. Its tokens are part of the running sum of KV tokens.
     """
 
     __slots__ = ("_by_ticket", "_finish_heap", "_num_tickets", "_starts", "counter", "keeps_lengths", "kv", "kv_tokens")
@@ -31,7 +31,7 @@ class DecodingSet:
         self._finish_heap: list[int] = []
         self._num_tickets = 0
         self._starts: list[int] = []
-        """Lengths at step 0, in rising order, where they are kept."""
+        """Lengths at step 0, in rising order, if they are kept."""
 
     def __contains__(self, request: Request) -> bool:
         return request.ticket in self._by_ticket
@@ -50,7 +50,7 @@ class DecodingSet:
             insort(self._starts, num_tokens - counter)
 
     def longest(self) -> int:
-        """Tokens that the next step reads of the longest sequence; 0 without any, or where lengths are not kept."""
+        """Tokens that the next step reads of the longest sequence; 0 without any, or if lengths are not kept."""
         return self._starts[-1] + self.counter + 1 if self._starts else 0
 
     def steps_to_finish(self) -> int:
@@ -61,7 +61,7 @@ class DecodingSet:
         return heap[0] // TICKETS - self.counter
 
     def step(self, num_steps: int) -> list[Request]:
-        """Let every request gain that many tokens, whose blocks have been taken; remove those whose last one is out."""
+        """Let every request gain that many tokens, whose blocks were taken; remove requests after their last token."""
         counter = self.counter = self.counter + num_steps
         self.kv_tokens += num_steps * self.kv.num_growing
         finished = []
@@ -81,7 +81,7 @@ class DecodingSet:
         return request.num_generated
 
     def cut(self, request: Request, output_tokens: int) -> None:
-        """Lower what a request writes; of its two entries in the heap the later one is passed over."""
+        """Lower the output of a request; the later one of its two entries in the heap is ignored."""
         earlier = request.output_tokens - output_tokens
         request.output_tokens = output_tokens
         if request.ticket in self._by_ticket:
@@ -89,13 +89,13 @@ class DecodingSet:
             heappush(self._finish_heap, request.finish_step * TICKETS + request.ticket)
 
     def pop_last(self) -> Request:
-        """Preempt the request admitted last."""
+        """Preempt the last admitted request."""
         _, request = self._by_ticket.popitem()
         self._waste(request)
         return request
 
     def drop(self, request: Request) -> None:
-        """Remove a request that was aborted."""
+        """Remove an aborted request."""
         del self._by_ticket[request.ticket]
         self._waste(request)
 

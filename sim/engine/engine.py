@@ -1,8 +1,8 @@
-"""A vLLM-like engine in simulated time: continuous batching, KV blocks, recompute preemption. Free of SimPy.
+"""Simulates a vLLM-like engine: continuous batching, KV blocks, recompute preemption. Does not use SimPy.
 
-NOTE: between two changes of the batch nothing but the token counts changes, so the engine jumps: it asks
-for the time of k decode steps at once, where k is the least number of steps to the next finish, to the
-step for which KV blocks run out, to the next arrival that could be admitted, or to the caller's target.
+NOTE: between two changes of the batch only the token counts change. So the engine jumps: it computes the time of k
+decode steps at once. Here k is the number of steps to the first of four events. These are the next finish, the step for
+which KV blocks run out, the next arrival that could be admitted, and the caller's target.
 """
 
 from bisect import bisect_left, bisect_right
@@ -18,14 +18,14 @@ from sim.hardware.iteration_time import IterationTime
 class Engine:
     """One expert's engine, from ``submit`` to the finished requests that ``advance_to`` returns.
 
-    The engine's own time runs from iteration to iteration. ``advance_to(ts)`` completes all iterations
-    that end by ``ts``; the one under way at ``ts`` keeps its batch: who arrives or is aborted meanwhile
-    joins or leaves when it ends.
+    The engine's own time runs from iteration to iteration. ``advance_to(ts)`` completes all iterations that end by
+    ``ts``. The iteration that runs at ``ts`` keeps its batch: requests that arrive or are aborted in the meantime join
+    or leave at its end.
 
     Parameters
     ----------
     iteration_time
-        Seconds of an iteration by what is in its batch.
+        Seconds of an iteration, given its batch.
     settings
         Order and limits.
     kv_tokens
@@ -47,7 +47,7 @@ class Engine:
     ) -> None:
         self._time = iteration_time
         self._longest = 0
-        """Length of the longest sequence in the iteration that starts at _now, where it matters."""
+        """Length of the longest sequence in the iteration that starts at _now, if it matters."""
         self._batcher = Batcher(
             settings=settings,
             kv_tokens=kv_tokens,
@@ -55,7 +55,7 @@ class Engine:
             keeps_lengths=iteration_time.needs_longest,
         )
         self.target_ts = start_ts
-        """Up to here the caller has seen everything."""
+        """The caller knows all events up to here."""
         self._now = start_ts
         """Start of the next iteration."""
         self._finished: list[Request] = []
@@ -88,9 +88,9 @@ class Engine:
         request_id, prompt_tokens, output_tokens, ready_ts
             Its name for the caller, its lengths and its arrival.
         num_generated
-            Of its output tokens, written already elsewhere: they are read like the prompt.
+            Output tokens that were written elsewhere before: they are read like the prompt.
         prefix
-            What its prompt begins with: requests share its blocks where the engine caches them.
+            The beginning of its prompt: requests share its blocks if the engine caches them.
 
         Raises
         ------
@@ -110,9 +110,9 @@ class Engine:
         return request
 
     def next_event_ts(self) -> float:
-        """Next instant at which anything may change, counting on no new submission; infinite when nothing is left.
+        """Next instant at which anything may change without a new submission; infinite if nothing is left.
 
-        With this the iteration that starts now counts as under way.
+        After this call the iteration that starts now counts as running.
         """
         if self._now > self.target_ts:
             return self._now
@@ -129,7 +129,7 @@ class Engine:
         self._run_to(ts)
         finished, self._finished = self._finished, []
         if self._now > ts:
-            # An abort has completed the iteration under way: its finishes belong to a later call.
+            # An abort has completed the running iteration: its finishes belong to a later call.
             self._finished = [request for request in finished if request.finished_ts == self._now]
             del finished[len(finished) - len(self._finished) :]
         return finished
@@ -137,8 +137,8 @@ class Engine:
     def abort(self, request: Request, ts: float) -> bool:
         """Drop a request at ``ts``; False if it had finished by then.
 
-        The iteration under way at ``ts`` completes with it, as a running kernel cannot be stopped. Its token counts as
-        written, unless it is the first or the last one: that comes after ``ts``.
+        The iteration that runs at ``ts`` completes with it, since a running kernel cannot be stopped. Its token counts
+        as written, unless it is the first or the last one, which come after ``ts``.
         """
         self._run_to(ts)
         if request.finished_ts is not None and request.finished_ts <= ts:
@@ -160,7 +160,7 @@ class Engine:
         return True
 
     def cut(self, request: Request, output_tokens: int, ts: float) -> bool:
-        """Let a request write at most so many tokens, or one more than it has at ``ts``; False if it had finished."""
+        """Limit a request's tokens, to one more than it has at ``ts`` at the least; False if it had finished."""
         self._run_to(ts)
         if request.finished_ts is not None:
             return False
@@ -170,7 +170,7 @@ class Engine:
         return True
 
     def set_pace(self, pace: int, ts: float) -> None:
-        """Let every iteration take so many times as long from ``ts`` on; the one under way is not touched."""
+        """Let every iteration take so many times as long from ``ts`` on, except the running one."""
         self._run_to(ts)
         if self._now < ts and (self._batch_fixed or not self._batcher.is_idle):
             self._plan_jump()
@@ -200,7 +200,7 @@ class Engine:
         self.target_ts = ts
 
     def _plan_jump(self) -> None:
-        """Fix the batch of the iteration that starts now, and find out how far it goes unchanged."""
+        """Fix the batch of the iteration that starts now, and count the steps for which it stays unchanged."""
         if not self._batch_fixed:
             self._batcher.compose(self._now)
             self._batch_fixed = True
@@ -217,7 +217,7 @@ class Engine:
         self._jump_steps = 1
 
     def _prefill_s(self, batcher: Batcher) -> float:
-        """Price the iteration with chunks that was composed."""
+        """Price the composed iteration with chunks."""
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0

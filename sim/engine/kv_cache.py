@@ -1,4 +1,4 @@
-"""The KV blocks of one session, and how fast its decoding sequences use them up."""
+"""Counts the KV blocks of one session, and the blocks that its decoding sequences need."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -19,12 +19,12 @@ class SharedBlock:
 
 
 class Found(NamedTuple):
-    """What a cache holds of a request that is to be admitted."""
+    """The part of a request that the cache holds at its admission."""
 
     shared: Sequence[SharedBlock]
     """Blocks with names."""
     num_own: int
-    """Blocks behind those that are left from before its preemption."""
+    """Further blocks that are left from before its preemption."""
     num_tokens: int
 
 
@@ -34,12 +34,12 @@ NOTHING = Found((), 0, 0)
 class KvCache:
     """Counts the free blocks of one engine.
 
-    A prompt takes its blocks on admission; from then on the sequence *grows* by one token per
-    decode step until it leaves and gives its blocks back.
+    A prompt takes its blocks on admission. From then on the sequence *grows* by one token per decode step, until it
+    leaves and returns its blocks.
 
-    NOTE: all sequences grow in lockstep, so none is visited to know when blocks run out. With c the
-    number of decode steps so far, a sequence's phase (c - its tokens) mod block_size stays what it is
-    while it decodes, and the step after c needs one block for every sequence of phase c mod block_size.
+    NOTE: all sequences grow in lockstep, so the step at which blocks run out is found without visiting sequences. Let c
+    be the number of decode steps so far. Then a sequence's phase (c - its tokens) mod block_size is constant while it
+    decodes. The step after c needs one block for every sequence of phase c mod block_size.
     """
 
     __slots__ = ("_phases", "block_size", "num_blocks", "num_free", "num_growing", "watermark_blocks")
@@ -53,7 +53,7 @@ class KvCache:
         self.watermark_blocks = int(watermark_frac * self.num_blocks)
         self.num_free = self.num_blocks
         self.num_growing = 0
-        # Twice over, so that a window that wraps around is one slice.
+        # Stored twice, so that a window that wraps around is one slice.
         self._phases = [0] * (2 * block_size)
 
     @property
@@ -68,32 +68,32 @@ class KvCache:
     def named_blocks(self, prefix: Prefix, prompt_tokens: int) -> Sequence[Hashable]:
         """Name the full blocks of a prompt that others may share.
 
-        Here none, as blocks are blank once they are free.
+        Here none, since free blocks are blank.
         """
         return ()
 
     def find(self, request: Request) -> Found:
-        """Look for what the cache holds of a request that has named blocks or was preempted.
+        """Find the blocks that the cache holds of a request that has named blocks or was preempted.
 
-        Here nothing, as blocks are blank once they are free.
+        Here none, since free blocks are blank.
         """
         return NOTHING
 
     def would_fit(self, num_tokens: int, num_blocks: int) -> bool:
-        """Return whether tokens of one request alone fit below the watermark beside blocks that others take."""
+        """Return whether tokens of one request fit below the watermark beside blocks that others take."""
         return self.num_free - num_blocks + -num_tokens // self.block_size >= self.watermark_blocks
 
     def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:
-        """Take the blocks of a prompt's first tokens if the watermark stays free, else take nothing.
+        """Take the blocks of a prompt's first tokens if the watermark stays free; otherwise take none.
 
         Parameters
         ----------
         request, found
-            Whose they are, and what ``find`` has just found of it.
+            The request, and the result of ``find`` for it.
         num_tokens
-            How many there are after its first iteration.
+            Its tokens after its first iteration.
         whole_tokens
-            Where there are more of them, blocks for so many must be free.
+            If this is larger, blocks for so many tokens must be free.
         """
         most_tokens = whole_tokens if whole_tokens > num_tokens else num_tokens
         if self.num_free + -most_tokens // self.block_size < self.watermark_blocks:
@@ -102,7 +102,7 @@ class KvCache:
         return True
 
     def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
-        """Take the blocks of the next chunk of an admitted prompt if there are any left."""
+        """Take the blocks of the next chunk of an admitted prompt if enough are left."""
         num_free = self.num_free - self.blocks(num_held + num_tokens) + self.blocks(num_held)
         if num_free < 0:
             return False
@@ -110,19 +110,19 @@ class KvCache:
         return True
 
     def free(self, request: Request, num_tokens: int) -> None:
-        """Give back the blocks of a sequence of this many tokens."""
+        """Return the blocks of a sequence of this many tokens."""
         self.num_free -= -num_tokens // self.block_size
 
     def hold(self, num_blocks: int) -> None:
-        """Take blocks for a step that is sure to come."""
+        """Reserve blocks for a step that is certain."""
         self.num_free -= num_blocks
 
     def unhold(self, num_blocks: int) -> None:
-        """Give them back to be taken as part of more steps than one."""
+        """Release reserved blocks, which are taken again as part of several steps."""
         self.num_free += num_blocks
 
     def use_up(self) -> None:
-        """Know that all free blocks were handed out before a preemption gave some back."""
+        """Record that all free blocks were in use before a preemption returned some."""
 
     def join(self, phase: int) -> None:
         """Let a sequence grow with the others."""
@@ -133,7 +133,7 @@ class KvCache:
         self.num_growing += 1
 
     def leave(self, request: Request, phase: int, num_tokens: int) -> None:
-        """Stop a sequence's growth and give its blocks back."""
+        """Stop a sequence's growth and return its blocks."""
         phases, block_size = self._phases, self.block_size
         phase %= block_size
         phases[phase] -= 1
@@ -146,7 +146,7 @@ class KvCache:
         return self._phases[counter % self.block_size]
 
     def steps_that_fit(self, counter: int, limit: int) -> int:
-        """Count the decode steps after ``counter``, at most ``limit``, for which the free blocks last."""
+        """Count the decode steps after ``counter``, at most ``limit``, for which the free blocks suffice."""
         block_size, num_free = self.block_size, self.num_free
         if self.num_growing * (limit // block_size + 1) <= num_free:
             return limit

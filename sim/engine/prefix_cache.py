@@ -1,4 +1,4 @@
-"""KV blocks that keep what they hold until they are used again, as in vLLM's V1."""
+"""Simulates KV blocks that keep their content until they are used again, as in vLLM's V1."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -12,13 +12,13 @@ Owner: TypeAlias = Request | SharedBlock
 
 
 class PrefixKvCache(KvCache):
-    """Free blocks stand in a queue, and a prompt starts behind those of its blocks that are still in it.
+    """Free blocks form a queue, and a prompt starts after those of its blocks that are still in the queue.
 
-    NOTE: blocks are taken from the front of the queue. A sequence gives its full blocks back tail first and to the
-    end, so of every sequence what survives is a beginning: one number, the length of its run. A block that is not full
-    holds nothing that could be found and goes to the front, so all blank blocks are in front of all runs, and their
-    number is enough. Blocks are taken by counting down ``num_free``; which ones is found out when blocks come back,
-    and what that means for runs when somebody looks for what is left of them.
+    NOTE: blocks are taken from the front of the queue. A sequence returns its full blocks to the end, the last one
+    first. So the beginning of every sequence survives longest: one number per sequence, the length of its run, is
+    enough. A block that is not full cannot be found again and goes to the front. So all blank blocks are before all
+    runs, and their number is enough. Taking blocks only decrements ``num_free``. Which blocks were taken is determined
+    when blocks are returned. Its effect on runs is determined when a request is looked up.
     """
 
     __slots__ = ("_blank", "_copies", "_held", "_num_seen", "_owed", "_runs")
@@ -29,15 +29,15 @@ class PrefixKvCache(KvCache):
         self._num_seen = self.num_blocks
         """Free blocks whose contents are known."""
         self._owed = 0
-        """Blocks that were taken from the runs but are still in them."""
+        """Blocks that were taken from the runs but are still counted in them."""
         self._runs: OrderedDict[Owner, int] = OrderedDict()
-        """Blocks in the queue behind the blank ones, by whose content they hold."""
+        """Blocks in the queue after the blank ones, by the owner of their content."""
         self._copies: dict[Hashable, list[SharedBlock]] = {}
         """By name."""
         self._held: dict[Request, list[SharedBlock]] = {}
 
     def named_blocks(self, prefix: Prefix, prompt_tokens: int) -> Sequence[Hashable]:
-        """Name a block by the prefix's block that its last token is in, and the token's place there.
+        """Name a block by the prefix's block of its last token, and the token's position there.
 
         So blocks of the cache may be smaller or larger than those of the prefix.
         """
@@ -47,7 +47,7 @@ class PrefixKvCache(KvCache):
         return tuple((blocks[end // block_tokens], end % block_tokens) for end in ends)
 
     def find(self, request: Request) -> Found:
-        """Look for what is left of a request; its last token is computed in any case."""
+        """Find the remaining blocks of a request; its last token is computed in any case."""
         self._catch_up()
         if self._owed:
             self._settle()
@@ -122,7 +122,7 @@ class PrefixKvCache(KvCache):
         self._blank = self.num_free
 
     def _catch_up(self) -> None:
-        """Take what was counted from the front of the queue."""
+        """Remove the counted blocks from the front of the queue."""
         num_taken = self._num_seen - self.num_free
         self._num_seen = self.num_free
         if num_taken <= self._blank:
@@ -132,7 +132,7 @@ class PrefixKvCache(KvCache):
             self._blank = 0
 
     def _settle(self) -> None:
-        """Take what is owed from the runs, in order and each from its end."""
+        """Remove the owed blocks from the runs, in order and each from its end."""
         runs, owed = self._runs, self._owed
         while owed:
             owner, length = runs.popitem(last=False)
@@ -149,7 +149,7 @@ class PrefixKvCache(KvCache):
         self._owed = 0
 
     def _shared(self, request: Request) -> list[SharedBlock]:
-        """Find those of its named blocks that were computed."""
+        """Find its named blocks that were computed before."""
         found = []
         for name in request.blocks[: (request.num_tokens - 1) // self.block_size]:
             copies = self._copies.get(name)
@@ -159,7 +159,7 @@ class PrefixKvCache(KvCache):
         return found
 
     def _name(self, request: Request, num_tokens: int) -> None:
-        """Let others find its named blocks as soon as they are in a batch."""
+        """Make its named blocks visible to others as soon as they are in a batch."""
         held = self._held[request]
         for name in request.blocks[len(held) : num_tokens // self.block_size]:
             block = SharedBlock(name)

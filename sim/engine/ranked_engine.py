@@ -1,4 +1,4 @@
-"""The engine of a session whose workers are data-parallel ranks: requests of their own, and steps together."""
+"""Simulates a session whose workers are data-parallel ranks: each has its own requests, and all step together."""
 
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.batching import Batcher
@@ -8,10 +8,9 @@ from sim.hardware.rank_time import DecodeBatch, RankTime
 
 
 class RankBatcher(Batcher):
-    """Hands requests to ranks, each of which composes its iterations for itself, with a KV cache of its own.
+    """Distributes requests to ranks, each of which composes its own iterations with its own KV cache.
 
-    Who arrives goes to the rank with the fewest requests, the first of those, as vLLM's front end sends them to its
-    data-parallel engines.
+    A new request goes to the first rank with the fewest requests, as in vLLM's front end for data-parallel engines.
     """
 
     def __init__(
@@ -31,11 +30,11 @@ class RankBatcher(Batcher):
 
     @property
     def would_admit(self) -> bool:
-        """Whether an arrival ends a jump: its rank is chosen by what the ranks hold at that time."""
+        """Whether an arrival ends a jump: its rank depends on the ranks' requests at that time."""
         return True
 
     def rank_of(self, request: Request) -> Batcher:
-        """Find where a request is; before it has arrived, any will do."""
+        """Find the rank of a request; before its arrival, any rank."""
         return self.ranks[self._ranks_of.get(request, 0)]
 
     def alike_steps(self) -> int:
@@ -77,7 +76,7 @@ class RankBatcher(Batcher):
 
 
 class RankedEngine(Engine):
-    """As every engine, but for who is where, and hence when steps end.
+    """Like ``Engine``, except for the distribution of requests, and so the ends of steps.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A request as the engine sees it, and the queue of those that are not admitted yet."""
+"""Defines a request to the engine, and the queue of requests that are not admitted yet."""
 
 from bisect import bisect_right, insort
 from collections import deque
@@ -12,13 +12,13 @@ import msgspec
 class Request(msgspec.Struct, eq=False, gc=False):
     """One generation, from its arrival to its last token; instants are on the engine's clock.
 
-    A request waits, is admitted (its prompt is prefilled, which yields a token), decodes, and finishes.
-    When the KV blocks run out the request admitted last is preempted: it waits again, in front of all
-    others, and what it has generated so far belongs to its prompt.
+    A request waits, is admitted (its prompt is prefilled, which yields a token), decodes, and finishes. When the KV
+    blocks run out, the last admitted request is preempted. It waits again, before all others, and its generated tokens
+    become part of its prompt.
     """
 
     id: int
-    """The caller's name for it; the engine does not look at it."""
+    """The caller's name for it; the engine does not use it."""
     prompt_tokens: int
     output_tokens: int
     queued_ts: float
@@ -29,14 +29,14 @@ class Request(msgspec.Struct, eq=False, gc=False):
     first_token_ts: float | None = None
     finished_ts: float | None = None
     num_generated: int = 0
-    """Output tokens so far; brought up to date whenever it stops decoding."""
+    """Output tokens so far; updated whenever it stops decoding."""
     num_preemptions: int = 0
     cached_tokens: int = 0
-    """Of the prompt, found in the cache when it was first admitted."""
+    """Prompt tokens found in the cache at its first admission."""
     wasted_tokens: int = 0
-    """KV entries that were dropped by preemptions and had to be computed anew, or were dropped by an abort."""
+    """KV entries that were dropped by preemptions and computed again, or were dropped by an abort."""
     num_prefilled: int = 0
-    """Tokens of a half-prefilled prompt, or those that the admission under way has found in the cache."""
+    """Tokens of a partly prefilled prompt, or those that the current admission has found in the cache."""
     finish_step: int = 0
     """While decoding: the engine's step counter after its last token."""
     ticket: int = -1
@@ -57,19 +57,19 @@ def _arrival_ts(request: Request) -> float:
 
 
 class RequestQueue:
-    """First come, first served; who is preempted comes back to the front."""
+    """First come, first served; a preempted request returns to the front."""
 
     __slots__ = ("_arriving", "next_arrival_ts", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[Request] = deque()
         self.next_arrival_ts = inf
-        """When the next request arrives; infinite if none is to come."""
+        """When the next request arrives; infinite if there is none."""
         self._arriving: list[Request] = []
-        """In the order in which they arrive."""
+        """In the order of arrival."""
 
     def add(self, request: Request) -> None:
-        """Expect a request at its ``queued_ts``; of two at the same instant the one added first is first."""
+        """Add a request that arrives at its ``queued_ts``; of two at the same instant the one added first is first."""
         arriving = self._arriving
         if arriving and request.queued_ts < arriving[-1].queued_ts:
             insort(arriving, request, key=_arrival_ts)
@@ -78,7 +78,7 @@ class RequestQueue:
         self.next_arrival_ts = arriving[0].queued_ts
 
     def let_arrive(self, now: float) -> None:
-        """Put those that have arrived in line."""
+        """Move arrived requests to the queue."""
         arriving = self._arriving
         num_here = bisect_right(arriving, now, key=_arrival_ts)
         self.waiting += arriving[:num_here]
@@ -86,7 +86,7 @@ class RequestQueue:
         self.next_arrival_ts = arriving[0].queued_ts if arriving else inf
 
     def remove(self, request: Request) -> None:
-        """Take out a request, in line or not."""
+        """Remove a request, before or after its arrival."""
         if request in self.waiting:
             self.waiting.remove(request)
         else:

@@ -1,4 +1,4 @@
-"""The engine of an expert with a sparse KV cache: what sequences hold, which are long, and when steps end."""
+"""Simulates the engine of an expert with a sparse KV cache: memory of sequences, long ones, and ends of steps."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from sim.hardware.sparse_time import SparseBatch, SparseTime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageSizes:
-    """What a page takes on the GPU, in units: a unit is the key and the value of one token in one head of one layer.
+    """Memory of a page on the GPU, in units. A unit is the key and the value of one token in one head of one layer.
 
-    A page's summary, the least and the largest key, takes one unit in each head.
+    A page's summary, the smallest and the largest key, takes one unit in each head.
     """
 
     num_heads: int
@@ -30,7 +30,7 @@ class PageSizes:
 
     @classmethod
     def of(cls, kv: SparseKv, num_heads: int) -> "PageSizes":
-        """Size the pages of a model with so many KV heads."""
+        """Compute the page sizes of a model with so many KV heads."""
         return cls(num_heads=num_heads, num_unstable=kv.num_unstable(num_heads), dense_tokens=kv.dense_tokens)
 
     @property
@@ -40,16 +40,16 @@ class PageSizes:
 
     @property
     def lean(self) -> int:
-        """Of a page that stable heads do not keep, with the summaries of all."""
+        """Of a page that stable heads do not keep, with the summaries of all heads."""
         return PAGE_TOKENS * self.num_unstable + self.num_heads
 
 
 class SparseKvCache(KvCache):
-    """Counts units instead of blocks: a prompt takes all of its pages, and stable heads give theirs back after it.
+    """Counts units instead of blocks: a prompt takes all of its pages, and stable heads return theirs after it.
 
-    NOTE: a decoding sequence is short, and every new page counts in full, or it is long, and a new page of a stable
-    head replaces one that goes to the host. Both kinds grow in lockstep, so there is a second histogram of phases, of
-    the short ones. Who turns long is known by the decoding set.
+    NOTE: a decoding sequence is short or long. In a short one every new page counts in full. In a long one a new page
+    of a stable head replaces one that moves to CPU memory. Both kinds grow in lockstep, so there is a second histogram
+    of phases, for the short ones. The decoding set knows when a sequence becomes long.
     """
 
     __slots__ = ("_short_phases", "sizes")
@@ -90,17 +90,17 @@ class SparseKvCache(KvCache):
         self.num_free += self.blocks(num_tokens)
 
     def offload(self, num_tokens: int) -> None:
-        """Give back what a sequence holds no more once its prompt of this many tokens has been read."""
+        """Return the units that a sequence no longer holds once its prompt of this many tokens has been read."""
         self.num_free += self.blocks(num_tokens) - self.held(num_tokens)
 
     def count_short(self, phase: int, change: int) -> None:
-        """Count a sequence of this phase among the short ones, or no more."""
+        """Add a sequence of this phase to the short ones, or remove it."""
         phase %= PAGE_TOKENS
         self._short_phases[phase] += change
         self._short_phases[phase + PAGE_TOKENS] += change
 
     def leave(self, request: Request, phase: int, num_tokens: int) -> None:
-        super().leave(request, phase, num_tokens)  # gives back all pages of a prompt, of which some were offloaded
+        super().leave(request, phase, num_tokens)  # returns all pages of a prompt, of which some were offloaded
         self.num_free -= self.blocks(num_tokens) - self.held(num_tokens)
 
     def next_step_blocks(self, counter: int) -> int:
@@ -130,10 +130,10 @@ class SparseKvCache(KvCache):
 
 
 class SparseDecodingSet(DecodingSet):
-    """Knows beside the tokens in the cache how many sequences are short, and the tokens of those.
+    """Also counts short sequences, and their tokens.
 
-    A sequence turns long at a step that is known when it joins, so such steps are kept like finishes, and a jump ends
-    at the next one.
+    The step at which a sequence becomes long is known when it joins. So such steps are kept like finishes, and a jump
+    ends at the next one.
     """
 
     __slots__ = ("_dense_tokens", "_num_turning", "_sparse_kv", "_turns", "num_short", "short_tokens")
@@ -147,7 +147,7 @@ class SparseDecodingSet(DecodingSet):
         self._num_turning: Counter[int] = Counter()
         """Sequences by the step after which they are long."""
         self._turns: list[int] = []
-        """Those steps, a heap."""
+        """These steps, as a heap."""
 
     def batch(self) -> SparseBatch:
         """Describe the next step."""
@@ -173,7 +173,7 @@ class SparseDecodingSet(DecodingSet):
             self._num_turning[turn] += 1
 
     def steps_to_finish(self) -> int:
-        """Count the steps to the next finish, or to the next sequence that turns long."""
+        """Count the steps to the next finish, or to the next sequence that becomes long."""
         steps = super().steps_to_finish()
         return min(steps, self._turns[0] - self.counter) if self._turns else steps
 
@@ -194,7 +194,7 @@ class SparseDecodingSet(DecodingSet):
         super()._leave(request, num_generated)
 
     def _forget(self, turn: int, number: int, num_tokens: int) -> None:
-        """Count sequences that are short no more."""
+        """Remove sequences from the short ones."""
         self.num_short -= number
         self.short_tokens -= number * num_tokens
         self._sparse_kv.count_short(turn, -number)
@@ -204,14 +204,14 @@ _NOBODY = SparseBatch(0, 0, 0, 0, 0)
 
 
 class SparseEngine(Engine):
-    """As every engine, but for what sequences hold, what is read of them, and hence when steps end.
+    """Like ``Engine``, except for the memory of sequences, the tokens read, and so the ends of steps.
 
     Parameters
     ----------
     iteration_time, settings, kv_tokens, context_tokens, start_ts
-        As for ``Engine``; the capacity is what would hold so many tokens in full.
+        As for ``Engine``; the capacity is the memory for so many tokens in full.
     sizes
-        What a page takes.
+        Memory of a page.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a kind of GPU costs: memory, loads, seconds of an iteration."""
+"""Models the costs of a kind of GPU: memory, loads, seconds of an iteration."""
 
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import IterationTime, iteration_time

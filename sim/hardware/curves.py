@@ -10,7 +10,7 @@ from mosaic.core.checks import require, require_number
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Seconds by one count: linear between knots, and on along the first and the last segment outside."""
+    """Seconds by one count: linear between knots, and extrapolated along the first and the last segment."""
 
     knots: tuple[float, ...]
     values_s: tuple[float, ...]
@@ -23,7 +23,7 @@ class Curve:
             require_number(value, "curve: value", at_least=0)
 
     def __call__(self, x: float) -> float:
-        """Read the curve; never below 0, where the first segment would lead beyond its measurements."""
+        """Evaluate the curve; never below 0, which the first segment could reach outside its measurements."""
         if len(self.knots) == 1:
             return self.values_s[0]
         knots = self.knots
@@ -69,7 +69,7 @@ class Grid:
         return tuple(self(y, x) for y in self.rows)
 
     def __call__(self, y: float, x: float) -> float:
-        """Read the grid at a row and a column coordinate; never below 0."""
+        """Evaluate the grid at a row and a column coordinate; never below 0."""
         rows, columns = self.rows, self.columns
         i = bisect_right(rows, y, 1, len(rows) - 1)
         j = bisect_right(columns, x, 1, len(columns) - 1)
@@ -87,7 +87,7 @@ class Grid:
 
 
 def segment(knots: Sequence[float], x: float) -> int:
-    """Find the segment that holds x, the first or the last one where x lies outside; needs two knots."""
+    """Find the segment that contains x, the first or the last one if x is outside; needs two knots."""
     return bisect_right(knots, x, 1, len(knots) - 1) - 1
 
 
@@ -102,8 +102,8 @@ def require_increasing(values: Sequence[float], field: str) -> None:
 def curve_from_text(text: object, field: str, unit_s: float = 1e-6) -> Curve:
     """Read pairs ``knot:value`` separated by blanks.
 
-    One string and not nested lists: a configuration tree builds a node for every number of a list,
-    which would cost more than the simulation of a small run.
+    It is one string and not nested lists. A configuration tree builds a node for every number of a list, which would
+    take longer than the simulation of a small run.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def curve_from_text(text: object, field: str, unit_s: float = 1e-6) -> Curve:
 
 
 def curve_to_text(curve: Curve, unit_s: float = 1e-6) -> str:
-    """Write a curve so that ``curve_from_text`` reads it, four digits a value."""
+    """Write a curve in the format of ``curve_from_text``, four digits per value."""
     return " ".join(f"{knot:g}:{value / unit_s:.4g}" for knot, value in zip(curve.knots, curve.values_s, strict=True))
 
 
@@ -138,7 +138,7 @@ def grid_from_text(text: object, field: str, unit_s: float = 1e-6) -> Grid:
 
 
 def grid_to_text(grid: Grid, unit_s: float = 1e-6) -> str:
-    """Write a grid so that ``grid_from_text`` reads it, four digits a value, columns aligned."""
+    """Write a grid in the format of ``grid_from_text``, four digits per value, with aligned columns."""
     lines = [["", *(f"{knot:g}" for knot in grid.columns)]]
     for knot, row in zip(grid.rows, grid.values_s, strict=True):
         lines.append([f"{knot:g}", *(f"{value / unit_s:.4g}" for value in row)])

@@ -1,4 +1,4 @@
-"""A kind of GPU as the simulator sees it: memory, loading, measured operator times, and the host around it."""
+"""Describes a kind of GPU for the simulator: memory, loading, measured operator times, and its machine."""
 
 import math
 from collections.abc import Mapping
@@ -27,25 +27,25 @@ from sim.hardware.operators_by_size import MeasuredRange, OperatorsBySize
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("hardware host: ")
 class Host:
-    """Memory of the machine that the GPUs sit in, and seconds of loads that need no disk.
+    """Memory of the machine of the GPUs, and seconds of loads that need no disk.
 
-    NOTE: an expert that has been loaded on the host once is in its memory (the page cache): another engine of it starts
-    without the disk. An engine that is put to sleep (vLLM's sleep mode, level 1) copies its weights to the host and
-    gives up its KV cache; it wakes by copying them back, with all that starting an engine takes behind it.
+    NOTE: once an expert has been loaded on the machine, its files are in memory (the page cache). Another engine of it
+    then starts without the disk. An engine that is put to sleep (vLLM's sleep mode, level 1) copies its weights to CPU
+    memory and releases its KV cache. It wakes by copying them back, without a new start of the engine.
     """
 
     memory_gib: NotNegative
     """For weights alone."""
     load_fixed_s: NotNegative
-    """To start an engine whose weights are in host memory, beside reading them: process, profile, graphs."""
+    """To start an engine whose weights are in CPU memory, beside reading them: process, profile, graphs."""
     load_bytes_per_s: Positive
-    """Rate at which an engine reads weights from host memory as it starts."""
+    """Rate at which a starting engine reads weights from CPU memory."""
     sleep_fixed_s: NotNegative
-    """To put an engine to sleep, and to wake it, beside copying its weights over the host link."""
+    """To put an engine to sleep, and to wake it, beside copying its weights over the link."""
     asleep_gpu_gib: NotNegative
-    """What an engine asleep keeps on each of its GPUs."""
+    """Memory of a sleeping engine on each of its GPUs."""
     source: Name
-    """Where the numbers come from."""
+    """Source of the numbers."""
 
     @property
     def memory_bytes(self) -> int:
@@ -56,11 +56,11 @@ class Host:
         return int(self.asleep_gpu_gib * 2**30)
 
     def load_s(self, shape: ModelShape) -> float:
-        """Time from idle workers to a ready engine, the weights being in host memory."""
+        """Time from idle workers to a ready engine, with the weights in CPU memory."""
         return self.load_fixed_s + shape.weight_bytes / self.load_bytes_per_s
 
     def sleep_s(self, weight_bytes: int, link_bytes_per_s: float) -> float:
-        """Time to put an engine to sleep, or to wake it; each GPU copies its so many bytes over its own link."""
+        """Time to put an engine to sleep, or to wake it; each GPU copies its bytes over its own link."""
         return self.sleep_fixed_s + weight_bytes / link_bytes_per_s
 
 
@@ -74,7 +74,7 @@ class FittedAttention:
     decode_per_kv_token_s: NotNegative
     prefill_per_token_s: NotNegative
     prefill_per_token_pair_s: NotNegative
-    """A chunk of c tokens behind a context of p adds (p + c)^2 - p^2 of these."""
+    """A chunk of c tokens after a context of p adds (p + c)^2 - p^2 of these."""
 
     @property
     def kv_token_s(self) -> float:
@@ -87,9 +87,9 @@ class FittedAttention:
 class MeasuredAttention:
     """Attention of one layer as grids.
 
-    NOTE: decodes that share an iteration with a prefill run in the kernel for prefills and cost up to
-    twice what they cost alone, so they have a grid of their own, and a term for the tiles that a
-    launch sized by the longest chunk makes every decode skip.
+    NOTE: decodes in the same iteration as a prefill run in the kernel for prefills and take up to twice as long as
+    alone. So they have a grid of their own. A further term is for the tiles that every decode skips in a launch sized
+    by the longest chunk.
     """
 
     decode: Grid
@@ -99,7 +99,7 @@ class MeasuredAttention:
     beside: Grid
     """What decodes add to an iteration with a prefill: rows and columns as in ``decode``."""
     beside_per_token_pair_s: NotNegative
-    """Added for each decode and each token of the longest chunk beside it."""
+    """Added for each decode and each token of the longest concurrent chunk."""
 
     @property
     def kv_token_s(self) -> float:
@@ -118,15 +118,17 @@ class OperatorTable:
     tp_degree: AtLeast1
     source: Name
     dense: Curve
-    """All operators of one layer but attention, by the tokens of the iteration."""
+    """All operators of one layer except attention, by the tokens of the iteration."""
     attention: FittedAttention | MeasuredAttention
     once: Curve | None = None
     """Embedding and final norm, by tokens; None: not measured and small."""
     head: Curve | None = None
     """LM head and sampler, by sequences; None: priced by reading the head's weights."""
     experts: Grid | None = None
-    """Of a mixture of experts, the routed experts of one layer on one GPU that has them all: rows tokens, columns
-    experts that get any; None: a dense model."""
+    """Of a mixture of experts, the routed experts of one layer on one GPU that has them all; None: a dense model.
+
+    Rows are tokens, columns are experts that get any.
+    """
     mape: Mapping[str, float] = field(default_factory=dict)
     """Mean absolute relative error of each fitted part against its measurements."""
     measured: MeasuredRange | None = None
@@ -146,25 +148,25 @@ class Hardware:
     tables: tuple[OperatorTable, ...]
     """Of reference models."""
     load_bytes_per_s: Positive | None
-    """Rate at which a session takes its weights in; None: at once, as for an engine that is already up."""
+    """Rate at which a session loads its weights; None: at once, as for an engine that is already up."""
     load_fixed_s: NotNegative = 0.0
     load_scale: NotNegative = 1.0
-    """Multiplies the time of every load: what the rate and the fixed part give is the load cost at 1."""
+    """Factor on the time of every load: at 1 it is the time from the rate and the fixed part."""
     unload_s: NotNegative = 0.0
     """To end a session: from its last token until another expert can load on its workers."""
     cpu_base_s: NotNegative = 0.0
-    """Host time per iteration: scheduling, inputs, sampling, outputs."""
+    """CPU time per iteration: scheduling, inputs, sampling, outputs."""
     cpu_per_seq_s: NotNegative = 0.0
     cpu_overhead_scale: NotNegative = 1.0
-    """Phi: how much slower the host is than where the two terms were measured."""
+    """Phi: how much slower the CPU is than the one on which the two terms were measured."""
     cpu_per_kv_token_s: NotNegative = 0.0
-    """Host time per token in the cache of a decode step: vLLM V0 copies token ids and block tables every step."""
+    """CPU time per token in the cache of a decode step: vLLM V0 copies token ids and block tables every step."""
     memory_bytes_per_s: Positive | None = None
-    """Memory bandwidth; prices the LM head where a table has none."""
+    """Memory bandwidth; prices the LM head if a table has none."""
     flops_per_s: Positive | None = None
-    """Where a table has no LM head: its products take at least so long; None: reading the weights is all."""
+    """For tables without LM head: a lower bound on the time of its products; None: only reading the weights counts."""
     sampler_per_logit_s: NotNegative = 0.0
-    """Where a table has no LM head: the sampler, per sequence and word of the vocabulary."""
+    """For tables without LM head: the sampler, per sequence and word of the vocabulary."""
     graph_max_seqs: AtLeast0 = 0
     """Decode batches up to this size are padded to 1, 2, 4, 8, 16, 24 ... (CUDA graphs); 0: never."""
     max_graph_tokens: AtLeast1 | None = None
@@ -172,22 +174,24 @@ class Hardware:
     eager_layer_s: NotNegative = 0.0
     """Least time of a layer without CUDA graphs."""
     num_sms: int = 0
-    """Streaming multiprocessors; they decide from which batch on decode attention is not split over them."""
+    """Streaming multiprocessors; from a batch size that depends on them, decode attention is not split over them."""
     attention_streams: NotNegative = 0.0
-    """Pairs of sequence and KV head that read at the full bandwidth together, one thread block each; see
-    ``sim.hardware.skew_time.AttentionSkew``. 0: length skew costs nothing."""
+    """Pairs of sequence and KV head that together read at the full bandwidth, one thread block each.
+
+    See ``sim.hardware.skew_time.AttentionSkew``. 0: length skew costs nothing.
+    """
     host_link_bytes_per_s: Positive | None = None
-    """From the host's memory to a GPU, each way; a sparse KV cache needs it."""
+    """Between CPU memory and a GPU, in each direction; a sparse KV cache needs it."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
     by_size: OperatorsBySize | None = None
     """Operators by their sizes; with them every dense model has a table of its own, and there are no others."""
     host: Host | None = None
-    """What is assumed of the machine around it; engines that sleep need it, and weights that stay in its memory."""
+    """Assumptions about its machine; needed for sleeping engines, and for weights that stay in memory."""
     evidence: str = ""
-    """In a few words, how far its times can be trusted: the error on data that was not fitted."""
+    """In a few words, how far its times can be trusted: the error on data outside the fit."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where the settings above come from: published, measured, fitted or assumed."""
+    """Source of each setting above: published, measured, fitted or assumed."""
 
     def __post_init__(self) -> None:
         owner = f"hardware {self.gpu.name}"
@@ -205,14 +209,14 @@ class Hardware:
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:
         """Time from idle workers to a ready engine.
 
-        The whole checkpoint counts at every degree: the workers of a session read it from one host.
+        The whole checkpoint counts at every degree: the workers of a session read it on one machine.
         """
         require_count(tp_degree, "tp_degree", at_least=1)
         reading_s = 0.0 if self.load_bytes_per_s is None else shape.weight_bytes / self.load_bytes_per_s
         return self.load_scale * (self.load_fixed_s + reading_s)
 
     def cpu_s(self, num_seqs: int) -> float:
-        """Host time of an iteration over this many sequences."""
+        """CPU time of an iteration over this many sequences."""
         return self.cpu_overhead_scale * (self.cpu_base_s + self.cpu_per_seq_s * num_seqs)
 
     def table_for(self, shape: ModelShape, tp_degree: int) -> OperatorTable:
@@ -223,8 +227,8 @@ class Hardware:
         Raises
         ------
         ValueError
-            If nothing was measured at this degree, or the link between its GPUs was made up: between plausible links a
-            pair of GPUs differs by 17%, which is a range and not a time.
+            If nothing was measured at this degree, or the link between its GPUs is not known: between plausible links a
+            pair of GPUs differs by 17%, so no single time can be given.
         """
         source = self.sources.get("all_reduce", "")
         if tp_degree > 1 and source.startswith("assumed"):
@@ -280,15 +284,15 @@ def hardware_from_config(
     Parameters
     ----------
     name, memory_gib, memory_utilization_frac
-        The GPU's name, its memory, and the share of it that an engine may take.
+        The GPU's name, its memory, and the share of it that an engine may use.
     tables
         By name: shape, tp_degree, source, and the curves and grids as text in microseconds
         (see ``curve_from_text`` and ``grid_from_text``).
     all_reduce_us
         By tensor-parallel degree: microseconds by bytes, as text.
     by_size
-        Operators by their sizes: the fields of ``OperatorsBySize``, grids as text in microseconds, and ``gemm_scale``:
-        how much longer products take in an engine than where they were measured.
+        Operators by their sizes: the fields of ``OperatorsBySize``, grids as text in microseconds, and ``gemm_scale``,
+        the ratio of the time of products in an engine to their measurement.
     host
         The fields of ``Host``.
     settings

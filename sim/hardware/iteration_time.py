@@ -1,4 +1,4 @@
-"""Seconds of one engine iteration, as a function of what is in the batch."""
+"""Computes the seconds of one engine iteration from its batch."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class IterationTime(Protocol):
     needs_longest: bool = False
     """Whether it depends on the longest sequence."""
     max_graph_tokens: int | None = None
-    """Longest sequence of a step with CUDA graphs; None: there is no limit."""
+    """Longest sequence of a step with CUDA graphs; None: no limit."""
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
         """Time of consecutive pure decode iterations over an unchanged batch.
@@ -32,37 +32,36 @@ class IterationTime(Protocol):
         num_seqs
             Running sequences B, each of which gains one token per step.
         kv_tokens
-            Tokens that the attention of the *first* step reads, summed over the sequences (the token
-            being computed included; a fraction where a mean is read); every step reads ``num_seqs`` more than the one
-            before.
+            Tokens that the attention of the *first* step reads, summed over the sequences. The token being computed is
+            included; a mean may be a fraction. Every step reads ``num_seqs`` more than the one before.
         num_steps
             Number of steps k.
         longest
-            Tokens that the first step reads of the longest sequence; 0: all lengths are taken for equal.
+            Tokens that the first step reads of the longest sequence; 0: all lengths are assumed to be equal.
         """
 
     def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
-        """Time of one iteration that prefills chunks, with or without decodes beside them.
+        """Time of one iteration that prefills chunks, with or without concurrent decodes.
 
         Parameters
         ----------
         chunks
-            What is prefilled.
+            The prefilled chunks.
         num_decodes, decode_kv_tokens, longest
             Sequences that decode in the same iteration, the tokens that their attention reads, and those of the longest
             of them.
         """
 
     def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
-        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
+        """Time of a decode step whose attention reads a part of the cache; the CPU handles all of it."""
         return self.decode_span_s(num_seqs, read_tokens, 1)
 
 
 def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> IterationTime:
     """Build the iteration time of any model from the reference model nearest to it.
 
-    Operators scale with the parameters of the layers, decode attention with KV bytes per token, prefill
-    attention with layers x query heads x head size, the LM head with vocabulary x hidden size. GPUs that share a model
+    Operators scale with the parameters of the layers, and decode attention with KV bytes per token. Prefill attention
+    scales with layers x query heads x head size, and the LM head with vocabulary x hidden size. GPUs that share a model
     with experts share these by expert parallelism.
 
     Raises
@@ -78,7 +77,7 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
 
 
 def _time_without_experts(hardware: Hardware, table: OperatorTable, shape: ModelShape) -> IterationTime:
-    """Build the time of everything but routed experts."""
+    """Build the time of everything except routed experts."""
     skew = _skew(hardware, table, shape)
     attention_time = FittedTime if isinstance(table.attention, FittedAttention) else MeasuredTime
     if skew is None and hardware.max_graph_tokens is None and not hardware.cpu_per_kv_token_s:
@@ -107,7 +106,8 @@ def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape) -> Attent
 def unsplit_seqs(num_sms: int, num_kv_heads: int, captured: Sequence[int] = ()) -> int:
     """Find the least decode batch that FlashAttention does not split along its tokens.
 
-    That is once sequences (padded as captured) x KV heads reach 0.8 of two thread blocks per multiprocessor.
+    That is from the size at which sequences (padded as captured) x KV heads reach 0.8 of two thread blocks per
+    multiprocessor.
 
     Examples
     --------
@@ -122,13 +122,13 @@ def unsplit_seqs(num_sms: int, num_kv_heads: int, captured: Sequence[int] = ()) 
 
 
 def _decode_scale(table: OperatorTable, shape: ModelShape) -> float:
-    """From decode attention of one layer of the reference model to that of all layers of another."""
+    """Ratio of decode attention of all layers of a model to that of one layer of the reference model."""
     kv_bytes = table.shape.kv_bytes_per_token(table.tp_degree) / table.shape.num_layers
     return shape.kv_bytes_per_token(table.tp_degree) / kv_bytes
 
 
 def _prefill_scale(table: OperatorTable, shape: ModelShape) -> float:
-    """From prefill attention of one layer of the reference model to that of all layers of another."""
+    """Ratio of prefill attention of all layers of a model to that of one layer of the reference model."""
     reference_width = table.shape.num_query_heads * table.shape.head_dim
     return shape.num_layers * (shape.num_query_heads * shape.head_dim) / reference_width
 
@@ -153,7 +153,7 @@ def graph_sizes(max_seqs: int) -> tuple[int, ...]:
 
 
 def padded_seqs(num_seqs: int, captured: Sequence[int]) -> int:
-    """Pad a decode batch to a captured size; one beyond the largest runs as it is.
+    """Pad a decode batch to a captured size; a batch beyond the largest size is not padded.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def padded_seqs(num_seqs: int, captured: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BatchTime:
-    """What an iteration costs beside attention: it depends on the numbers of tokens and of sequences only."""
+    """Time of an iteration without attention: it depends only on the numbers of tokens and of sequences."""
 
     dense: Curve
     once: Curve | None
@@ -192,7 +192,7 @@ class _BatchTime:
 def _batch_time(
     hardware: Hardware, table: OperatorTable, shape: ModelShape, cpu_s: Callable[[int], float]
 ) -> _BatchTime:
-    """Scale what an iteration costs beside attention from the reference model to another."""
+    """Scale the time of an iteration without attention from the reference model to another."""
     reference, tp_degree = table.shape, table.tp_degree
     dense_scale = reference.num_layers * shape.num_block_parameters / reference.num_block_parameters
     head_scale = shape.vocab_size * shape.hidden_size / (reference.vocab_size * reference.hidden_size)
@@ -209,7 +209,7 @@ def _batch_time(
 
 
 class FittedTime(IterationTime):
-    """Iteration time where attention is linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
+    """Iteration time with attention linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
 
     def __init__(self, batch: _BatchTime, table: OperatorTable, shape: ModelShape) -> None:
         attention, num_layers = table.attention, shape.num_layers
@@ -230,7 +230,7 @@ class FittedTime(IterationTime):
         return num_steps * step_s + self._kv_token_s * kv_sum
 
     def _extend(self, num_seqs: int) -> float:
-        """Tabulate the part of a step that depends on the batch size only."""
+        """Tabulate the part of a step that depends only on the batch size."""
         fixed_s, per_seq_s = self._decode_fixed_s
         for size in range(len(self._step_s), num_seqs + 1):
             self._step_s.append(self._batch.decode(size) + fixed_s + per_seq_s * size)
@@ -250,7 +250,7 @@ class FittedTime(IterationTime):
 
 
 class MeasuredTime(IterationTime):
-    """Iteration time where attention is a grid: a span is a sum of arithmetic sums, one per segment it crosses."""
+    """Iteration time with attention as a grid: a span is a sum of arithmetic sums, one per crossed segment."""
 
     def __init__(self, batch: _BatchTime, table: OperatorTable, shape: ModelShape) -> None:
         attention, decode_scale = table.attention, _decode_scale(table, shape)
@@ -303,11 +303,11 @@ class MeasuredTime(IterationTime):
 
 
 class SkewAwareIterationTime(IterationTime):
-    """GPU time by totals, and on top what depends on lengths and what the host takes for every token.
+    """GPU time by totals, with additional time for length skew and for the CPU's work per token.
 
-    Without lengths all are taken for equal. Nothing is captured as a CUDA graph beyond ``max_graph_tokens`` (vLLM V0's
-    max_seq_len_to_capture): a decode batch with a longer sequence runs eagerly, all of it, and each such step takes at
-    least ``launch_s`` on the GPU.
+    Without lengths all are assumed to be equal. Sequences longer than ``max_graph_tokens`` (vLLM V0's
+    max_seq_len_to_capture) are not captured in CUDA graphs. A decode batch with such a sequence runs completely without
+    graphs. Each such step takes at least ``launch_s`` on the GPU.
     """
 
     def __init__(
@@ -330,9 +330,9 @@ class SkewAwareIterationTime(IterationTime):
         self._idle_s = skew.alone_s(1, 0.0) if skew else 0.0
         self._launch_s = launch_s
         self._graph_tokens = inf if max_graph_tokens is None else max_graph_tokens + 1
-        """Steps that read a sequence of so many tokens are eager."""
+        """Steps that read a sequence of so many tokens run without CUDA graphs."""
         self._busy_tokens: dict[int, float] = {}
-        """Per batch size, tokens to read that are known to take longer than the launches."""
+        """Per batch size, a number of tokens whose reading is known to take longer than the launches."""
         self.max_graph_tokens = max_graph_tokens
         self.needs_longest = skew is not None or max_graph_tokens is not None
 
@@ -350,7 +350,7 @@ class SkewAwareIterationTime(IterationTime):
         return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
 
     def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int, skew_s: float) -> float:
-        """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
+        """Price the waits of a span for launches: steps get slower, so only the first ones without graphs wait."""
         assert self.max_graph_tokens is not None, "called where there is a limit"
         gpu_s, launch_s = self._gpu.decode_span_s, self._launch_s - skew_s
         num_graphs = max(0, self.max_graph_tokens - longest + 1)
@@ -373,7 +373,7 @@ class SkewAwareIterationTime(IterationTime):
         return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
 
     def mixed_s(self, chunks: Chunks, num_decodes: int, decode_kv_tokens: float, longest: int = 0) -> float:
-        """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""
+        """Time of an iteration that prefills chunks; the kernel for prefills never splits concurrent decodes."""
         seconds = self._gpu.mixed_s(chunks, num_decodes, decode_kv_tokens)
         if self._skew is not None and longest:
             seconds += self._skew.beside_prefill_s(longest, decode_kv_tokens / num_decodes, chunks)
@@ -382,9 +382,9 @@ class SkewAwareIterationTime(IterationTime):
 
 
 class MoeTime(IterationTime):
-    """The time of a model with experts: that of everything but them, and theirs.
+    """The time of a model with experts: that of everything else, and that of the experts.
 
-    A decode step computes the experts for a batch that is padded like the rest of it.
+    A decode step computes the experts for a batch that is padded like the rest of the step.
     """
 
     def __init__(self, own: IterationTime, experts: ExpertLayers, captured: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The routed experts of a sparse model: how many a batch reads, and what they take on GPUs that share them.
+"""Models the routed experts of a sparse model: how many a batch reads, and their time on GPUs that share them.
 
 These are the experts inside a mixture-of-experts model, not those of a pool.
 """
@@ -9,9 +9,9 @@ from sim.hardware.hardware import OperatorTable
 
 
 def distinct_experts(num_tokens: float, num_experts: int, num_active: int) -> float:
-    """Count the experts of a layer that get any of so many tokens, the mean where routing is uniform.
+    """Count the experts of a layer that get any of so many tokens, as the mean under uniform routing.
 
-    Each token misses an expert with probability 1 - k/E, whatever the others do. Routers that were trained prefer some
+    Each token misses an expert with probability 1 - k/E, independently of the others. Trained routers prefer some
     experts, and then fewer get any.
 
     References
@@ -30,9 +30,9 @@ def distinct_experts(num_tokens: float, num_experts: int, num_active: int) -> fl
 class ExpertLayers:
     """Time that the routed experts of all layers take in an iteration.
 
-    NOTE: GPUs of a session share the experts evenly, each has whole ones (expert parallelism), and each sees all tokens
+    NOTE: GPUs of a session share the experts evenly, each has whole ones (expert parallelism), and each has all tokens
     of the session. With uniform routing a GPU gets its share of the pairs of token and expert, and of the experts that
-    get any; the slowest GPU is taken for the mean one.
+    get any. The slowest GPU is assumed to equal the mean one.
     """
 
     def __init__(self, table: OperatorTable, shape: ModelShape, num_gpus: int) -> None:
@@ -41,16 +41,16 @@ class ExpertLayers:
         scale = shape.num_layers * shape.num_expert_parameters / reference.num_expert_parameters
         self._grid: Grid = table.experts.scaled(scale)
         self._token_s = self._grid.values_s[-1][0] / self._grid.rows[-1]
-        """With so many tokens for each expert that reading weights hides behind the products."""
+        """Time per token when each expert has so many tokens that reading weights is hidden by the products."""
         self._num_experts = shape.num_experts
         self._num_active = shape.num_active_experts
         self._tokens_per_token = shape.num_active_experts / reference.num_active_experts / num_gpus
-        """Tokens of the table whose pairs are those of one token here, on each GPU."""
+        """Tokens of the table with as many pairs as one token has here, on each GPU."""
         self._num_gpus = num_gpus
         self._known_s: dict[int, float] = {}
 
     def __call__(self, num_tokens: int) -> float:
-        """Price an iteration that computes so many tokens, all ranks together."""
+        """Price an iteration that computes so many tokens, of all ranks together."""
         seconds = self._known_s.get(num_tokens)
         if seconds is None:
             tokens = num_tokens * self._tokens_per_token

@@ -1,4 +1,4 @@
-"""Operators that were measured by their sizes: from them follows what a layer of any dense model takes."""
+"""Computes the time of a layer of any dense model from operators that were measured by their sizes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CONTEXT_TOKENS = (0.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0)
 
 
 class MeasuredRange(NamedTuple):
-    """How far decode attention was measured: beyond it times are extrapolated."""
+    """Range of the measurements of decode attention: beyond it times are extrapolated."""
 
     seqs: int
     """Sequences of a batch."""
@@ -29,8 +29,8 @@ class MeasuredRange(NamedTuple):
 class OperatorsBySize:
     """Products of matrices by the numbers of tokens and of weights, attention by heads, of one GPU.
 
-    NOTE: small operators (norms, rotary embedding, activation) were not measured. They move their inputs and outputs at
-    the bandwidth that the largest product of one token reaches, after a fixed time of their own.
+    NOTE: small operators (norms, rotary embedding, activation) were not measured. Their time is a fixed time, plus
+    moving their inputs and outputs at the bandwidth that the largest product of one token reaches.
     """
 
     source: Name
@@ -41,12 +41,14 @@ class OperatorsBySize:
     prefill: Grid
     """A prompt alone: rows its tokens, columns query heads on the GPU."""
     head_dim: AtLeast1
-    """With which attention was measured."""
+    """Head dimension in the measurement of attention."""
     small_fixed_s: NotNegative
-    """Small operators of one layer, beside what they move."""
+    """Fixed time of the small operators of one layer, beside moving their data."""
     decode_head_s: NotNegative = 0.0
-    """What a step of decodes alone takes beside its measured operators, per sequence, layer and query head on the GPU.
-    Where parts of split attention are put together under CUDA graphs it grows so."""
+    """Additional time of a decode step beyond its measured operators, per sequence, layer and query head on the GPU.
+
+    Under CUDA graphs, combining the parts of split attention adds such a term.
+    """
     mape: Mapping[str, float]
     """Mean absolute relative error of each grid against its measurements."""
     measured: MeasuredRange | None = None
@@ -56,12 +58,12 @@ class OperatorsBySize:
 
     @property
     def bytes_per_s(self) -> float:
-        """Bandwidth of the memory as the largest product of one token shows it, in bf16."""
+        """Memory bandwidth, computed from the largest product of one token, in bf16."""
         millions = self.gemm.columns[-1]
         return 2e6 * millions / self.gemm(1, millions)
 
     def dense(self, shape: ModelShape, tp_degree: int) -> Curve:
-        """Price all operators of a layer but attention, by tokens."""
+        """Price all operators of a layer except attention, by tokens."""
         weights = list(_layer_weights(shape, tp_degree))
         byte_s = _small_bytes(shape, tp_degree) / self.bytes_per_s
 
@@ -77,9 +79,9 @@ class OperatorsBySize:
         return Curve(self.gemm.rows, self.gemm.column(weights))
 
     def decode_attention(self, shape: ModelShape, tp_degree: int, *, is_alone: bool) -> Grid:
-        """Price attention of decodes in one layer, alone or beside a prompt: by sequences and tokens read by each.
+        """Price attention of decodes in one layer, alone or with a prompt: by sequences and tokens read by each.
 
-        With a number of KV heads that was not measured as with the next smaller one and more sequences.
+        A number of KV heads that was not measured is priced as the next smaller one with more sequences.
         """
         num_heads = _on_worker(shape.num_kv_heads, tp_degree)
         nearest = max((known for known in self.decode if known <= num_heads), default=min(self.decode))
@@ -91,7 +93,7 @@ class OperatorsBySize:
     def prefill_attention(self, shape: ModelShape, tp_degree: int) -> Grid:
         """Price attention of a chunk in one layer: rows its tokens, columns those before it.
 
-        A chunk behind others takes what a prompt of both takes longer than one of the others.
+        The time of a chunk after others is the time of a prompt of both minus that of a prompt of the others.
         """
         num_heads = _on_worker(shape.num_query_heads, tp_degree)
         scale = shape.head_dim / self.head_dim
@@ -120,10 +122,10 @@ def _layer_weights(shape: ModelShape, tp_degree: int) -> Iterator[float]:
 
 
 def _small_bytes(shape: ModelShape, tp_degree: int) -> float:
-    """Count what small operators of a layer read and write for a token.
+    """Count the bytes that small operators of a layer read and write for a token.
 
-    Two norms that add the residual read two vectors and write two each; rotary embedding reads and writes queries and
-    keys; the activation reads gate and up and writes their product.
+    Two norms that add the residual read two vectors and write two each. Rotary embedding reads and writes queries and
+    keys. The activation reads gate and up and writes their product.
     """
     qk_heads = _on_worker(shape.num_query_heads, tp_degree) + _on_worker(shape.num_kv_heads, tp_degree)
     values = 8 * shape.hidden_size + 2 * qk_heads * shape.head_dim + 3 * shape.ffn_size / tp_degree

@@ -1,4 +1,4 @@
-"""Iteration time of data-parallel ranks of a mixture-of-experts model, which step together."""
+"""Computes the iteration time of data-parallel ranks of a mixture-of-experts model, which step together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from sim.hardware.moe_time import ExpertLayers
 
 
 class DecodeBatch(NamedTuple):
-    """What the time of a rank's decoding sequences depends on; see ``IterationTime.decode_span_s``."""
+    """Data of a rank's decoding sequences that the time depends on; see ``IterationTime.decode_span_s``."""
 
     num_seqs: int
     kv_tokens: int
     longest: int
 
     def after(self, num_steps: int) -> "DecodeBatch":
-        """Let so many steps pass."""
+        """Return the batch after so many steps."""
         num_seqs, kv_tokens, longest = self
         return DecodeBatch(num_seqs, kv_tokens + num_steps * num_seqs, longest and longest + num_steps)
 
@@ -28,14 +28,14 @@ class DecodeBatch(NamedTuple):
 class RankTime(IterationTime):
     """Time of the steps that all ranks of a session make together.
 
-    NOTE: in every layer each rank computes the attention of its own sequences, and all wait for the slowest. Then the
-    tokens are gathered by all ranks, each of which computes its experts for all of them, and the outputs are summed up
-    and scattered. That all-gather and that reduce-scatter move what an all-reduce of as many tokens moves, in two
-    collectives instead of one. Layers are alike, so the rank that is slowest in one is in all. Up to the largest batch
-    that is captured as a CUDA graph (vLLM: twice ``max_num_seqs``) all ranks are padded to the one with most tokens. A
-    rank without requests goes along with one token.
+    NOTE: in every layer each rank computes the attention of its own sequences, and all wait for the slowest. Then all
+    ranks gather the tokens, and each computes its experts for all of them. The outputs are summed up and scattered.
+    That all-gather and that reduce-scatter move as much as an all-reduce of as many tokens, in two collectives instead
+    of one. Layers are equal, so the rank that is slowest in one is slowest in all. Up to the largest batch that is
+    captured as a CUDA graph (vLLM: twice ``max_num_seqs``) all ranks are padded to the one with most tokens. A rank
+    without requests takes part with one token.
 
-    As an iteration time for itself it prices requests that are all on one rank.
+    Used as an iteration time, it prices requests that are all on one rank.
 
     References
     ----------
@@ -64,11 +64,11 @@ class RankTime(IterationTime):
         self._captured = captured
 
     def iteration_s(self, own_s: Sequence[float], num_tokens: Sequence[int]) -> float:
-        """Time of one iteration, from what each rank that has requests takes for itself, and its tokens."""
+        """Time of one iteration, from the time of each rank with requests alone, and its tokens."""
         return max(own_s) + self._common_s(num_tokens)
 
     def decodes_s(self, batches: Sequence[DecodeBatch], num_steps: int) -> float:
-        """Time of consecutive iterations in which all ranks that have requests only decode them."""
+        """Time of consecutive iterations in which all ranks with requests only decode them."""
         return self._slowest_s(batches, num_steps) + num_steps * self._common_s([batch.num_seqs for batch in batches])
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: int = 0) -> float:
@@ -86,15 +86,15 @@ class RankTime(IterationTime):
             in_all = self.num_ranks * most
         else:
             in_all = sum(num_tokens) + self.num_ranks - len(num_tokens)
-        # Links carry both ways at once, so the largest part sets the pace of the exchange.
+        # Links carry both directions at once, so the largest part limits the exchange.
         exchange_s = self._all_reduce_s(self.num_ranks * most * self._bytes_per_token) + self._all_reduce_s(0.0)
         return self._experts_s(in_all) + exchange_s
 
     def _slowest_s(self, batches: Sequence[DecodeBatch], num_steps: int) -> float:
-        """Sum up the steps of the slowest rank of each, without the experts.
+        """Sum the steps of the slowest rank of each, without the experts.
 
-        A rank that is slowest in the first, the middle and the last step is taken to be so in between: times grow in
-        few straight pieces.
+        A rank that is slowest in the first, the middle and the last step is assumed to be slowest in between. Times
+        grow in few straight pieces.
         """
         slowest = {self._slowest(batches, step) for step in {0, (num_steps - 1) // 2, num_steps - 1}}
         if len(slowest) == 1:
@@ -116,7 +116,7 @@ class RankTime(IterationTime):
 def rank_time(
     time: IterationTime, expert: Expert, num_ranks: int, hardware: Hardware, settings: EngineOptions
 ) -> RankTime:
-    """Build the time of so many ranks from the time of one GPU that has all of the model.
+    """Build the time of so many ranks from the time of one GPU that has the whole model.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Iteration time of an expert with a sparse KV cache: what is read, what comes over the link, who pauses."""
+"""Computes the iteration time of an expert with a sparse KV cache: reads, transfers over the link, and pauses."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,20 @@ from sim.hardware.iteration_time import Chunks, IterationTime
 
 
 class SparseBatch(NamedTuple):
-    """Sequences of a decode step: what its time depends on; tokens include the one being computed."""
+    """Sequences of a decode step that its time depends on; tokens include the one being computed."""
 
     num_seqs: int
     num_long: int
-    """Of them read in part."""
+    """Sequences that are read in part."""
     kv_tokens: float
-    """Tokens of all sequences, wherever they are."""
+    """Tokens of all sequences, on the GPU or not."""
     short_tokens: float
-    """Tokens of those that are read in full."""
+    """Tokens of the sequences that are read in full."""
     longest: float
-    """Tokens of the longest sequence; 0 where no time depends on it."""
+    """Tokens of the longest sequence; 0 if no time depends on it."""
 
     def after(self, num_steps: float) -> "SparseBatch":
-        """Let so many steps pass in which no sequence leaves."""
+        """Return the batch after so many steps in which no sequence leaves."""
         num_seqs, num_long, kv_tokens, short_tokens, longest = self
         return SparseBatch(
             num_seqs,
@@ -36,14 +36,14 @@ class SparseBatch(NamedTuple):
 class SparseTime(IterationTime):
     """Time of the iterations of one model with a sparse KV cache on one kind of GPU.
 
-    NOTE: rankings of stable heads are spread over the steps. A request that ranks sits out the next step while its
-    promoted pages come, and joins the one after it, so long sequences take ``rerank_every + 1`` steps for
-    ``rerank_every`` tokens: what they read comes later, and the part of a step that does not depend on the batch comes
-    more often. Where the link is too slow for that, it sets the pace. Pages go to the host in the other direction,
-    beside the step; a prompt's go while it is read. The engine advances all sequences by one token per step, so a step
-    here is the time in which each gains one.
+    NOTE: rankings of stable heads are spread over the steps. A request that ranks skips the next step while its
+    promoted pages are transferred, and joins the one after it. So long sequences take ``rerank_every + 1`` steps for
+    ``rerank_every`` tokens. Their reads come later, and the part of a step that does not depend on the batch comes more
+    often. If the link is too slow for that, it limits the pace. Pages move to CPU memory in the other direction, at the
+    same time as the step; a prompt's pages move while it is read. The engine advances all sequences by one token per
+    step, so a step here is the time in which each gains one.
 
-    Reads of long sequences are nearly equal, so attention waits for no longest one.
+    Reads of long sequences are nearly equal, so attention does not wait for a longest one.
     """
 
     def __init__(self, time: IterationTime, kv: SparseKv, *, kv_bytes: int, context_tokens: int, link_s: float) -> None:
@@ -59,18 +59,18 @@ class SparseTime(IterationTime):
         """Of a token."""
 
     def read_tokens(self, batch: SparseBatch) -> float:
-        """Tokens that the attention of a step reads, those that scoring costs included, without pauses."""
+        """Tokens that the attention of a step reads, those of scoring included, without pauses."""
         long_tokens = batch.kv_tokens - batch.short_tokens
         return batch.short_tokens + batch.num_long * self._long_read + self._scored * long_tokens
 
     def promoted_s(self, batch: SparseBatch) -> float:
-        """Seconds of the link per step for the pages that come back."""
+        """Seconds of the link per step for promoted pages."""
         return batch.num_long * self._promote_s / self._every
 
     def span_s(self, batch: SparseBatch, num_steps: int) -> float:
-        """Time of consecutive decode steps over an unchanged batch in which no sequence turns long.
+        """Time of consecutive decode steps over an unchanged batch in which no sequence becomes long.
 
-        Reads grow evenly, so the middle step is the mean one where time is linear in them.
+        Reads grow evenly, so the middle step is the mean one if time is linear in them.
         """
         limit = self._time.max_graph_tokens
         if limit is not None and batch.longest <= limit < batch.longest + num_steps - 1:
@@ -88,14 +88,14 @@ class SparseTime(IterationTime):
         return max(seconds, self.promoted_s(batch), batch.num_long * self._offload_s)
 
     def _pauses_s(self, batch: SparseBatch) -> float:
-        """Price what pauses add: who pauses reads its tokens a step later, and the rest of a step is done once more."""
+        """Price the effect of pauses: a pausing request reads its tokens a step later, and the rest is repeated."""
         if not batch.num_long:
             return 0.0
         step_s = self._time.step_s(1, 1.0, batch.kv_tokens, batch.longest)
         return batch.num_long / (batch.num_seqs * self._every) * step_s
 
     def mixed_sparse_s(self, chunks: Chunks, batch: SparseBatch) -> float:
-        """Time of an iteration that reads chunks of prompts, with or without decodes beside them."""
+        """Time of an iteration that reads chunks of prompts, with or without concurrent decodes."""
         num_tokens = sum(tokens for tokens, _ in chunks)
         reads = self.read_tokens(batch) if batch.num_seqs else 0.0
         seconds = self._time.mixed_s(chunks, batch.num_seqs, reads)
@@ -120,7 +120,7 @@ def sparse_time(time: IterationTime, expert: Expert, tp_degree: int, hardware: H
     Raises
     ------
     ValueError
-        If the speed of the GPU's link to the host is not known.
+        If the speed of the GPU's link to CPU memory is not known.
     """
     assert expert.kv is not None, "called where there is one"
     rule = "null in simulation, which knows how many heads are unstable and not which"

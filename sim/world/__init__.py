@@ -1,4 +1,4 @@
-"""What would really happen: true lengths and answers. Known to the simulator only."""
+"""Draws the true lengths and answers of calls. Only the simulator knows them."""
 
 from sim.world.world import World
 

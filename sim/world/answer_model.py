@@ -1,10 +1,11 @@
-"""Which answer a call gives: an item-response model with one latent difficulty per question.
+"""Draws the answer of a call: an item-response model with one latent difficulty per question.
 
-NOTE: Bock's nominal response model. Every option has a utility for the model that answers, and it takes an option with
-probability in proportion to exp(utility). The right one has ability - discrimination x difficulty, the difficulty being
-standard normal over questions; a wrong one has its own attraction, normal over options and the same for every model, so
-that models which err tend to err alike. An aggregator adds a constant for each response that names an option. The same
-difficulty shifts how long a call writes: hard questions disagree more, go wrong more often and run longer.
+NOTE: Bock's nominal response model. Every option has a utility for the model that answers. The model takes an option
+with probability in proportion to exp(utility). The right option has ability - discrimination x difficulty, where the
+difficulty is standard normal over questions. A wrong option has its own attraction, normal over options and the same
+for every model. So models that err tend to give the same answer. An aggregator adds a constant for each response that
+names an option. The same difficulty shifts the length of a call: hard questions disagree more, go wrong more often and
+run longer.
 
 References
 ----------
@@ -29,7 +30,7 @@ from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
 from sim.world.lengths import Source
 
 NUM_UNLISTED_OPTIONS = 10
-"""Answers that models meet on a question without listed options: the right one and nine wrong ones. Assumed."""
+"""Number of answers to a question without listed options: the right one and nine wrong ones. Assumed."""
 
 MOST_LOGITS = 20
 """Bound of every parameter on the logit scale: far beyond certainty, and no sum of utilities overflows."""
@@ -43,7 +44,7 @@ _SMALLEST_UNIFORM = 1.0 - _LARGEST_UNIFORM
 
 
 class Item(NamedTuple):
-    """A question as the models meet it."""
+    """A question with its drawn difficulty and attractions."""
 
     difficulty: float
     """Standard normal over questions."""
@@ -65,22 +66,22 @@ class AnswerModel:
     distractor_std: PositiveLogits
     """Standard deviation of the wrong options' attraction."""
     length_loading: Correlation
-    """Correlation of a call's (normal) length score with its question's difficulty. A length's mean does not change.
+    """Correlation of a call's (normal) length score with its question's difficulty. The mean length does not change.
 
-    Below 0 hard questions are answered in short, so that long answers are right more often.
+    Below 0 hard questions get short answers, so long answers are right more often.
     """
     aggregator_gain: Logits
-    """What an expert is abler by when it aggregates than when it answers alone."""
+    """Additional ability of an expert when it aggregates, compared with answering alone."""
     deference: PositiveLogits
     """Utility that a response adds to the option it names, for the aggregator that reads it."""
     aggregator_length_loading: Correlation
     """As ``length_loading``, of the aggregator."""
     ability_by_expert: Mapping[ExpertName, Logits] = field(default_factory=dict)
-    """Above the mean; an expert that is not named is average."""
+    """Relative to the mean; an expert without an entry is average."""
     kv_loss_frac: Mapping[int, Share] = field(default_factory=dict)
-    """By KV budget in tokens, the share of right answers that are lost where a proposal outgrows the budget."""
+    """By KV budget in tokens, the share of right answers that are lost if a proposal exceeds the budget."""
     source: Source = "assumed"
-    """Of the shares of agreement that the model gives."""
+    """Source of the shares of agreement that the model gives."""
 
     def __post_init__(self) -> None:
         for budget in self.kv_loss_frac:
@@ -106,10 +107,10 @@ class AnswerModel:
         return _pick(item.answers, self.weights(item, expert), u)
 
     def propose_sparse(self, item: Item, expert: ExpertName, u: float, num_tokens: int) -> dict[int, str]:
-        """Map the uniform number of a right answer to the wrong ones that it becomes, by KV budget in tokens.
+        """Map the uniform number of a right answer to the wrong ones that replace it, by KV budget in tokens.
 
-        A sequence within the budget is read in full. Of longer ones each right answer is lost with the same
-        probability, to a wrong one in proportion to its attraction; wrong answers stay what they are.
+        A sequence within the budget is read in full. In longer ones each right answer is lost with the same
+        probability, to a wrong one in proportion to its attraction. Wrong answers are not changed.
         """
         right = self.weights(item, expert)[0]
         right_frac = right / (right + add_in_order(item.attractions))
@@ -135,7 +136,7 @@ class AnswerModel:
 
 
 def shift_length(u: float, difficulty: float, loading: float) -> float:
-    """Make a length's uniform number lean on the difficulty; it stays uniform over questions, so no mean changes.
+    """Correlate a length's uniform number with the difficulty; it stays uniform over questions, so no mean changes.
 
     A Gaussian copula: the length's normal score is loading x difficulty + sqrt(1 - loading^2) x the call's own score.
 
@@ -154,7 +155,7 @@ def shift_length(u: float, difficulty: float, loading: float) -> float:
 
 
 def possible_answers(question: Question) -> tuple[str, ...]:
-    """List a question's possible answers, the right one first; without gold the first option passes for right."""
+    """List a question's possible answers, the right one first; without gold the first option counts as right."""
     if question.num_options is None:
         # NOTE: no digits, or a comparison of mathematical answers would try to prove them equal, pair by pair.
         letters = OPTION_LETTERS[: NUM_UNLISTED_OPTIONS - 1].lower()
@@ -170,7 +171,7 @@ def _options(number: int, right: str | None) -> tuple[str, ...]:
 
 
 def _pick(answers: Sequence[str], weights: Sequence[float], u: float) -> str:
-    """Pick in proportion to the weights; the first uniform numbers fall to the first answer."""
+    """Pick in proportion to the weights; the smallest uniform numbers select the first answer."""
     bounds = list(accumulate(weights))
     # The product can round up to the last bound, hence the limit.
     return answers[bisect_right(bounds, u * bounds[-1], 0, len(answers) - 1)]

@@ -9,7 +9,7 @@ A distribution is configured per expert in one of three forms; every parameter d
     Gemma: {sample: [120, 310, 85], source: measured}
     GLM: {calls: results/runs/mine/calls.parquet}
 
-In place of the whole mapping, one path to a calls.parquet covers every expert in it.
+Instead of the whole mapping, one path to a calls.parquet covers every expert in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +37,10 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked("")
 class ClippedLognormal:
-    """min(X, clip_tokens) with X lognormal: a generation that runs into its limit stops there.
+    """min(X, clip_tokens) with X lognormal: a generation that reaches its limit stops there.
 
-    The mean is given *after* clipping, because that is what a run measures and a paper publishes;
-    the lognormal's own location is solved for at construction.
+    The mean is given *after* clipping, because a run measures it and a paper publishes it in this form. The lognormal's
+    own location is computed at construction.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class ClippedLognormal:
     clip_tokens: Annotated[int, Limit(at_least=2)]
     """The output limit."""
     mu: float = field(init=False, repr=False, compare=False)
-    """Mean of log X, solved so that the clipped mean is ``mean``."""
+    """Mean of log X, computed such that the clipped mean is ``mean``."""
 
     def __post_init__(self) -> None:
         require(self.mean < self.clip_tokens, "mean", f"below clip_tokens={self.clip_tokens}", self.mean)
@@ -68,7 +68,7 @@ class ClippedLognormal:
         return tokens if 1 <= tokens <= self.clip_tokens else max(1, min(self.clip_tokens, tokens))
 
     def scaled(self, factor: float) -> "ClippedLognormal":
-        """Multiply the mean; the shape (sigma) and the limit stay."""
+        """Multiply the mean; the shape (sigma) and the limit do not change."""
         require_number(factor, "length scale", above=0)
         return replace(self, mean=self.mean * factor)
 
@@ -119,7 +119,7 @@ def require_uniform(u: float) -> None:
 def _clipped_mean(mu: float, sigma: float, clip: float) -> float:
     """Compute E[min(X, clip)] of a lognormal X."""
     z = (log(clip) - mu) / sigma
-    # NOTE: the uncapped part is exp(mu + sigma^2 / 2) Phi(z - sigma), the rest sits at the cap.
+    # NOTE: the part below the cap is exp(mu + sigma^2 / 2) Phi(z - sigma); the rest is at the cap.
     return exp(mu + sigma**2 / 2) * _normal_cdf(z - sigma) + clip * _normal_cdf(-z)
 
 
@@ -129,7 +129,7 @@ def _normal_cdf(z: float) -> float:
 
 def _solve_mu(mean: float, sigma: float, clip: float) -> float:
     """Find the lognormal's location by bisection; the clipped mean grows with it."""
-    low = log(mean) - sigma**2 / 2  # right without a cap, and a cap only lowers the mean
+    low = log(mean) - sigma**2 / 2  # exact without a cap, and a cap only lowers the mean
     step = 1.0
     while _clipped_mean(low + step, sigma, clip) < mean:
         step *= 2
@@ -177,7 +177,7 @@ def length_distributions(
 def length_distribution(config: Config, *, expert: ExpertName, key: str = "output_tokens") -> LengthDistribution:
     """Build one expert's distribution from its configuration (the forms are in the module's docstring).
 
-    ``key`` is what errors call the configuration of all experts.
+    ``key`` is the name of the configuration of all experts in errors.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def _from_sample(config: Config, label: str) -> Empirical:
 
 
 def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
-    """Split {value, source}; a bare number is refused because it hides where it comes from.
+    """Split {value, source}; a bare number is refused because its source is not known.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
 
 
 def _samples_in_calls(path: str | Path) -> dict[ExpertName, list[int]]:
-    """Read the lengths of finished proposals; what an expert writes as an aggregator is another distribution."""
+    """Read the lengths of finished proposals; the output of an aggregator has another distribution."""
     import pyarrow.parquet as pq
 
     try:

@@ -1,4 +1,4 @@
-"""The simulated world: how long each call would really write, and what it would answer; in test and calibration."""
+"""Draws the simulated world: the true length and the answer of each call, for test and calibration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,37 +12,37 @@ from sim.world.lengths import LengthDistribution
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Maps a call to its outcome from hashed uniform numbers, so that every policy meets the same draws.
+    """Maps a call to its outcome from hashed uniform numbers, so that every policy has the same draws.
 
-    The calibration world differs from the test world in its stream only: same distributions, other draws.
-    Without an answer model calls have lengths and no answers.
+    The calibration world differs from the test world only in its stream: the same distributions, other draws. Without
+    an answer model calls have lengths and no answers.
     """
 
     lengths: Mapping[ExpertName, LengthDistribution]
     root_seed: int
     """Of the run."""
     question_seed: int = 0
-    """The draw of the questions: a data set is one, whatever the run's seed."""
+    """Seed of the questions: a data set is fixed, for all seeds of runs."""
     stream: str = "test"
     recorded: Mapping[CallKey, int] = field(default_factory=dict)
     """True lengths known from a file or a log; they take precedence over the distributions."""
     answers: AnswerModel | None = None
     questions: Mapping[str, Question] = field(default_factory=dict)
-    """By id; a call of a question that is not in here has its difficulty and no answer."""
+    """By id; a call of any other question has a difficulty and no answer."""
     aggregator_lengths: Mapping[ExpertName, LengthDistribution] = field(default_factory=dict)
     thinking: Mapping[ExpertName, int] = field(default_factory=dict)
-    """Most visible tokens of the experts that think before they answer; all that others write is visible."""
+    """Most visible tokens of the experts that think before they answer; the whole output of others is visible."""
     tells_confidence: bool = False
-    """Calls report how probable their answer was. Assumed: a real confidence is of the tokens, not of the answer."""
+    """Calls report the probability of their answer. Assumed: a real confidence is of the tokens, not of the answer."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def outcome(self, call: Call, inputs: Inputs) -> Outcome:
-        """Look up or draw the outcome of a call, which reads what the calls said that it comes after.
+        """Look up or draw the outcome of a call, given the records of the calls that it reads.
 
         Raises
         ------
         ValueError
-            If the call's length is neither recorded nor has its expert a distribution.
+            If the call has no recorded length and its expert no distribution.
         """
         if self.answers is None:
             return Outcome(self._length(call, uniform(self.root_seed, self.stream, call.key)))
@@ -95,7 +95,7 @@ class World:
 
 
 MOST_WORLDS = 12
-"""That are kept with their questions, so that points of a sweep share them."""
+"""Number of worlds that are kept with their questions, so that points of a sweep share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +104,13 @@ class SimulatedWorld:
 
     lengths: Mapping[ExpertName, LengthDistribution]
     merged_lengths: Mapping[ExpertName, LengthDistribution]
-    """Of experts that merge answers."""
+    """Of experts that aggregate."""
     answers: AnswerModel | None
     """None: calls have lengths only."""
     question_seed: int = 0
-    """Of the data set's one draw."""
+    """Seed of the data set."""
     visible_tokens: int = 0
-    """Most that a reasoning expert's response has after its thinking."""
+    """Most tokens of a reasoning expert's response after its thinking."""
     _worlds: dict[tuple[object, ...], tuple[Workload, World]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -118,12 +118,12 @@ class SimulatedWorld:
     def draw(
         self, workload: Workload, experts: tuple[Expert, ...], stream: str, *, seed: int, length_error: float = 1.0
     ) -> World:
-        """Give the world that a run meets, or one of other draws.
+        """Return the world of a run, or one with other draws.
 
-        ``stream`` is test or calibration. Means may be off by an error; else the distributions are the same.
+        ``stream`` is test or calibration. Means may have an error; apart from that the distributions are the same.
         """
         reasoning = tuple(expert.name for expert in experts if expert.family is Family.REASONING)
-        key = (id(workload), reasoning, stream, seed, length_error)  # the workload is kept, and with it its id
+        key = (id(workload), reasoning, stream, seed, length_error)  # the workload is kept, so its id stays valid
         if key not in self._worlds:
             if len(self._worlds) == MOST_WORLDS:
                 del self._worlds[next(iter(self._worlds))]
@@ -150,12 +150,12 @@ def mistaken_lengths(
 ) -> Mapping[ExpertName, LengthDistribution]:
     """Multiply each expert's mean by a factor between 1/error and error, log-uniform.
 
-    The factor follows from the seed, the expert and the error alone, and grows away from 1 with the error.
+    The factor depends only on the seed, the expert and the error, and moves away from 1 as the error grows.
 
     Raises
     ------
     ValueError
-        If a mean leaves its limits.
+        If a mean is outside its limits.
     """
     if error == 1:
         return lengths
