@@ -1,4 +1,4 @@
-"""Set closed loops that were measured on a server beside what the simulator says of them.
+"""Compare closed loops measured on a server with the simulator.
 
     python experiments/check_loops.py POINTS.csv conf/hardware/h100_80gb.yaml --shape qwen3_32b --out results/hardware
 

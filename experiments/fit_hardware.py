@@ -2,10 +2,10 @@
 
     python experiments/fit_hardware.py experiments/hardware/recipes/rtx4090.yaml --data DIR --out FILE.yaml
 
-A recipe holds the keys of the file that no table has, with their sources, and under `fit` what is fitted: folders of
-tables below --data with their models' shapes (in either layout of experiments/hardware/operator_tables.py; with num_sms
-a skew.csv gives what unequal lengths cost) and the link where sharded tables have none. Or a folder of tables by
-sizes of operators (experiments/hardware/size_tables.py), and closed loops that were measured
+A recipe holds the keys of the file that no table has, with their sources. Under `fit` it has folders of tables below
+--data with their models' shapes, in either layout of experiments/hardware/operator_tables.py. With num_sms, a skew.csv
+gives the cost of unequal lengths. The recipe also gives the link if sharded tables have none. Instead it may name a
+folder of tables by sizes of operators (experiments/hardware/size_tables.py), and measured closed loops
 (experiments/hardware/closed_loop.py).
 """
 

@@ -3,8 +3,8 @@
     python experiments/make_pool.py                 into checkpoints/tiny, which git ignores
     python experiments/make_pool.py --out FOLDER
 
-Two processes with one thread each; the same seed gives the same bytes on the same machine. A pool that is complete
-with these settings is not made again, and one that was interrupted goes on with the models that are still missing.
+Two processes with one thread each; the same seed gives the same bytes on the same machine. A pool that is complete with
+these settings is not made again. If it was interrupted, only the missing models are made.
 """
 
 import json

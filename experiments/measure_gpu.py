@@ -1,12 +1,12 @@
-"""Measure what the simulator must know of the GPU in front of you, write its conf/hardware file, and validate that.
+"""Measure the GPU of this machine for the simulator, write its conf/hardware file, and validate the file.
 
     python experiments/measure_gpu.py --minutes 28 --out results/gpu/h100
 
-Real vLLM runs models of real shapes with random weights, so nothing is downloaded. A sweep of sessions shows iteration
-times by batch, context and unequal lengths, prefill, KV capacity, load and the host's time; then a batch of known
-lengths is run and predicted by the fresh file. Every step is kept as soon as it is done: the same command goes on where
-it stopped, and with --minutes 0 it only fits what is there. Without a GPU it measures the cores of a CPU, on a small
-shape.
+Real vLLM runs models of real shapes with random weights, so nothing is downloaded. A sweep of sessions measures
+iteration times by batch, context and unequal lengths. It also measures prefill, KV capacity, load and CPU time. Then a
+batch of known lengths is run, and predicted with the new file. Every step is saved when it ends: the same command
+continues where it stopped. With --minutes 0 it only fits the existing data. Without a GPU it measures the cores of a
+CPU, on a small shape.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python experiments/replay_logs.py DIR --out results/replay
 
-Each folder of DIR with requests.jsonl and meta.json is a log; its name is HARDWARE_SHAPE, of conf/hardware and of
-experiments/hardware/shapes. meta.json gives the limits of its engine, which was vLLM's V1. Nothing is fitted.
+Each folder of DIR with requests.jsonl and meta.json is a log. Its name is HARDWARE_SHAPE, with names of conf/hardware
+and of experiments/hardware/shapes. meta.json gives the limits of its engine, which was vLLM's V1. Nothing is fitted.
 """
 
 import sys

@@ -7,7 +7,7 @@
     python experiments/study.py gates --draw                 page and figures from the tables that are there
     python experiments/study.py my_study.py                  a file of your own (docs/how-to/study.md)
 
-A study that was stopped goes on with the rows that are missing.
+A stopped study continues with its missing rows.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Closed loops as benchmarks of servers run them: each of so many clients sends its next request after an answer.
+"""Simulates closed loops, as in benchmarks of servers: each client sends its next request after an answer.
 
-A point is a row of a CSV file: isl and osl (tokens of each prompt and answer), concurrency, tp, and the means that were
-measured, ttft_ms and tpot_ms. The simulator's own engine serves it.
+A point is a row of a CSV file. Its columns are isl and osl (tokens of each prompt and answer), concurrency, tp, and the
+measured means ttft_ms and tpot_ms. The simulator's own engine serves it.
 """
 
 from collections.abc import Callable, Sequence

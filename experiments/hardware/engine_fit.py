@@ -1,4 +1,4 @@
-"""From measured sessions to the coefficients of a conf/hardware file.
+"""Fits the coefficients of a conf/hardware file to measured sessions.
 
 A stretch of a session is one linear equation in the coefficients: what its iterations held, see ``engine_work``, and
 the seconds that it took.
@@ -186,11 +186,11 @@ def _kv_tokens(settings: EngineOptions, context_tokens: int) -> int:
 
 
 def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
-    """Cut sessions into stretches, each of which is an equation.
+    """Cut sessions into stretches; each gives an equation.
 
     NOTE: a session whose requests are all running before any ends has two, before and after the last first token; the
-    second is decodes alone. Where processor time is known sessions count by it, shared out as the clock says: on a
-    worker with a core to itself both are the same, and waiting for a core that others use lengthens the clock's alone.
+    second has only decodes. If processor time is known, sessions count by it, divided in proportion to the clock. On a
+    worker with its own core both are equal. Waiting for a core that others use lengthens only the clock's time.
     """
     settings, context_tokens = measured.settings, measured.expert.context_limit
     kv_tokens = _kv_tokens(settings, context_tokens)
@@ -217,9 +217,9 @@ def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
 def _least_deviation(terms: Floats, seconds: Floats) -> Floats:
     """Minimise the sum of |prediction - measurement| / sqrt(measurement) with coefficients that are not negative.
 
-    Not least squares: what else a machine does lengthens single sessions a lot, and a median does not follow them.
-    The root is between absolute errors, by which short stretches would not count, and relative ones, by which the
-    noise of a few milliseconds would count as much as that of a second.
+    Least squares are not used: other work of a machine lengthens single sessions a lot, and a median ignores them. The
+    root is a compromise. With absolute errors short stretches would not count. With relative errors the noise of a few
+    milliseconds would count as much as that of a second.
     """
     require(bool(seconds.min() > 0), "engine sweep: measured seconds", "above 0", float(seconds.min()))
     target = np.sqrt(seconds)

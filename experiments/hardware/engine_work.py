@@ -1,7 +1,7 @@
-"""The content of a session's iterations: all that their price depends on.
+"""Finds the content of a session's iterations: everything that their price depends on.
 
-An engine does not record it, but it follows from the requests and from how the engine schedules: the simulator's own
-engine replays the session and counts.
+An engine does not record it. It follows from the requests and the engine's scheduling, so the simulator's engine
+replays the session and counts.
 """
 
 from collections.abc import Sequence
@@ -77,8 +77,8 @@ class Work(NamedTuple):
 class _Counter(IterationTime):
     """An iteration time that prices every iteration at one second and keeps what was in it.
 
-    NOTE: the engine asks for the time of a jump once where all requests are there from the start, so every question
-    is a stretch of iterations that then happens.
+    NOTE: if all requests wait from the start, the engine queries the time of each jump once. So every query is a
+    stretch of iterations that is then run.
     """
 
     def __init__(self, processor: Processor) -> None:

@@ -62,11 +62,11 @@ def _load_s(fit: ShapeFit, measured: MeasuredShape, processor: Processor) -> flo
 
 
 def mirrored_settings(engine: EngineOptions, experts: Sequence[Expert]) -> EngineOptions:
-    """Give the simulator the options of real engines, with what these leave to vLLM or say in bytes written out.
+    """Return the options of real engines for the simulator, with vLLM's defaults and sizes in tokens written out.
 
-    NOTE: on CPU prompts are read whole, where the simulator may split the last prompt of an iteration; with prompts far
-    below the token budget that changes nothing. The KV cache of several shapes is that of the hungriest. Prefixes are
-    not cached: prompts of a replay share none.
+    NOTE: on CPU prompts are read whole, while the simulator may split the last prompt of an iteration. With prompts far
+    below the token budget this has no effect. The KV cache of several shapes is that of the largest. Prefixes are not
+    cached: prompts of a replay share none.
     """
     device = engine.loading.device
     budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device]
@@ -104,8 +104,8 @@ def hardware_config(
 ) -> dict[str, Any]:
     """Put the fits together as ``sim.hardware.hardware_from_config`` reads them.
 
-    NOTE: the host's time is the same for all shapes, so it is what the cheapest of them shows; what others show beyond
-    it belongs to their tables. The price of a request is in the grid of prefills, which has a row for no tokens.
+    NOTE: the CPU time is the same for all shapes, so it is taken from the cheapest. The excess of other shapes belongs
+    to their tables. The price of a request is in the grid of prefills, which has a row for no tokens.
     """
     processor = processor or Processor()
     base_s = min(fit.base_s for fit in fits)

@@ -1,9 +1,10 @@
 """Readers of operator tables in the two layouts that public profilers leave behind.
 
-*per-operator* (LLMServingSim's profiler of vLLM): tables.yaml, and per tensor-parallel size a folder tpN with
-dense.csv (layer, tokens, time_us), per_sequence.csv (layer, sequences, time_us) and attention.csv (prefill_chunk,
-kv_prefill, n_decode, kv_decode, time_us), all of one layer on one GPU. Of a model with experts one of them has moe.csv
-(tokens, activated_experts, time_us), for a GPU that has all experts, and dense.csv is what is beside them.
+*per-operator* (LLMServingSim's profiler of vLLM): tables.yaml, and per tensor-parallel size a folder tpN with three
+files. They are dense.csv (layer, tokens, time_us), per_sequence.csv (layer, sequences, time_us) and attention.csv
+(prefill_chunk, kv_prefill, n_decode, kv_decode, time_us), all of one layer on one GPU. For a model with experts one
+folder has moe.csv (tokens, activated_experts, time_us), for a GPU that has all experts. Then dense.csv is the rest of
+the layer.
 
 *per-layer* (derived from Vidur's profiles): one CSV each named *_linear_ms_per_layer, *attn_prefill_ms_per_layer,
 *_attn_decode_ms_per_layer, *_all_reduce_ms and *_cpu_overhead_ms.

@@ -124,11 +124,11 @@ def _of_batch(result: RunResult, batches: Mapping[int, Batch]) -> BatchRun:
 
 
 def compare_batch(predicted: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[dict[str, Any]]:
-    """Put every metric of a predicted batch beside the mean of those that were measured, a row a metric.
+    """Compare every metric of a predicted batch with the mean of the measured ones, one row per metric.
 
-    ``by_cpu``: where workers are cores a batch counts by processor time, shared out as the clock says, like what the
-    file was fitted to; else by the clock. ``repeat_frac`` is the largest distance of a repeat from the mean of all,
-    below which an error says nothing; None: one run only.
+    ``by_cpu``: if workers are cores a batch counts by processor time, divided in proportion to the clock, like the data
+    of the fit. Otherwise it counts by the clock. ``repeat_frac`` is the largest distance of a repeat from the mean of
+    all; smaller errors have no meaning. None: only one run.
     """
     require(len(measured) > 0, "replayed batch: measured runs", "at least one", 0)
     real = [run.metrics(run.cpu_frac if by_cpu and run.cpu_frac is not None else 1.0) for run in measured]

@@ -1,8 +1,9 @@
-"""Tables of operators by their sizes, as NVIDIA's aiconfigurator publishes them, and the compact grids made of them.
+"""Reads tables of operators by size, as published by NVIDIA's aiconfigurator, and makes compact grids of them.
 
-gemm_bf16_us.csv (m, n, k, us): a product of m tokens with n x k weights; context_attention_bf16_us.csv (num_heads,
-num_kv_heads, batch_size, isl, us): prompts of equal lengths; generation_attention_bf16_us.csv (num_heads, num_kv_heads,
-batch_size, kv_tokens_per_sequence, us): decodes; all_reduce_us.csv (num_gpus, message_size, us).
+There are four files. gemm_bf16_us.csv (m, n, k, us) has products of m tokens with n x k weights.
+context_attention_bf16_us.csv (num_heads, num_kv_heads, batch_size, isl, us) has prompts of equal lengths.
+generation_attention_bf16_us.csv (num_heads, num_kv_heads, batch_size, kv_tokens_per_sequence, us) has decodes. The last
+one is all_reduce_us.csv (num_gpus, message_size, us).
 """
 
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""How many sequences fill the bandwidth of a GPU's decode attention, from batches of unequal lengths.
+"""Fits how many sequences use the full bandwidth of a GPU's decode attention, from batches of unequal lengths.
 
-skew.csv of the per-operator layout has batches of n sequences, nb of which have kv_big tokens and the others kvs,
-beside uniform batches of the same mean. Its times are sums of three launches, so ratios are used.
+skew.csv of the per-operator layout has batches of n sequences, and uniform batches of the same mean. In the former nb
+sequences have kv_big tokens and the others kvs. Its times are sums of three launches, so ratios are used.
 
-Decodes alone show how many sequences fill the bandwidth; decodes beside a prefill are the check. What the model leaves
-there is mostly this: the query heads of a KV head share what they read, until the keys and values of one head outgrow
-the L2 cache (147,000 tokens on an RTX 4090, more than it holds of a whole model). Unequal batches then share nothing;
-equal ones go on sharing as long as their heads happen to stay in step.
+Decodes alone show how many sequences use the full bandwidth; decodes beside a prefill are the check. The model's
+remaining error there has mostly one cause. The query heads of a KV head share their reads, until the keys and values of
+one head exceed the L2 cache. (That is at 147,000 tokens on an RTX 4090, more than it holds of a whole model.) Unequal
+batches then share nothing; equal ones continue to share as long as their heads stay in step.
 """
 
 from collections.abc import Sequence
@@ -109,10 +109,10 @@ MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 56.0, 1.792e12 / 55.5)
 def derived_streams(memory_bytes_per_s: float, num_sms: int) -> tuple[float, float]:
     """Derive the streams of a GPU without skew.csv, as a range.
 
-    A stream is one thread block that reads the keys and values of one sequence and one KV head. What it reads a second
-    is bound by latency and not by the GPU's size: 18 to 33e9 bytes on the two GPUs that were measured. So a GPU of more
-    bandwidth needs more of them, but not more than one for each multiprocessor. On an A100 of 80 GB (2.039e12 bytes a
-    second, 108 multiprocessors) these are 63 to 108, or 8 to 14 sequences of 8 KV heads.
+    A stream is one thread block that reads the keys and values of one sequence and one KV head. Its rate is limited by
+    latency and not by the GPU's size: 18 to 33e9 bytes per second on the two measured GPUs. So a GPU of more bandwidth
+    needs more of them, but not more than one for each multiprocessor. An A100 of 80 GB (2.039e12 bytes per second, 108
+    multiprocessors) needs 63 to 108. That is 8 to 14 sequences of 8 KV heads.
 
     Examples
     --------

@@ -45,8 +45,8 @@ class SweepSize:
 def batches_of(context_tokens: int, settings: EngineOptions, size: SweepSize) -> list[Batch]:
     """List the sessions of a round, each once.
 
-    They are equal requests by batch size and prompt, prompts alone, queues that churn, and where a longest prompt is
-    given equal requests of long contexts, and unequal ones.
+    They are equal requests by batch size and prompt, prompts alone, and queues with arrivals and ends. If a longest
+    prompt is given, there are also equal and unequal requests of long contexts.
     """
     require(context_tokens >= 64, "engine sweep: context_tokens", "at least 64", context_tokens)
     span, largest = min(context_tokens, LONGEST_PROMPT * 2), settings.max_num_seqs

@@ -144,9 +144,9 @@ def _kept_lines(knots: Floats, lines: Floats) -> list[int]:
 def fit_experts(cells: Cells, shape: ModelShape, cache_bytes: float, field: str) -> tuple[Grid, float]:
     """Make a grid of the routed experts of a layer, by tokens and experts that get any, with its error.
 
-    NOTE: a profiler repeats one layer. Weights of so few experts that they fit into the GPU's cache are then read from
-    there, as between the layers of a whole model they never are; such cells are left out. And few tokens cannot reach
-    many experts: those cells take what the fewest tokens take that do.
+    NOTE: a profiler repeats one layer. Weights of few experts fit into the GPU's cache and are then read from there.
+    Between the layers of a whole model they never are, so such cells are left out. Few tokens cannot reach many
+    experts: those cells get the time of the fewest tokens that do.
     """
     expert_bytes = shape.num_expert_parameters * shape.bytes_per_value
     read = {cell: seconds for cell, seconds in cells.items() if cell[1] * expert_bytes > cache_bytes}
@@ -185,8 +185,8 @@ def _fit_joint(profile: JointAttention, field: str) -> tuple[MeasuredAttention, 
     """Fit the grids of decodes alone, chunks alone, and decodes beside a chunk.
 
     NOTE: an iteration with both is fitted as prefill(chunk, context) + beside(n, kv) + e n chunk, least squares on
-    relative error. For a given e the best value of each cell of ``beside`` is a weighted mean, so e has a
-    closed form: regress what is left in each cell on n x chunk.
+    relative error. For a given e the best value of each cell of ``beside`` is a weighted mean. So e has a closed form:
+    regress the residual of each cell on n x chunk.
     """
     decode, decode_error = fit_grid(profile.decode, f"{field}, decodes")
     prefill, prefill_error = fit_grid(profile.prefill, f"{field}, prefills")

@@ -79,8 +79,8 @@ class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     about: str
     """What is varied and what stays, in one sentence."""
     finding: str
-    """What it shows: {0[ILP][4]} is the mean of the first panel's line ILP at the value that is written 4, and
-    {0[ILP][4]:interval} has its interval with it."""
+    """The result: {0[ILP][4]} is the mean of the first panel's line ILP at the value 4, and {0[ILP][4]:interval} adds
+    its interval."""
     x: Axis
     panels: tuple[Measure, ...]
     lines: dict[str, dict[str, Any]]

@@ -1,11 +1,11 @@
-"""The simulator fitted to round robin, and what it predicts where the fits leave parameters open.
+"""Fits the simulator to round robin, and predicts the range that the open parameters leave.
 
-MMLU-Pro's round-robin workers give the host's time per KV token, the spread of the reasoning experts' lengths and the
+MMLU-Pro's round-robin workers give the CPU time per KV token, the spread of the reasoning experts' lengths and the
 means of Qwen and Exaone; GLM's follows from the published mean over all calls. MedMCQA and GPQA get one length scale
-each, and every aggregator one mean. What nothing published tells is assumed, and varied: the reasoning experts' output
-cap, the streams of the GPU's attention, the spread of the light experts' lengths and, on MedMCQA, the order of the
-experts. Every variant is fitted anew to the same baseline. Nothing here reads a number that must be predicted. The
-configuration holds the first set.
+each, and every aggregator one mean. Four parameters follow from no published number; they are assumed, and varied. They
+are the reasoning experts' output cap, the streams of the GPU's attention, the spread of the light experts' lengths and,
+on MedMCQA, the order of the experts. Every variant is fitted again to the same baseline. This module never reads a
+number that must be predicted. The configuration holds the first set.
 """
 
 from collections.abc import Iterator, Mapping
@@ -119,10 +119,10 @@ def predict(point: Point, seed: int) -> Row:
 
 
 def open_ranges(tables: Tables) -> list[dict[str, Any]]:
-    """Say how long the stages take with the committed set, and over all sets that match round robin.
+    """Compute the times of the stages with the committed set, and over all sets that match round robin.
 
-    The committed set is simulated with many seeds. The others meet the first of them and stand by their ratio to the
-    committed set under the same, so that a few heavy tails do not count.
+    The committed set is simulated with many seeds. The others use only the first seed. They count by their ratio to the
+    committed set with the same seed, so that a few heavy tails have no effect.
     """
     found = []
     for workload, stage in product(TITLES, STAGES):

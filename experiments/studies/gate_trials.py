@@ -102,10 +102,10 @@ def simulate_calibrations(
     kind: ConfidenceKind = "plurality",
     seed: int = 0,
 ) -> dict[float, Row]:
-    """Calibrate the gate many times, at each accepted loss on the same draws; say what came of it.
+    """Calibrate the gate many times, at each accepted loss on the same draws; return the results.
 
-    A promise is broken where a threshold loses more over the population than is accepted; shares of skipped questions
-    are of the population, by each calibration's threshold.
+    A promise is broken if a threshold loses more over the population than accepted. Shares of skipped questions are of
+    the population, by each calibration's threshold.
     """
     rng = np.random.default_rng((seed, num_questions, *population.name.encode()))
     thresholds = thresholds_of(kind, population)

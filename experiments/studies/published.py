@@ -1,8 +1,8 @@
-"""The published numbers of MOSAIC (arXiv 2606.03014): published.csv is the only place where they stand.
+"""Reads the published numbers of MOSAIC (arXiv 2606.03014); published.csv is their only source.
 
-A number of several runs has a row a run. The column ``kind`` says what a number is for the simulator: ``fitted``
-(calibrated on it), ``built on`` (a workload or pool holds it), ``follows from fits`` (nothing else goes into it) or
-``predicted`` (nothing may be fitted to it).
+A number of several runs has one row per run. The column ``kind`` is the role of a number for the simulator. It is
+``fitted`` (calibrated on it), ``built on`` (part of a workload or pool), ``follows from fits`` (computed from fits
+alone) or ``predicted`` (nothing may be fitted to it).
 """
 
 from functools import cache

@@ -144,10 +144,10 @@ def conformal_quantile(scores: Sequence[float], share: float) -> float:
 
 
 def calibrate_without(pilots: pl.DataFrame, workload: str) -> Calibration:
-    """Read the score of P90 off the pilots of all other workloads: a quote has never seen its own.
+    """Compute the score of P90 from the pilots of all other workloads: a quote must not use its own.
 
-    NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
-    on others makes it no better for a workload that none of them is.
+    NOTE: P50 is computed from the pilot's own lengths, without a shift. Workloads differ in the sign of its bias. So a
+    shift learned on some does not improve it for a new one.
 
     Raises
     ------

@@ -201,8 +201,9 @@ def placement_of(order: Sequence[ExpertName], num_workers: int) -> Placement:
 def fit_workers(sessions: BaselineSessions, start: ParameterSet) -> ParameterSet:
     """Fit MMLU-Pro's round-robin workers.
 
-    The host's term and the spread of the reasoning experts' lengths follow from the two reasoning workers, Qwen's mean
-    from its worker, Exaone's from what Gemma leaves of theirs, and GLM's from the published mean over all calls.
+    The CPU term and the spread of the reasoning experts' lengths follow from the two reasoning workers. Qwen's mean
+    follows from its worker, and Exaone's from the rest of the worker that it shares with Gemma. GLM's mean follows from
+    the published mean over all calls.
     """
     found = start
     for _ in range(NUM_ROUNDS):

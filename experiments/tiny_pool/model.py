@@ -57,8 +57,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue prompts of any lengths up to the end token, which is left out; temperature 0 is greedy.
 
-    NOTE: transformers' own ``generate`` carries finished rows on to the end of the longest, which takes twice as long
-    where lengths differ as much as they do here, and samples at the price of the whole model.
+    NOTE: transformers' own ``generate`` computes finished rows until the longest ends. That takes twice as long with
+    lengths as different as here. Its sampling also takes as long as the whole model.
     """
     generator = torch.Generator().manual_seed(seed)
     outputs: list[list[int]] = [[] for _ in prompts]

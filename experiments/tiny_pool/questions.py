@@ -1,10 +1,10 @@
 """Synthetic multiple-choice questions of three skills, which models of a few hundred thousand parameters can learn.
 
-A number's option letter is its remainder modulo 4: such small models learn to work out a value, but not to search a
-list for the letter that belongs to it. So every question lists four values with four different remainders, in order.
+A number's option letter is its remainder modulo 4. Such small models learn to compute a value, but not to search a list
+for its letter. So every question lists four values with four different remainders, in order.
 
-Questions come in three parts. A hash of a question's operands, in any order, decides its part, so no question that an
-expert is measured on was ever trained with, not even with its operands exchanged or with other options.
+Questions come in three parts. A hash of a question's operands, in any order, decides its part. So no expert is measured
+on a question of its training, not even with exchanged operands or other options.
 """
 
 from collections.abc import Callable, Iterator

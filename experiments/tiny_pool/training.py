@@ -45,8 +45,8 @@ class Training:
 
     num_steps: AtLeast1
     num_opening_steps: AtLeast0 = 0
-    """Steps, at first, that end an output after ``opening_tokens``: the work comes first and is most of what there is
-    to learn, and whatever repeats it makes a step expensive."""
+    """Number of first steps that end an output after ``opening_tokens``. The computation comes first and is most of the
+    training; tokens that repeat it make a step slow."""
     opening_tokens: int = 40
     batch: AtLeast1 = 32
     learning_rate: float = 2e-3
@@ -143,8 +143,8 @@ TRAININGS = {
 """Of the experts."""
 JUDGE_TRAINING = Training(num_steps=700, learning_rate=2.5e-3)
 ALONE_STEPS_FRAC = 3 / 7
-"""Share of the aggregator's steps, at first, that show it no responses: it learns to copy an answer at once, and to
-work one out, which is how it can tell which response is right, hardly any more after that."""
+"""Share of the aggregator's steps, at first, without responses. It learns to copy an answer at once. Once it copies, it
+hardly learns to compute one, which it needs to recognise the right response."""
 ALONE_FRAC = 0.2
 """Share of its later examples without responses."""
 BARE_FRAC = 0.2

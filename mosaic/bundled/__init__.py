@@ -1,7 +1,7 @@
 """What mosaic needs beside itself: the simulator and the files of the configuration.
 
-A checkout has them as folders at its top. A wheel has the same files here (setup.py puts them there), so that no name
-but mosaic's own stands in site-packages, where `sim` could be anybody's.
+A checkout has them as folders at its top. A wheel has the same files here (setup.py puts them there), so that
+site-packages has no other name than mosaic's own. A name like `sim` could belong to another package.
 """
 
 import sys

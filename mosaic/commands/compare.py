@@ -2,12 +2,12 @@
 
     mosaic compare results/multirun/DIR [--baseline round_robin] [--out DIR]
 
-Runs are paired: a policy and the baseline meet on the same workload, seed and machines, and the speedup is the ratio
-of their times (of the expert stage, or with --metric end_to_end_s of both stages). Whatever has no partner, or did not
-finish, is listed by name. Runs that were interrupted or lost workers are left out too, unless --disturbed counts them:
-their times are not those of their policy alone. Where gates or aggregators differ, tradeoff.png and tradeoff.csv set
-accuracy against end-to-end time; where a policy was run on several numbers of GPUs, scaling.png and scaling.csv compare
-it with itself. A figure that would say nothing is not drawn, and a sentence says why.
+Runs are paired: a policy is compared with the baseline on the same workload, seed and machines. The speedup is the
+ratio of their times (of the expert stage, or with --metric end_to_end_s of both stages). Whatever has no partner, or
+did not finish, is listed by name. Runs that were interrupted or lost workers are left out too, unless --disturbed
+counts them: their times are not those of their policy alone. If gates or aggregators differ, tradeoff.png and
+tradeoff.csv show accuracy against end-to-end time. If a policy was run on several numbers of GPUs, scaling.png and
+scaling.csv compare it with itself. A figure that would say nothing is not drawn, and a sentence says why.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,11 +7,10 @@
     mosaic quote --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
 
 Takes the overrides of run.py, or a file of questions with the options of `mosaic batch`, which then goes on from the
-pilot's answers. A pilot runs some of the batch's own calls where the batch would run (backend=vllm or the
-simulation), and keeps their answers in the folder's journal: the same command goes on there, and repeats no finished
-call. The pilot's lengths then go through the simulator, for each number of GPUs of each kind. On servers the first
-questions are answered, and their tokens priced for all.
-Exit status 5: nothing meets the deadline.
+pilot's answers. A pilot runs some of the batch's own calls where the batch would run (backend=vllm or the simulation).
+It keeps their answers in the folder's journal: the same command continues there, and repeats no finished call. The
+pilot's lengths then go through the simulator, for each number of GPUs of each kind. On servers the first questions are
+answered, and their tokens priced for all. Exit status 5: nothing meets the deadline.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""From a Hydra configuration to plain values: the only place that knows both."""
+"""Turns a Hydra configuration into plain values: the only package that knows both."""

@@ -1,4 +1,4 @@
-"""From a batch file and a few names to a configuration: what a user of `mosaic batch` need not write as YAML."""
+"""Makes the configuration of a batch from its file and a few names, so that its user need not write YAML."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ ON_SERVERS = (
     "cluster=local",
 )
 PLACED = ("backend", "cluster", "hardware", "pool", "scheduler", "costs")
-"""Groups that say where experts are."""
+"""Groups that define where experts run."""
 
 
 class Gpu(NamedTuple):
@@ -53,7 +53,7 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRequest:
-    """What a user wants answered, and by whom."""
+    """The questions of a user, and the models that answer them."""
 
     path: Path
     models: str | None = None
@@ -74,7 +74,7 @@ class BatchRequest:
     """A name among the models, or one more; none: no aggregator; None: the pool's, the largest checkpoint, or of
     models on servers the first."""
     per_question: int | None = None
-    """Models that answer each question; None: three, or all where there are fewer."""
+    """Models that answer each question; None: three, or all if there are fewer."""
     workers: int | None = None
     """None: every GPU, or two of the machine's cores; on a Ray cluster as many as there is room for."""
     on: str | None = None
@@ -90,19 +90,19 @@ class BatchRequest:
 
 
 def work_folder(path: Path) -> Path:
-    """Name the folder of a batch's journal, beside its file."""
+    """Return the folder of a batch's journal, next to its file."""
     return path.with_name(f"{plain_stem(path)}.mosaic")
 
 
 def is_on_servers(request: BatchRequest) -> bool:
-    """Tell whether a batch names servers that have its models."""
+    """Return whether a batch names servers that have its models."""
     if request.servers or not _is_litellm(request.models):
         return bool(request.servers)
     return any("api_base" in parameters for _, parameters, _ in litellm_entries(Path(str(request.models))))
 
 
 def runs_vllm_here(request: BatchRequest) -> bool:
-    """Tell whether a batch loads its models on this machine: not on others, and no servers are called."""
+    """Return whether a batch loads its models on this machine: neither on others, nor on servers."""
     if is_on_servers(request):
         return False
     elsewhere = [name for name in request.overrides if name.startswith(("backend=", "cluster=ray"))]
@@ -161,7 +161,7 @@ def _on_machines(request: BatchRequest, chosen: set[str]) -> list[str]:
 
 
 def deployments_of(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
-    """Find the models at servers that are named; empty: none are."""
+    """Find the models at the named servers; empty without servers."""
     if not is_on_servers(request):
         require(request.key_env is None, "--key-env", "left out without --server", request.key_env)
         return []
@@ -178,7 +178,7 @@ def deployments_of(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
 
 
 def _set_backend(config: dict[str, Any], request: BatchRequest, chosen: set[str], served: Sequence[Deployment]) -> None:
-    """Write into the configuration what a user says of engines, or of servers: limits, prices and caps."""
+    """Write the user's settings of engines or servers into the configuration: limits, prices and caps."""
     backend = config["backend"]
     name = backend["name"]
     require(name in ("vllm", "endpoint"), "backend.name", "vllm or endpoint in a batch", name)
@@ -302,7 +302,7 @@ def _entry(name: str, checkpoint: str, request: BatchRequest) -> dict[str, Any]:
 
 
 def _proposers(pool: Mapping[str, Any], request: BatchRequest, *, is_served: bool) -> list[str]:
-    """Name the experts that answer: all but the aggregator; on servers all but one that --aggregator alone names."""
+    """Name the experts that answer: all except the aggregator; on servers all except one named only by --aggregator."""
     names = [str(entry["name"]) for entry in pool["experts"].values()]
     aggregator = pool.get("aggregator")
     if is_served and (_is_litellm(request.models) or aggregator in names_of(request.models) or not request.models):
@@ -342,7 +342,7 @@ def _on_ray(request: BatchRequest, chosen: set[str]) -> list[str]:
 
 
 def find_gpus() -> Sequence[Gpu]:
-    """List the GPUs that may be used, as the driver names them; none where it does not say."""
+    """List the GPUs that may be used, by the driver's names; empty if the driver does not list them."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

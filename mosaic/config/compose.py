@@ -1,4 +1,4 @@
-"""Configurations as plain dictionaries."""
+"""Composes configurations as plain dictionaries."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ OmegaConf.register_new_resolver("file_name", file_name, replace=True)  # conf/co
 
 
 def compose_config(overrides: list[str]) -> dict[str, Any]:
-    """Compose the configuration of a point outside of a command."""
+    """Compose the configuration of a point outside a command."""
     return plain(_shared_composer().compose(overrides))
 
 
@@ -45,19 +45,19 @@ def _shared_composer() -> "Composer":
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Read what a user sets."""
+    """Read the user's settings."""
     return OverridesParser.create().parse_overrides([*overrides])
 
 
 def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
-    """Read which choices of groups conf/config.yaml makes by itself, beside the choices that were made."""
+    """Read the choices of groups that conf/config.yaml makes itself, beside those that were made."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     named = {group: str(name) for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
     return {group: str(choices[name[2:-1]]) if name.startswith("${") else name for group, name in named.items()}
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Resolve a configuration into plain dictionaries and lists, without what is no part of a run."""
+    """Resolve a configuration into plain dictionaries and lists, without the parts that do not belong to a run."""
     with open_dict(config):
         for part in ("hydra", "study"):  # how a preset is run, and what its study shows
             config.pop(part, None)
@@ -66,10 +66,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a configuration as a run's folder records it.
+    """Return a configuration as a run's folder records it.
 
-    The SHA-256 of every file that it names, or of the records of a run's folder, is added, so that a changed file is
-    another configuration; where measurements are kept is left out, as it decides nothing.
+    The SHA-256 of every file that it names, or of the records of a run's folder, is added: a changed file is another
+    configuration. The folder of stored measurements is left out, since results do not depend on it.
     """
     recorded: dict[str, Any] = {}
     for key, value in config.items():
@@ -90,17 +90,17 @@ def _named_files(path: Path) -> list[Path]:
 
 
 class Composer:
-    """Composes points of one command line: each choice of groups once, a point by setting its values in a copy.
+    """Composes points of one command line: each choice of groups once, then a copy with its values for each point.
 
-    Hydra reads all files for each point. A point that asks for more than groups and values of keys (``+key=1``,
-    ``~key``) is composed by Hydra alone, and so is one that cannot be composed: its message is Hydra's.
+    Hydra would read all files for each point. Hydra alone composes a point that requests more than groups and values of
+    keys (``+key=1``, ``~key``). It also composes a point that cannot be composed: the error is Hydra's.
 
     Parameters
     ----------
     loader
         Hydra's.
     master
-        What the command line asks for of Hydra itself, composed.
+        The command line's settings of Hydra itself, composed.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""Refuses settings that a user makes and that this run would not use: ignored, they would be believed."""
+"""Refuses user settings without an effect on the run: an ignored setting would mislead its user."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ from mosaic.runtime.pilot import why_not
 from mosaic.runtime.planner import NodePlacements
 
 Rules = Iterator[tuple[Any, str | tuple[str, ...], str]]
-"""Whether a key, or several, are without effect, and why."""
+"""Whether one or several keys have no effect, and why."""
 
 
 def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job) -> None:
-    """Check that everything that a user sets has an effect.
+    """Check that every setting of a user has an effect.
 
     Raises
     ------
     ValueError
-        Naming the key, its value, and why it has none.
+        Naming the key, its value, and why it has no effect.
     """
     if not overrides:
         return
@@ -44,7 +44,7 @@ def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
 
 
 def _given(overrides: Sequence[str], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Go over the keys that a user sets; reactions in a list are set as by their switches."""
+    """Iterate over the keys that a user sets; reactions in a list count as their switches."""
     for override in parsed(overrides):
         if not override.is_delete():
             line = override.input_line or ""
@@ -87,7 +87,7 @@ def _upper_nodes(config: Mapping[str, Any], job: Job) -> Rules:
 
 
 def _aggregator(config: Mapping[str, Any], job: Job) -> Rules:
-    """Who merges answers, and where."""
+    """The aggregator, and its placement."""
     aggregator, wanted = config["aggregator"], config["workload"].get("aggregator")
     own, layers = aggregator.get("expert"), config["topology"].get("layers") or ()
     goes_before = f"workload.aggregator={wanted} goes before it"
@@ -113,7 +113,7 @@ def _aggregator(config: Mapping[str, Any], job: Job) -> Rules:
 
 
 def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
-    """Gates, exits, budgets, and what else reacts while the run lasts."""
+    """Gates, exits, budgets, and other reactions during the run."""
     rule, graph, settings = job.graph.rule, job.graph, config["pipeline"]
     overlaps, cancels = Reaction.OVERLAP in job.reactions, Reaction.QUORUM in job.reactions
     by_itself = f"exit={rule.name} cancels calls itself"
@@ -143,7 +143,7 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
 
 
 def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
-    """Profiles, measurements, and saved plans: the scheduler plans what these lack, and what lost workers leave."""
+    """Profiles, measurements, and saved plans: the scheduler plans calls that these lack, and calls of lost workers."""
     is_simulated, path = job.site.kind == "simulated", config["plan"]["path"]
     left = [node.name for layer in job.graph.layers[len(job.plans) :] for node in layer]
     options = [job.placements.get(name, NodePlacements()) for name in left]

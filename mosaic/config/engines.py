@@ -1,4 +1,4 @@
-"""The real backends' part of the configuration: engines, servers, and how patient to be with them."""
+"""Builds the real backends from their part of the configuration: engines, servers, and time limits."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ class VllmSection:
     """Engines of vLLM."""
 
     mode: Literal["live", "replay"]
-    """Live: the model reads the real prompt and decides what to write. Replay: it writes as many tokens as the
-    simulated world says, and the world says what they mean."""
+    """live: the model reads the real prompt and decides what to write. replay: it writes as many tokens as the
+    simulated world determines, and the world provides the answer."""
     device: Literal["auto", "gpu", "cpu"]
     checkpoints: Name
     confidence: bool
@@ -120,7 +120,7 @@ def _check_dp_attention(inputs: SiteInputs) -> None:
 
 
 def _replayed(inputs: SiteInputs) -> Replayed:
-    """Give the worlds of the simulator, whose lengths and answers calls are to have."""
+    """Return the worlds of the simulator, which determine lengths and answers of calls."""
     simulated = sim_site(inputs, EngineOptions())
     return Replayed(
         run=simulated.world.outcome,
@@ -131,7 +131,7 @@ def _replayed(inputs: SiteInputs) -> Replayed:
 
 
 def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> RemoteLauncher:
-    """Build what ``cluster=ray`` says."""
+    """Build the cluster of ``cluster=ray``."""
     called = {expert.name for expert in inputs.called_experts}
     wanted = [expert for expert in inputs.experts if expert.name in called]
     cluster = RayCluster(
@@ -143,12 +143,12 @@ def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> 
 
 
 def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
-    """Give what embeds texts by an expert's checkpoint.
+    """Return the embedder of texts by an expert's checkpoint.
 
     Raises
     ------
     CheckpointError, ValueError
-        If there is none, or nothing is written.
+        If there is none, or no text is written.
     """
     rule = "answers where nothing is written (backend.mode=replay)"
     require(backend.mode == "live", "exit.similarity", rule, "embeddings")
@@ -157,7 +157,7 @@ def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> T
 
 
 def endpoint(config: Mapping[str, Any]) -> Backend:
-    """Build ``backend=endpoint``: live only, servers do not write to length, and nothing is measured.
+    """Build ``backend=endpoint``: live only, since servers do not write to length; without measurements.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
         (engines, engines),
         launcher,
         Patience(
-            # How long a worker may finish no step: its engine steps while its server is silent.
+            # How long a worker may finish no step: its engine makes steps while its server sends nothing.
             stall_timeout_s=patience.reply_timeout_s + patience.max_wait_s,
             servers=patience,
         ),
@@ -229,7 +229,7 @@ def _site(
     replayed: Replayed | None = None,
     **own: Any,
 ) -> EngineSite:
-    """Build a site by the engines of the run and those that are measured, what starts them, and what it has alone."""
+    """Build a site from the engines of the run and of measurements, their launcher, and further fields."""
     if replayed is None:
         check_texts(inputs.workload)
         rule = "1 where models really answer: what was measured cannot be made wrong"
@@ -286,7 +286,7 @@ def vllm_options(backend: VllmSection) -> EngineOptions:
 
 
 def find_device() -> Device:
-    """Tell whether this machine has GPUs that may be used, without touching one."""
+    """Return whether this machine has GPUs that may be used, without using one."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return Device.CPU
     return Device.GPU if Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists() else Device.CPU

@@ -17,18 +17,18 @@ from mosaic.core.safe_text import printable_output
 
 BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
-"""The run is complete, but for calls that have no result."""
+"""The run is complete, except for calls that have no result."""
 UNANSWERED_STATUS = 4
 """A batch is complete, but for questions without a text, or with one expert's for what could not be aggregated."""
 NOT_REACHED_STATUS = 5
-"""What was wanted is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
+"""The goal cannot be reached: the deadline of a quote, or the bound of an audit (which is still valid)."""
 IN_USE_STATUS = 6
-"""Another command is at work in the folder, and goes on."""
+"""Another command works in the folder, and continues."""
 MISTAKE_STATUS = 1
-"""Something that should not happen: our own mistake."""
+"""An internal error of mosaic."""
 INTERRUPTED_STATUS = 130
 CLOSED_OUTPUT_STATUS = 141
-"""What a shell says of a command that SIGPIPE ended."""
+"""Exit status that a shell reports for a command that SIGPIPE ended."""
 TRACEBACK = "Traceback (most recent call last; from the first line of your own code on):\n"
 OUR_FOLDERS = (Path(__file__).resolve().parents[1], *(BUNDLE / name for name in ("sim", "experiments", "tests")))
 """The package, and what stands beside it in a checkout."""
@@ -41,7 +41,7 @@ def log(line: str) -> None:
 
 @contextmanager
 def stoppable(how: str) -> Iterator[None]:
-    """Let SIGTERM stop a command as Ctrl-C does, and say how it goes on."""
+    """Let SIGTERM stop a command as Ctrl-C does, with a line on how to resume it."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -57,9 +57,9 @@ def stoppable(how: str) -> Iterator[None]:
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Turn an error into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
+    """Turn an error into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows its traceback.
 
-    All that is printed meanwhile is printable.
+    All output in the meantime is made printable.
     """
     with printable_output():
         try:
@@ -79,7 +79,7 @@ def exit_with_message() -> Iterator[None]:
 
 
 def _is_output_closed() -> bool:
-    """Say whether whoever read the output has enough of it, as in ``mosaic ... | head``."""
+    """Return whether the reader of the output has closed it, as in ``mosaic ... | head``."""
     output = select.poll()
     try:
         output.register(sys.stdout, 0)
@@ -89,9 +89,9 @@ def _is_output_closed() -> bool:
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """Tell whether the user can mend an error: it names a field or a file, or is of the user's own code.
+    """Return whether the user can correct an error: it names a field or a file, or comes from the user's own code.
 
-    Anything else is our own mistake.
+    Anything else is an internal error.
     """
     return _says_what_to_mend(error) or own_code_traceback(error) is not None
 
@@ -103,9 +103,9 @@ def _says_what_to_mend(error: BaseException) -> bool:
 
 
 def explain_error(error: BaseException) -> str:
-    """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value.
+    """Describe an error, in mosaic's words if Hydra's or the system's omit the field, the rule or the value.
 
-    Where a scheduler, a controller or a rule of the user's own is to blame, its traceback follows.
+    If a scheduler, a controller or a rule of the user caused it, its traceback follows.
     """
     own = own_code_traceback(error)
     if own is None:
@@ -114,10 +114,10 @@ def explain_error(error: BaseException) -> str:
 
 
 def own_code_traceback(error: BaseException) -> str | None:
-    """Format the traceback of an error from the first line of the user's own code on; None: that has no part in it.
+    """Format the traceback of an error from the first line of the user's own code on; None: no such code is involved.
 
-    Own code is in no file of mosaic's and of no installed package. What mosaic says of an error in its own words has
-    that error as its cause.
+    Own code is in no file of mosaic's and of no installed package. An error that mosaic describes in its own words has
+    the original error as its cause.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -154,7 +154,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _explain_mistake(error: BaseException) -> str:
-    """Say where our own mistake is, in a line."""
+    """Locate an internal error in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     said = " ".join(f"{type(error).__name__}: {error}".split())

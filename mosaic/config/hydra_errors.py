@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in our words."""
+"""Describes errors of Hydra and OmegaConf in mosaic's words."""
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -9,11 +9,11 @@ RENAMED_CHOICES = {
     "hardware/h100_94gb": "flexicache_h100",
     "experiment/budget_lessons": "budget_calibration",
 }
-"""Choices of a group that are called otherwise than in the version before."""
+"""Choices of a group that had another name in the version before."""
 
 
 def explain_hydra_error(error: BaseException) -> str | None:
-    """Say what is wrong with field, rule and value; None: it is no error of Hydra's that leaves them out."""
+    """Describe an error with field, rule and value; None: it is no error of Hydra's that omits them."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if new_name := RENAMED_CHOICES.get(error.missing_cfg_file):

@@ -17,15 +17,15 @@ _kept: dict[str, Any] = {}
 
 
 def make(config: Mapping[str, Any], label: str) -> Any:
-    """Call what a group names with the group's other values; groups below it are made first.
+    """Call the target of a group with the group's other values; nested groups are made first.
 
-    Values stay as they are. Hydra's own ``instantiate`` would resolve ``${...}`` in them once more, and names of
-    models and of files are data.
+    Values are not changed. Hydra's own ``instantiate`` would resolve ``${...}`` in them once more, but names of models
+    and of files are data.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the group, where what it names cannot be imported or called with these values.
+        Naming the group, if its target cannot be imported or called with these values.
     """
     target = import_callable(config.get(TARGET), f"{label}.{TARGET}")
     values = {
@@ -45,7 +45,7 @@ def _make_below(value: Any, label: str) -> Any:
 
 
 def import_callable(path: Any, field: str) -> Callable[..., Any]:
-    """Import what the user names by its dotted path.
+    """Import an object that the user names by its dotted path.
 
     Raises
     ------
@@ -63,14 +63,14 @@ def import_callable(path: Any, field: str) -> Callable[..., Any]:
 
 
 def make_once(config: Mapping[str, Any], label: str) -> Any:
-    """Make a value that never changes, or give the one that an equal group has made: points of a sweep share it."""
+    """Make a value that never changes, or return the one of an equal group: points of a sweep share it."""
     return once(config, label, lambda: make(config, label))
 
 
 def once(config: Mapping[str, Any], label: str, build: Callable[[], _Made]) -> _Made:
-    """Build a value that never changes from a group, or give the one that was built from an equal group.
+    """Build a value that never changes from a group, or return the one that was built from an equal group.
 
-    Of a group that names a file it is built anew: the file may have changed.
+    From a group that names a file it is built again: the file may have changed.
     """
     leaves = flatten(config).items()
     if any(key.rpartition(".")[2] in FILE_KEYS and isinstance(value, str) for key, value in leaves):
@@ -85,7 +85,7 @@ def once(config: Mapping[str, Any], label: str, build: Callable[[], _Made]) -> _
 
 
 def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
-    """Call with the values of a group, naming the group where an argument is missing or unknown."""
+    """Call with the values of a group; errors name the group if an argument is missing or unknown."""
     try:
         return function(**values)
     except TypeError as error:

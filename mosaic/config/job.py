@@ -37,7 +37,7 @@ from sim.site import SimSite
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """A job, with what a report says of it beside."""
+    """A job, with further data for its report."""
 
     job: Job
     seed: int
@@ -46,11 +46,11 @@ class RunSpec:
     runs: bool
     """False: the plan is only explained."""
     report: str | None
-    """What is reported beside: replay, against a log's own times."""
+    """An additional report: replay, against a log's own times."""
     setting: CalibrationContext
-    """What its answers are of."""
+    """The settings that its answers depend on."""
     calibration: Calibration | None = None
-    """Of budgets and hedge, where they are wanted: what was chosen, and on what."""
+    """Of budgets and hedge, if configured: the choice, and its basis."""
 
 
 def build_job(
@@ -65,9 +65,9 @@ def build_job(
     config
         Resolved.
     journal
-        Where a real run keeps what has finished.
+        Where a real run keeps its finished calls.
     overrides
-        What a user sets; what has no effect on the run is refused.
+        The user's settings; those without an effect on the run are refused.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def backend_from(config: Group) -> Backend:
 
 
 def _calibration_part(source: Mapping[str, Any], workload: Workload) -> Workload:
-    """Make the workload again from its calibration part; one without inputs lends its own questions."""
+    """Make the workload's calibration part; a workload without inputs provides its own questions."""
     if source.get("part") != "test":
         return workload
     calibration: Workload = make_once({**source, "part": "calibration"}, "workload")
@@ -170,7 +170,7 @@ def _calibration_part(source: Mapping[str, Any], workload: Workload) -> Workload
 def _setting(
     benchmark: str, workload: Workload, experts: tuple[Expert, ...], pipeline: Pipeline, site: Site
 ) -> CalibrationContext:
-    """Describe what the run's answers are of, and check that what was calibrated is of the same."""
+    """Describe the settings that the run's answers depend on, and check the calibration against them."""
     graph, calibration = pipeline.graph, pipeline.calibration
     context = describe_context(workload, experts, graph.nodes, benchmark=benchmark, answers=site.answers_source)
     check_rule(graph.rule, context)

@@ -1,4 +1,4 @@
-"""What a command line asks for: a run, or the points of a sweep, composed by Hydra."""
+"""Composes the run, or the points of a sweep, that a command line requests."""
 
 import os
 from argparse import Namespace
@@ -23,7 +23,7 @@ from mosaic.core.checks import require, require_name
 from mosaic.core.safe_text import from_file_name
 
 SHOWN = ("help", "hydra_help", "cfg", "info", "shell_completion")
-"""Flags by which Hydra shows something, and nothing runs."""
+"""Flags by which Hydra displays something, without a run."""
 UNREAD = {
     "config_path": "left out: --config-dir names a folder of your own",
     "config_name": "left out: --config-dir names a folder of your own",
@@ -39,33 +39,33 @@ IGNORED: Mapping[str, Any] = {
 
 
 class Point(NamedTuple):
-    """A run that a command line asks for."""
+    """A run that a command line requests."""
 
     config: dict[str, Any]
     """Resolved."""
     folder: Path
     overrides: tuple[str, ...] = ()
-    """What the user sets."""
+    """The user's settings."""
     name: str | None = None
     """Among the points of a sweep."""
     also_chosen: str = ""
-    """Groups that were chosen by another group's file, and neither by the command line nor by default."""
+    """Groups chosen by another group's file, and neither by the command line nor by default."""
     again: str | None = None
     """The override that sends the same command to the same folder; None: hydra.run.dir."""
 
 
 class Launch(NamedTuple):
-    """What a command line asks for."""
+    """The request of a command line."""
 
     points: list[Point]
     sweep_dir: str | None = None
     """The folder of a sweep, as it was named; None: a single run."""
     side_by_side: dict[str, Any] | None = None
-    """Settings of joblib for a sweep's processes; None: points run in turn."""
+    """Settings of joblib for a sweep's processes; None: points run one after the other."""
 
 
 def launch_of(arguments: Sequence[str]) -> Launch:
-    """Compose what a command line asks for: all points, before the first one runs.
+    """Compose all points that a command line requests, before the first one runs.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _show() -> None:
 
 
 def _check_settings(hydra: DictConfig, mode: str) -> None:
-    """Refuse settings of Hydra that would be ignored, and an empty name of a folder: it would be the current one."""
+    """Refuse settings of Hydra that would be ignored, and an empty folder name: it would be the current folder."""
     for key, value in IGNORED.items():
         require(OmegaConf.select(hydra, key) == value, f"hydra.{key}", f"{value}", OmegaConf.select(hydra, key))
     # NOTE: it cannot be resolved yet: it holds the names of choices.
@@ -148,7 +148,7 @@ def _sweep(composer: Composer, master: DictConfig) -> Launch:
 
 
 def _joblib_settings(launcher: DictConfig) -> dict[str, Any]:
-    """Read the settings of joblib; Hydra keeps whole numbers as text where a word may stand too."""
+    """Read the settings of joblib; Hydra keeps whole numbers as text if a word is allowed too."""
     settings: Any = OmegaConf.to_container(launcher, resolve=True)
     words = {key: value for key, value in settings.items() if key not in ("_target_", "backend")}
     return {key: int(value) if str(value).isdecimal() else value for key, value in words.items()}

@@ -1,4 +1,4 @@
-"""The workers of a run, and what is known of their kinds, from the groups ``cluster`` and ``hardware``."""
+"""Builds the workers of a run, and the hardware of their kinds, from the groups ``cluster`` and ``hardware``."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from sim.hardware.hardware import Hardware
 
 
 class Machines(NamedTuple):
-    """Workers, and what they are."""
+    """Workers, and their hardware."""
 
     cluster: Cluster
     kinds: tuple[Hardware, ...]
-    """That of the first worker first."""
+    """The first worker's hardware first."""
     ray: RaySection | None = None
     """Where the workers are those of a Ray cluster."""
 
@@ -24,7 +24,7 @@ class Machines(NamedTuple):
 def machines(cluster: Group, hardware: Group) -> Machines:
     """Build the cluster and the hardware of its kinds.
 
-    A cluster is so many workers of the kind that the group ``hardware`` names, or lists workers by kind
+    A cluster is a number of workers of the kind in the group ``hardware``. Or it lists workers by kind
     (``cluster.workers``) with the hardware of each (``cluster.kinds``).
 
     Raises
@@ -48,19 +48,19 @@ def machines(cluster: Group, hardware: Group) -> Machines:
 
 
 def is_ray(cluster: Group) -> bool:
-    """Tell whether the workers are those of a Ray cluster."""
+    """Return whether the workers are those of a Ray cluster."""
     return "address" in cluster
 
 
 def has_kinds(cluster: Group) -> bool:
-    """Tell whether the cluster names the kinds of its workers itself."""
+    """Return whether the cluster names the kinds of its workers itself."""
     return "workers" in cluster
 
 
 def resolve_ray(given: Sections) -> Sections:
-    """Fill in what a Ray cluster alone knows: its hosts, and whether it has GPUs. Other clusters are left as they are.
+    """Add what only a Ray cluster knows: its machines, and whether it has GPUs. Other clusters are not changed.
 
-    Only engines of ours run there; a simulation takes as many workers as are given, in one host.
+    Only mosaic's engines run there; a simulation takes the given number of workers, in one machine.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The pipeline of a run: its calls, what decides that they are enough, and how its upper nodes may be placed."""
+"""Builds the pipeline of a run: its calls, its gate or exit, and the possible placements of its upper nodes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
@@ -42,12 +42,12 @@ from sim.hardware.iteration_time import iteration_time
 
 
 class Pipeline(NamedTuple):
-    """The call graph of a run, and how its upper nodes may be placed."""
+    """The call graph of a run, and the possible placements of its upper nodes."""
 
     graph: CallGraph
     placements: Mapping[str, NodePlacements] = MappingProxyType({})
     calibration: Calibration | None = None
-    """Of budgets and hedge, where they are wanted: what was chosen, and on what."""
+    """Of budgets and hedge, if configured: the choice, and its basis."""
 
 
 def pipeline_from(
@@ -156,7 +156,7 @@ def _check_agents(topology: TopologySection) -> None:
 
 
 def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
-    """Build the nodes of a pipeline of the user's own."""
+    """Build the nodes of a user's own pipeline."""
     pool = {expert.name: expert for expert in experts}
     nodes = []
     for name, entry in entries.items():
@@ -171,7 +171,7 @@ def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple
 
 
 def _named_aggregator(name: str | None, given: Sections, experts: Sequence[Expert]) -> Expert | None:
-    """Find the aggregator in the pool: its own choice goes before the workload's, and that before the pool's."""
+    """Find the aggregator in the pool: the choice of its group, else the workload's, else the pool's."""
     choices = {
         "aggregator.expert": name,
         "workload.aggregator": given.workload.get("aggregator"),
@@ -231,7 +231,7 @@ def _exit(given: Sections, experts: Sequence[Expert], embed_by: Callable[[Expert
 def _budgeted(
     graph: CallGraph, settings: PipelineSection, experts: Sequence[Expert], workload: Workload, num_running: int
 ) -> tuple[CallGraph, Calibration | None]:
-    """Choose the budgets and the hedge that are wanted."""
+    """Choose the configured budgets and the hedge."""
     kinds = Kinds(cuts=Reaction.BUDGETS in settings.wanted, hedges=Reaction.HEDGE in settings.wanted)
     if not any(kinds):
         return graph, None
@@ -254,7 +254,7 @@ def _budgeted(
 
 
 def _check_prefill_ahead(graph: CallGraph, settings: PipelineSection, backend: str, options: EngineOptions) -> None:
-    """Refuse to prefill ahead where it could not have an effect."""
+    """Refuse to prefill ahead if it could not have an effect."""
     key = "pipeline.prefill_ahead"
     require(bool(graph.upper_nodes), key, "false where no call reads others", True)
     is_early = bool(settings.wanted & {Reaction.OVERLAP, Reaction.NO_BARRIER})
@@ -288,7 +288,7 @@ def _placements(
 def _placeable(
     expert: Expert, tp_degrees: tuple[int, ...], machines: Machines, options: EngineOptions
 ) -> tuple[int, ...]:
-    """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
+    """List the degrees for which the cluster has the workers, the iteration times and the memory."""
     cluster, hardware = machines.cluster, machines.kinds[0]
     degrees = tuple(degree for degree in tp_degrees if degree <= cluster.num_workers)
     if not degrees:

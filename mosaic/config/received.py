@@ -1,4 +1,4 @@
-"""What a run folder from elsewhere may not decide: which code runs here, and who is sent a key."""
+"""Restricts run folders from elsewhere: they may not choose the code that runs here, or who receives a key."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,21 +20,21 @@ _RUN_CODE = ("aggregator.comparison", "backend.engine.trust_remote_code", "clust
 
 
 class TrustedServers(NamedTuple):
-    """Servers that the command line lets have a key."""
+    """Servers that may receive a key, by the command line."""
 
     urls: tuple[str, ...] = ()
     key_envs: tuple[str, ...] = ()
-    """Variables that hold their keys; none: OPENAI_API_KEY."""
+    """Variables with their keys; empty: OPENAI_API_KEY."""
 
     def may_have(self, base_url: str, key_env: str) -> bool:
-        """Tell whether a key may be sent to a server."""
+        """Return whether a key may be sent to a server."""
         return base_url in map(base_url_of, self.urls) and key_env in (self.key_envs or (DEFAULT_KEY,))
 
 
 def check_received(
     config: Mapping[str, Any], overrides: Sequence[str], path: Path, trusted: TrustedServers | None = None
 ) -> None:
-    """Check that the command line names all code, clusters and keys that a folder's configuration asks for.
+    """Check that the command line names all code, clusters and keys that a folder's configuration requests.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The start of a run: whether its folder is this command's to go on with, and whether it can run at all."""
+"""Checks the start of a run: whether its folder belongs to this command, and whether it can run at all."""
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.journal import EndedCall, read_entries
 
 QUOTE = "quote"
-"""A quote's folder in that of its batch: both go on in one journal."""
+"""A quote's folder in that of its batch: both use one journal."""
 QUESTIONS_DIGEST, QUESTIONS_LIMIT = "workload.path_sha256", "workload.limit"
 LEAST_BYTES = 64 * 2**20
 CALL_BYTES = 16 * 2**10
@@ -59,12 +59,12 @@ def begin(
 
 
 def has_failed_calls(folder: Path, journal: Path | None = None) -> bool:
-    """Tell whether a real run is complete but for calls that failed, which are then tried again."""
+    """Return whether a real run is complete except for failed calls, which are then repeated."""
     return (journal or folder / JOURNAL).exists() and num_failed_calls(folder) > 0
 
 
 def has_begun(folder: Path, journal: Path | None = None) -> bool:
-    """Tell whether a run has answers: it goes on, and may need no engine any more."""
+    """Return whether a run has answers: it is resumed, and may need no engine any more."""
     return (folder / CONFIG).exists() and not is_blank(folder, journal)
 
 
@@ -90,12 +90,12 @@ def quote_before(work: Path) -> Mapping[str, int]:
 
 
 def check_not_begun(work: Path) -> None:
-    """Check that a quote comes before its batch, or is the one that the batch went on from.
+    """Check that a quote precedes its batch, or is the one that the batch continued.
 
     Raises
     ------
     RunFolderError
-        If it does not.
+        If it is neither.
     """
     if has_begun(work) and not quote_before(work):
         raise RunFolderError(f"{work}: its batch has begun, and a quote comes before; --work names another folder")
@@ -153,14 +153,14 @@ def log_notes(workload: Workload, see: str = "") -> None:
 
 @contextmanager
 def naming_all_problems(folders: Sequence[Path], *, is_here: bool) -> Iterator[None]:
-    """Where checkpoints are missing or contexts too short, say also what else would keep the run from starting.
+    """If checkpoints are missing or contexts too short, add all other reasons that would keep the run from starting.
 
     Parameters
     ----------
     folders
         Where the run writes, first of all its run folder.
     is_here
-        Whether vLLM is to run on this machine.
+        Whether vLLM would run on this machine.
 
     Raises
     ------
@@ -178,9 +178,9 @@ def naming_all_problems(folders: Sequence[Path], *, is_here: bool) -> Iterator[N
 
 
 def check_start(job: Job, folders: Sequence[Path]) -> None:
-    """Check a run on real engines that has no answer yet, before it makes its folder; all that it lacks is one error.
+    """Check a run on real engines without answers before it makes its folder; all problems form one error.
 
-    Where another command works in the folder nothing is started: the lock says so.
+    If another command works in the folder, no engine is started: the lock reports it.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def _refuse(found: Sequence[str]) -> None:
 
 
 def engine_problems() -> Sequence[str]:
-    """Import vLLM where there is no job yet whose site would."""
+    """Import vLLM if there is no job yet whose site would do it."""
     from mosaic.config import engines
     from mosaic.engines.local_launcher import LocalLauncher
 
@@ -213,7 +213,7 @@ def engine_problems() -> Sequence[str]:
 
 
 def disk_problems(folders: Sequence[Path], num_calls: int) -> list[str]:
-    """Say which file systems have no room for what a run of so many calls leaves."""
+    """List the file systems without enough room for the files of a run with so many calls."""
     needed, found = LEAST_BYTES + num_calls * CALL_BYTES, {}
     for folder in folders:
         there = next(place for place in (folder, *folder.resolve().parents) if place.is_dir())

@@ -1,4 +1,4 @@
-"""Profiles that are given: a file of one, or the folder of a finished run, whose records are fitted."""
+"""Loads given profiles: from a profile's file, or from the records of a finished run's folder."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.profiling import fit_run
 
 COMPARED = {"backend", "cluster", "hardware", "pipeline", "pool"}
-"""Groups of a run's configuration that decide what its sessions cost."""
+"""Groups of a run's configuration that the cost of its sessions depends on."""
 SHARING = {"experts_per_gpu": 1, "keep": "nothing"}
 """Options of a backend by which sessions share a GPU, with their defaults."""
 IDLING = {Reaction.MOVES, Reaction.OVERLAP, Reaction.NO_BARRIER}
@@ -27,7 +27,7 @@ IDLING = {Reaction.MOVES, Reaction.OVERLAP, Reaction.NO_BARRIER}
 
 
 def with_profiles(job: Job, given: ProfileSection, config: Mapping[str, Any]) -> Job:
-    """Add the profiles that are given: a profile's file, or a run's folder.
+    """Add the given profiles: a profile's file, or a run's folder.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def _profile(
 
 
 def _check_run(key: str, path: str, config: Mapping[str, Any], experts: Collection[ExpertName]) -> None:
-    """Check that the sessions of a run cost what this run's do: same machines, sharing and caches; calls that stay."""
+    """Check that a run's sessions have the same costs: same machines, sharing and caches, without moved calls."""
     saved = read_config(path)
     require(saved.keys() >= COMPARED, key, f"the folder of a run, whose config.yaml has {sorted(COMPARED)}", path)
     require(saved["backend"]["name"] != "endpoint", key, "a run that placed its experts: servers price nothing", path)
@@ -110,7 +110,7 @@ def _check_run(key: str, path: str, config: Mapping[str, Any], experts: Collecti
 
 
 def _result_of(folder: Path, summary: Mapping[str, Any]) -> RunResult:
-    """Read a run's records; sessions in which it had stopped were interrupted."""
+    """Read a run's records; sessions during which it was stopped count as interrupted."""
     stops = [one["ts"] for one in summary.get("resumptions") or ()]
 
     def interrupted(session: SessionRecord) -> SessionRecord:

@@ -1,4 +1,4 @@
-"""The sections of the configuration: their keys, types and limits, found wrong by one conversion."""
+"""Defines the sections of the configuration: keys, types and limits, all checked by one conversion."""
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -12,20 +12,20 @@ from mosaic.runtime.sweep import Sweep
 _Kind = TypeVar("_Kind")
 
 Group = Mapping[str, Any]
-"""What names what it makes by its _target_, or holds entries by names of the user's own."""
+"""A group that names its target in _target_, or holds entries under user-defined names."""
 ShareBelow1 = Annotated[float, Limit(at_least=0, below=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSection:
-    """Plans that are there already."""
+    """Saved plans."""
 
     path: Name | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileSection:
-    """What is known of lengths and costs, or how it is measured."""
+    """Known lengths and costs, or how they are measured."""
 
     seed: AtLeast0
     length_error: Annotated[float, Limit(at_least=1)]
@@ -48,7 +48,7 @@ class PoolSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromiseSection:
-    """What budgets and hedge may cost, and what they are calibrated on: the first fields of ``Promised``."""
+    """Accepted loss of budgets and hedge, and their calibration: the first fields of ``Promised``."""
 
     calibration: Name | None = None
     accepted_loss_frac: ShareBelow1
@@ -58,7 +58,7 @@ class PromiseSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSection:
-    """What is called, in which order, and what reacts while it runs: as a list, or by a switch each."""
+    """The calls and their order, and the reactions during a run: as a list, or by one switch each."""
 
     barrier: bool
     nodes: Group | None = None
@@ -77,7 +77,7 @@ class PipelineSection:
 
     @property
     def wanted(self) -> frozenset[Reaction]:
-        """What is listed, and what is switched on."""
+        """The listed reactions, and those switched on."""
         return frozenset(self.reactions) | {reaction for reaction in Reaction if self._switches_on(reaction)}
 
     def _switches_on(self, reaction: Reaction) -> bool:
@@ -91,7 +91,7 @@ def switch(reaction: Reaction) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSection:
-    """A node of a pipeline of the user's own."""
+    """A node of a user's own pipeline."""
 
     experts: tuple[Name, ...] | None = None
     after: Any = ()
@@ -112,21 +112,21 @@ class TopologySection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorSection:
-    """Who merges answers, and how it may be placed."""
+    """The aggregator, and its possible placements."""
 
     name: Name
     tp_degrees: tuple[AtLeast1, ...]
     min_output_tokens: AtLeast1
     expert: Name | None = None
     scheduler_by_degree: Mapping[int | str, Literal["data_parallel"]] | None = None
-    """Overrides by a dotted name make a text of a number."""
+    """Convert text to a number: overrides by a dotted name are text."""
     costs: Literal["affine"] | None = None
     comparison: Name | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaySection:
-    """The machines of a Ray cluster; of a cluster that was found also how many workers each has."""
+    """The machines of a Ray cluster; for a cluster that was found also the workers of each machine."""
 
     name: Name
     address: Name
@@ -146,7 +146,7 @@ class MixedClusterSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldSection:
-    """What only a simulation knows."""
+    """Settings of simulations only."""
 
     output_tokens: Any = None
     length_scale: Any = None
@@ -157,7 +157,7 @@ class WorldSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sections:
-    """All of a run's configuration; a ``Group`` is converted by what its other keys choose."""
+    """A run's whole configuration; a ``Group`` is converted according to its other keys."""
 
     seed: AtLeast0
     question_seed: AtLeast0
@@ -212,7 +212,7 @@ def _types_of(kind: Hashable) -> Mapping[str, Any]:
 
 
 def _converted(value: Any, hint: Any, label: str) -> Any:
-    """Convert what is a section, or a list of them, by its type; what holds entries must be a group."""
+    """Convert a section, or a list of sections, by its type; a type with entries must be a group."""
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else section(value, hint, label)
     kinds = get_args(hint)
@@ -226,12 +226,12 @@ def _converted(value: Any, hint: Any, label: str) -> Any:
 
 
 def keys_of(*kinds: type, unread: Collection[str]) -> list[str]:
-    """List the fields of dataclasses, but those that a group of the configuration does not give."""
+    """List the fields of dataclasses, except those that are not part of the configuration."""
     return [each.name for kind in kinds for each in fields(kind) if each.name not in unread]
 
 
 def require_keys(config: object, label: str, known: Collection[str]) -> Group:
-    """Check that a group has no keys but those that are known."""
+    """Check that a group has only known keys."""
     group = require_group(config, label)
     for key, value in group.items():
         keys = f"one of {[*known]}" if known else "left out: there are none"

@@ -1,6 +1,6 @@
-"""Models that servers have, from ``--server`` or a LiteLLM file with ``api_base``: where each is, and its price.
+"""Finds models on servers, from ``--server`` or a LiteLLM file with ``api_base``: their addresses and prices.
 
-What a server lists is read from it before the batch: the names of its models, and their contexts where it is vLLM.
+Before the batch each server's list is read: the names of its models, and their contexts if it is vLLM.
 """
 
 import os
@@ -22,7 +22,7 @@ EXPERT = "mosaic.core.Expert"
 DEFAULT_KEY = "OPENAI_API_KEY"
 """Sent to https servers where it is set and no other key is named."""
 MOST_UNNAMED = 10
-"""Of a server that lists more models not all are called: each costs money."""
+"""If a server lists more models, not all are called: each costs money."""
 REFERENCE = "os.environ/"
 """How a LiteLLM file names an environment variable."""
 LITELLM_KEYS = (
@@ -180,7 +180,7 @@ def _named(models: str | None, aggregator: str | None) -> list[str]:
 
 
 def _all_of(listed: Mapping[str, Sequence[ListedModel] | None]) -> list[str]:
-    """Take all models that servers list, and say which."""
+    """Take all models that servers list, and report which."""
     for base, models in listed.items():
         require(bool(models), "--models", f"given: {base} lists no models", None)
     names = list(dict.fromkeys(one.name for models in listed.values() for one in models or ()))
@@ -191,7 +191,7 @@ def _all_of(listed: Mapping[str, Sequence[ListedModel] | None]) -> list[str]:
 
 
 def _find(name: str, listed: Sequence[ListedModel] | None) -> ListedModel | None:
-    """Find a model in a list; a server without a list is believed to have it."""
+    """Find a model in a list; a server without a list is assumed to have it."""
     if listed is None:
         return ListedModel(name)
     return next((one for one in listed if one.name == name), None)
@@ -221,7 +221,7 @@ def deployments_of_litellm(entries: Sequence[LiteLlmEntry], path: str) -> list[D
 
 
 def _as_listed(one: Deployment, listed: Sequence[ListedModel] | None, path: str) -> Deployment:
-    """Add what a server says of a model."""
+    """Add a server's data about a model."""
     found = _find(one.model, listed)
     if found is None:
         rule = f"one that {one.base_url} serves, {[each.name for each in listed or ()]}"
@@ -289,7 +289,7 @@ def _key_name(value: object, where: str) -> str | None:
         return None
     name = str(value).removeprefix(REFERENCE)
     if not str(value).startswith(REFERENCE) or not name.isidentifier():
-        # The value is not repeated: who wrote a key there should not find it in a log too.
+        # The value is not repeated: a key that was written there must not appear in a log too.
         raise ValueError(
             f"{where}: api_key must be os.environ/NAME, and the key in the environment variable NAME: files and "
             "journals are shared"
@@ -310,12 +310,12 @@ def without_provider(model: str) -> str:
 
 
 def alike(found: Iterable[Deployment]) -> list[Deployment]:
-    """Let all servers of an expert get equal requests, so that none of them decides a response.
+    """Give all servers of an expert equal requests, so that no response depends on the server.
 
     Raises
     ------
     ValueError
-        If entries of one name say different things of the model.
+        If entries of one name differ in settings of the model.
     """
     deployments = list(found)
     own: dict[str, list[Deployment]] = {}
@@ -340,7 +340,7 @@ def alike(found: Iterable[Deployment]) -> list[Deployment]:
 
 
 def pool_of_servers(deployments: Sequence[Deployment], aggregator: str | None) -> dict[str, Any]:
-    """Make the pool of experts that only servers serve: without shapes, and with a context where a server says it."""
+    """Make the pool of experts that only servers have: without shapes, with a context if the server reports it."""
     experts = {one.expert: _entry(one) for one in deployments}
     names = list(experts)
     if aggregator is None:

@@ -1,4 +1,4 @@
-"""What every site is built from, the simulator's site, and the world that it simulates."""
+"""Builds the simulator's site and the world that it simulates, and defines the inputs of all sites."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -25,11 +25,11 @@ USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteInputs:
-    """What sites are built from."""
+    """Inputs of sites."""
 
     workload: Workload
     calibration: Callable[[], Workload]
-    """Gives the workload's calibration part, or its own questions where it has none."""
+    """Returns the workload's calibration part, or its own questions if it has none."""
     experts: tuple[Expert, ...]
     machines: Machines
     graph: CallGraph
@@ -38,36 +38,36 @@ class SiteInputs:
     profile_seed: int
     length_error: float
     journal: Path | None
-    """Where a real run keeps what has finished."""
+    """Where a real run keeps its finished calls."""
 
     @property
     def called_experts(self) -> list[Expert]:
-        """The experts that the batch may call; an aggregator as it spans its workers."""
+        """The experts that the batch may call; an aggregator with the degree of its sessions."""
         upper = {expert.name: expert for expert in self.graph.experts}
         first = self.workload.num_calls_by_expert.keys() - upper.keys()
         return [*upper.values(), *(expert for expert in self.experts if expert.name in first)]
 
     @property
     def draws(self) -> str:
-        """What a profile's source says of its draws."""
+        """Description of the draws for a profile's source."""
         error = f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""
         return f", seed {self.profile_seed}{error}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What runs plans, as conf/backend names it."""
+    """A site that runs plans, as named in conf/backend."""
 
     name: str
     site: Callable[[SiteInputs], Site]
     options: EngineOptions = field(default_factory=EngineOptions)
     """Of its engines."""
     embed_by: Callable[[Expert], Embed] | None = None
-    """Gives what embeds texts by an expert; None: nothing is written."""
+    """Returns an expert's embedder of texts; None: no text is written."""
     runs: bool = True
     """False: plans are only explained."""
     places: bool = True
-    """False: servers have the experts, so no machine has to hold one."""
+    """False: servers have the experts, so no machine needs to hold one."""
 
 
 def simulated(config: Mapping[str, Any]) -> Backend:
@@ -91,7 +91,7 @@ def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = No
     Raises
     ------
     ValueError
-        If it is not known how the simulated calls answer, where a gate reads that.
+        If a gate reads simulated answers and no answer model is known.
     """
     if inputs.graph.upper_nodes and inputs.world.answers is None:
         raise ValueError(
@@ -125,7 +125,7 @@ def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = No
 
 
 def simulated_world(given: WorldSection) -> SimulatedWorld:
-    """Build what the group says.
+    """Build the world of the group.
 
     Raises
     ------

@@ -148,9 +148,9 @@ def quote_tokens(
 def predict(dollars: Sequence[float | None], num_questions: int) -> Range | None:
     """Predict what all questions cost from what the first ones did, which are taken for a random sample.
 
-    Those answered are known. Of the R others the sum has the standard deviation s sqrt(R + R^2 / n), with the spread s
-    of n questions: that of a sum, and that of the mean which it is predicted by. P90 is Student's, with n - 1 degrees
-    of freedom.
+    Those answered are known. The sum of the R others has the standard deviation s sqrt(R + R^2 / n), with the spread s
+    of n questions. It combines the deviation of the sum with that of the mean that predicts it. P90 is Student's, with
+    n - 1 degrees of freedom.
 
     Examples
     --------

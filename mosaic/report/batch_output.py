@@ -36,7 +36,7 @@ MODEL = "mosaic"
 """Name of the model in the output, which stands for the whole pool."""
 NO_ANSWER, NOT_AGGREGATED, BAD_LINE, NOT_SENT = "no_answer", "not_aggregated", "bad_line", "not_sent"
 """Codes of errors. In this order: no call left a text; one expert's text replaces an aggregation; a line of the input
-is no question; a cap was reached before its calls were sent."""
+is no question; a cap was reached before."""
 BEGUN = "begun.json"
 
 

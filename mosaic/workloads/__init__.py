@@ -1,4 +1,4 @@
-"""From files, tables and logs to a workload; the router that recruits experts."""
+"""Makes workloads from files, tables and logs, and recruits experts with the router."""
 
 from mosaic.workloads.loaders import file_workload
 from mosaic.workloads.request_log import load_request_log

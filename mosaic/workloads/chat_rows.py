@@ -1,4 +1,4 @@
-"""Requests as OpenAI's interface writes them: a line of a batch file, messages, sampling."""
+"""Reads requests in OpenAI's format: a line of a batch file, messages, sampling."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ SAMPLING_KEYS = {
 }  # fmt: skip
 """OpenAI's and vLLM's names for ours."""
 WITHOUT_EFFECT = ("metadata", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""What decides no answer."""
+"""Keys that do not affect an answer."""
 OFF = {
     "n": 1, "best_of": 1, "stream": False, "logprobs": False, "echo": False, "tools": [], "functions": [],
     "logit_bias": {}, "response_format": {"type": "text"}, "modalities": ["text"], "audio": None,
     "web_search_options": None,
 }  # fmt: skip
-"""What several models' answers cannot be merged with, by the value that switches it off."""
+"""Keys that prevent merging several models' answers, with the value that switches each off."""
 
 
 class Request(NamedTuple):
-    """What a request holds."""
+    """The content of a request."""
 
     question: str
     """The last message, or the prompt."""
@@ -37,13 +37,13 @@ class Request(NamedTuple):
 
 
 def unread_keys(body: object) -> list[str]:
-    """List the keys of a request's body that decide nothing here."""
+    """List the keys of a request's body that have no effect here."""
     known = {*BODY_KEYS, *SAMPLING_KEYS, *WITHOUT_EFFECT, *OFF}
     return [f"body.{key}" for key in body if key not in known] if isinstance(body, Mapping) else []
 
 
 def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
-    """Read the request of a line of a batch file; who answers is not its model's matter but the pool's.
+    """Read the request of a line of a batch file; its model is ignored, since the pool answers.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
 
 
 def read_messages(messages: object, field: str) -> tuple[str, tuple[Message, ...]]:
-    """Read a chat: the last message of a user is the question, and the others are said before it.
+    """Read a chat: the user's last message is the question, and the others are its context.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def _message(message: object, field: str) -> Message:
 
 
 def read_sampling(body: Mapping[str, Any], label: str) -> Sampling | None:
-    """Read how a request is to be sampled; None: it says nothing of it.
+    """Read the sampling parameters of a request; None: it has none.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Reads files as people have them into entries: JSON lines, a JSON list, a table or parquet, each also with .gz.
+"""Reads common file formats into entries: JSON lines, a JSON list, a table or parquet, each also with .gz.
 
-The suffix of a file says what it is; where it does not, its first bytes do. `mosaic.workloads.rows` reads what an entry
-means.
+The suffix of a file determines its format; without a known suffix its first bytes do. `mosaic.workloads.rows` reads the
+meaning of an entry.
 """
 
 import codecs
@@ -34,7 +34,7 @@ _BYTES_OF_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 class Entry(NamedTuple):
-    """A line or row as it stands in its file."""
+    """A line or row of its file, unchanged."""
 
     at: str
     """File and line, for messages."""
@@ -42,15 +42,15 @@ class Entry(NamedTuple):
     """Of the line; of the row in a list or parquet, which have no lines."""
     values: dict[str, Any]
     problem: str | None = None
-    """Why it cannot be read, with its place; None: it can."""
+    """Why it cannot be read, with its position; None: it can."""
 
 
 class SourceFile(NamedTuple):
-    """What is in a file."""
+    """The content of a file."""
 
     entries: Iterator[Entry]
     notes: tuple[str, ...]
-    """What was guessed of it."""
+    """Guesses about it."""
 
 
 def open_file(path: str | Path) -> SourceFile:
@@ -76,7 +76,7 @@ def open_file(path: str | Path) -> SourceFile:
 
 
 def read_objects(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read the entries of a file by their places; one that cannot be read is an error.
+    """Read the entries of a file by their positions; one that cannot be read is an error.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def _decode(data: bytes, path: str | Path) -> tuple[str, tuple[str, ...]]:
-    """Find a text's encoding: its byte order mark, UTF-8, or else what Windows writes in western Europe.
+    """Find a text's encoding: its byte order mark, UTF-8, or else the one of Windows in western Europe.
 
     NOTE: statistics do worse on files as short as these: charset-normalizer took two lines of French for cp1250, and
     two of German for Shift-JIS.
@@ -196,7 +196,7 @@ def _parquet_entries(data: bytes, path: str | Path) -> Iterator[Entry]:
 
 
 def _table_entries(text: str, path: str | Path) -> Iterator[Entry]:
-    """Read a table with a header; a record that does not fit the header is a problem of its own."""
+    """Read a table with a header; a record that does not fit the header is reported as a bad line."""
     csv.field_size_limit(sys.maxsize)  # a question may be a whole document
     records = csv.reader(StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
     header: list[str] | None = None
@@ -231,7 +231,7 @@ def _table_entry(header: Sequence[str], record: list[str], at: str, number: int)
 
 
 def delimiter_of(text: str) -> str:
-    r"""Find what separates the columns: with it most of the first records have as many as the header, and most columns.
+    r"""Find the separator of columns: most of the first records must match the header, with the most columns.
 
     NOTE: csv.Sniffer fails on a single column, and counts the punctuation inside of questions.
 

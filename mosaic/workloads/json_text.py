@@ -1,4 +1,4 @@
-"""Parses JSON that people give; what cannot be taken as it stands is refused with its place."""
+"""Parses JSON from users; values that cannot be used are refused with their position."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def parse_json(text: str, at: str) -> object:
 
 
 def json_object(value: object, at: str) -> dict[str, Any]:
-    """Return the value if it is an object; of an array no more is said than its length.
+    """Return the value if it is an object; the error for an array gives only its length.
 
     Raises
     ------

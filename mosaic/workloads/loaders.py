@@ -1,4 +1,4 @@
-"""Workloads from a file: questions, the experts recruited for them and, where recorded, what they wrote.
+"""Loads workloads from a file: questions, their recruited experts and, where recorded, output lengths.
 
 A file has a question a line or row: `mosaic.workloads.files` reads it, `mosaic.workloads.rows` knows its names.
 Questions without experts are recruited by the router, if it has skill profiles, or drawn from a list of experts.
@@ -33,12 +33,12 @@ from mosaic.workloads.routing import Router, load_skill_profiles
 from mosaic.workloads.rows import FIELD_BY_NAME, NAMES, Row, present_values, read_row, unread_names
 
 ANSWERS = {"number": AnswerKind.MATH, "choice": AnswerKind.CHOICE, "text": AnswerKind.TEXT}
-"""How answers compare, as users say it."""
+"""Names of comparisons of answers, for users."""
 _KIND_WORDS = {AnswerKind.MATH: "numbers", AnswerKind.CHOICE: "choices", AnswerKind.TEXT: "free text"}
 
 
 class BadLines(StrEnum):
-    """What happens to lines that cannot be used."""
+    """How unusable lines are handled."""
 
     REFUSE = "refuse"
     """The first of them is an error."""
@@ -70,11 +70,10 @@ def file_workload(
     name
         Of the workload.
     profiles
-        JSON file with skill profiles (`routing.load_skill_profiles`) for the questions without experts; None: there
-        are none.
+        JSON file with skill profiles (`routing.load_skill_profiles`) for the questions without experts; None: none.
     experts
-        Who answers questions without experts where no profiles are: each question as many of them as it has slots, all
-        different, drawn from the seed and the question's id; all where there are no more. None: no one.
+        Experts for questions without experts, if there are no profiles; None: none. Each question gets as many as it
+        has slots, all different, drawn from the seed and the question's id. If there are fewer, it gets all of them.
     num_slots_per_question
         Experts that are recruited for a question; questions that name their experts keep them.
     template_tokens
@@ -131,7 +130,7 @@ def file_workload(
 
 
 class _Reader:
-    """Reads the questions of a file, and keeps what cannot be used and what there is to say of it."""
+    """Reads the questions of a file, and collects bad lines and notes."""
 
     def __init__(self, path: Path, *, is_strict: bool) -> None:
         self._path = path
@@ -189,14 +188,14 @@ class _Reader:
         raise ValueError(self.bad_lines[0].reason + others)
 
     def _set_aside(self, error: ValueError | TypeError, number: int, name: str | None) -> None:
-        """Keep what is wrong with a line, unless the first such line is an error."""
+        """Record the problem of a line, unless the first such line is an error."""
         if self._is_strict:
             raise error
         self.bad_lines.append(BadLine(number, name, str(error)))
 
 
 def _own_id(values: Mapping[str, Any], found: Collection[str]) -> str | None:
-    """Return the id that an entry gives itself; None: it has none, or another row has it."""
+    """Return an entry's own id; None: it has none, or another row has it."""
     given = next((str(values[name]) for name in NAMES["id"] if name in values), None)
     return None if given in found else given
 
@@ -240,16 +239,16 @@ def _question(row: Row, base: int, wanted: AnswerKind | None, pool: Collection[E
 
 
 def first_position(rows: Sequence[Row]) -> int:
-    """Say whether a file counts the positions of its answers from 0 or from 1.
+    """Return whether a file counts the positions of its answers from 0 or from 1.
 
-    From 1 where no answer has the position 0, and one the number of its options; else from 0.
+    From 1 if no answer has the position 0, and one has the number of its options; otherwise from 0.
     """
     given = [(row.position, len(row.options)) for row in rows if row.position is not None]
     return int(all(position for position, _ in given) and any(position == count for position, count in given))
 
 
 def _left_out(name: str, num_empty: int, unread: Sequence[str]) -> list[str]:
-    """Say in one line what of a file is not used."""
+    """Describe in one line the unused parts of a file."""
     named = [_with_meant(key) for key in unread]
     parts = [", ".join(named)] if named else []
     parts += [f"{num_empty:,} empty row{'s' * (num_empty > 1)}"] if num_empty else []
@@ -257,13 +256,13 @@ def _left_out(name: str, num_empty: int, unread: Sequence[str]) -> list[str]:
 
 
 def _with_meant(key: str) -> str:
-    """Add the name that was perhaps meant."""
+    """Add the name that was probably meant."""
     close = get_close_matches(key.lower(), FIELD_BY_NAME, n=1, cutoff=0.8)
     return key if not close or key.lower() in FIELD_BY_NAME else f"{key} (is {close[0]} meant?)"
 
 
 def _guessed(rows: Sequence[Row], questions: Sequence[Question]) -> list[str]:
-    """Say in one line how answers were taken to compare, where the file does not say."""
+    """Describe in one line the guessed comparison of answers, if the file does not define it."""
     counts = Counter(question.answer_kind for question in questions)
     has_positions = any(row.position is not None for row in rows)
     where = f"answers: positions of options, counted from {first_position(rows)} (guessed; letters leave no doubt)"
@@ -283,7 +282,7 @@ def _recruit(
     num_slots: int,
     seed: int,
 ) -> tuple[tuple[ExpertName, ...], ...]:
-    """Keep the experts that a row names; let the router recruit for all others in one batch, or draw them."""
+    """Keep the experts that a row names; recruit all others with the router in one batch, or draw them."""
     open_rows = [row for row in rows if row.experts is None]
     if not open_rows:
         require(profiles is None, "workload.profiles", "null where every line names its experts", profiles)
@@ -301,9 +300,9 @@ def _recruit(
 
 
 def draw_experts(experts: Sequence[ExpertName], question: str, num_slots: int, seed: int) -> tuple[ExpertName, ...]:
-    """Draw so many different experts for a question, in the order of the list; all where there are no more.
+    """Draw so many different experts for a question, in the order of the list; all if there are no more.
 
-    The draw follows from the seed and the question's id alone, so other questions do not change it.
+    The draw depends only on the seed and the question's id, so other questions do not change it.
 
     Examples
     --------
@@ -319,7 +318,7 @@ def draw_experts(experts: Sequence[ExpertName], question: str, num_slots: int, s
 
 
 def _recorded_lengths(rows: Sequence[Row], slots: tuple[tuple[ExpertName, ...], ...]) -> Mapping[CallKey, int] | None:
-    """Collect the recorded lengths: on every row or on none, so that no run mixes them with drawn ones unseen."""
+    """Collect the recorded lengths: on every row or on none, so that a run never mixes them with drawn ones."""
     lacking = [row for row in rows if row.output_tokens is None]
     if len(lacking) == len(rows):
         return None

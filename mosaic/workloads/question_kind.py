@@ -1,4 +1,4 @@
-"""How a question's answers compare, from its text and gold answer, for files that do not say."""
+"""Guesses how a question's answers compare, from its text and gold answer, for files without this information."""
 
 import re
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def listed_options(text: str) -> list[str]:
 
 
 def _last_list(text: str) -> list[str]:
-    """Read the last list that begins anew with A, since an example or statements to judge may come before it."""
+    """Read the last list that starts with A, since an example or statements to judge may come before it."""
     for marker in (_IN_BRACKETS, _AT_LINE_START):
         places = [place for place in marker.finditer(text) if not _ONLY_NAMED.match(text, place.end())]
         for first in reversed(range(len(places))):
@@ -104,7 +104,7 @@ def _option_texts(text: str, places: list[re.Match[str]]) -> list[str]:
 
 
 def _gold_letter(gold: str, options: Sequence[str]) -> str | None:
-    """Read gold as a letter: the letter itself, or the option whose text it is."""
+    """Read gold as a letter: the letter itself, or the option with its text."""
     match = _LETTER.fullmatch(gold)
     if match is not None:
         letter = (match[1] or match[2] or match[3]).upper()
@@ -116,8 +116,8 @@ def _gold_letter(gold: str, options: Sequence[str]) -> str | None:
 
 
 def _is_mathematical(gold: str) -> bool:
-    """Whether gold is a number or a formula; no algebra is needed to see that."""
-    # What reads mathematics takes a while to import, and most workloads have none.
+    """Whether gold is a number or a formula; this needs no algebra."""
+    # The mathematical parser takes a while to import, and most workloads do not need it.
     from mosaic.answers.math_answers import FUNCTIONS
     from mosaic.answers.math_parser import parse
     from mosaic.answers.math_text import tidy

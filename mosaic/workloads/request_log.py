@@ -1,4 +1,4 @@
-"""A recorded request log: JSON lines of a served engine, as a workload and as the times it measured."""
+"""Reads a recorded request log: JSON lines of a served engine, as a workload and as measured times."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,9 @@
 """Recruits experts for a question from what each of them is good at: Symbolic-MoE's rule.
 
-A skill profile gives each expert a score per skill. For a question the scores of its skills are
-summed, weighted by the expert's strength over all skills, and the question's slots are drawn with
-replacement, so one expert may hold several. Afterwards the experts that were hardly ever drawn
-give their slots away, because a load for a handful of calls does not pay.
+A skill profile gives each expert a score per skill. For a question the scores of its skills are summed, weighted by the
+expert's strength over all skills. The question's slots are drawn with replacement, so one expert may hold several.
+Afterwards the experts that were hardly ever drawn give their slots away, because a load for a handful of calls does not
+pay.
 """
 
 from bisect import bisect_right

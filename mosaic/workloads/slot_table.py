@@ -39,9 +39,9 @@ def slot_table_workload(
 ) -> Workload:
     """Draw a workload whose experts hold exactly the slots of the table.
 
-    Which experts meet in one question is not published, so the slots are drawn from the totals: a
-    permutation of all slots, except that the first ones follow ``first_seen``. Question lengths and
-    the assignment come from two streams spawned from the seed, so a change to one never shifts the other.
+    Which experts answer the same question is not published, so the slots are drawn from the totals. The draw is a
+    permutation of all slots, except that the first ones follow ``first_seen``. Question lengths and the assignment come
+    from two streams spawned from the seed, so a change to one never shifts the other.
 
     Parameters
     ----------

@@ -31,8 +31,8 @@ class Calibrated(Rule):
     """Accepts as many answers as a promise allows, or none.
 
     The promise holds under two conditions. The questions are drawn from the population of the calibration questions.
-    Pool, router and aggregator are those of the calibration run. Then with probability of at least 1 - risk over
-    calibration runs, the rule's mean accuracy loss against aggregating every question is at most the accepted one.
+    Pool, router and aggregator are those of the calibration run. Then the rule's mean accuracy loss against aggregating
+    every question is at most the accepted one. This holds with probability of at least 1 - risk over calibration runs.
     """
 
     calibration: str | Path
