@@ -1,6 +1,7 @@
 """Answer a file of questions by several models, and write OpenAI's batch output.
 
     mosaic batch questions.jsonl --models A,B,C
+    mosaic batch questions.jsonl --server URL --models a,b --price a=0.4/1.6 --price b=0.1/0.4 --max-cost 5
     mosaic batch questions.jsonl pool=tiny              any override of `mosaic run` beside
 
 Finished questions stand in questions.partial.jsonl as they come, and in the end all of them in questions.out.jsonl and
@@ -35,6 +36,7 @@ from mosaic.config.run_start import (
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
+from mosaic.core.results import SERVED
 from mosaic.core.spending import dollars_text, total_cost
 from mosaic.quote import best_plan, can_quote, quote_stages
 from mosaic.report.batch_output import (
@@ -210,7 +212,9 @@ def describe(
 ) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
-    calls, unit = outcome.result.calls, "server" if outcome.plans[0].scheduler == SERVERS else "worker"
+    calls, num_workers = outcome.result.calls, outcome.result.num_workers
+    unit = "server" if outcome.plans[0].scheduler == SERVERS else "worker"
+    num_calls = sum(record.status in SERVED for record in calls) if ended.num_not_sent else len(calls)
     tokens = sum(record.output_tokens for record in calls)
     is_whole = outcome.skip_frac is not None and not ended.num_not_sent
     skipped = "" if not is_whole else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
@@ -220,8 +224,8 @@ def describe(
     errors = f"{files.errors} (the same command tries them again)"
     left_out = f"{ended.num_bad_lines:,} of the lines, see {files.errors}; append mended ones to {path.name}"
     lines = rows(
-        ("calls", f"{len(calls):,} calls, {tokens:,} tokens written{skipped}"),
-        ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} {unit}s"),
+        ("calls", f"{num_calls:,} calls, {tokens:,} tokens written{skipped}"),
+        ("time", f"{seconds:,.1f} s on {num_workers} {unit}{'s' if num_workers > 1 else ''}"),
         ("output", f"{files.out}"),
         ("cut", cut if ended.num_cut_to_fit else None),
         ("FAILED", failed if ended.num_not_aggregated else None),

@@ -54,6 +54,7 @@ def test_requests_are_counted_and_priced_and_a_batch_that_a_cap_stops_goes_on(
     assert num_posts(servers) == 15, "not one more than the cap"
     assert "max_requests=15 is reached" in stopped.err
     assert "requests  15 requests; 105 tokens in" in stopped.out
+    assert "calls     15 calls, " in stopped.out
     assert "and the same command with a higher --max-requests goes on" in stopped.out
     answered = [json.loads(line) for line in (tmp_path / "questions.out.jsonl").read_text().splitlines()]
     errors = [json.loads(line) for line in (tmp_path / "questions.errors.jsonl").read_text().splitlines()]
