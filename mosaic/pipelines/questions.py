@@ -23,7 +23,8 @@ class Questions:
         self._first: dict[str, list[Call]] = defaultdict(list)
         for call in self.first_calls:
             self._first[call.key.question].append(call)
-        self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+        self._done: dict[str, list[CallRecord]] = defaultdict(list)
+        """Lists, of one record a call: a dictionary for each question would take three times the memory."""
         self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
         self._num_ended_when_decided: dict[str, int] = {}
         """Number of ended calls of each question when `cancellable` first found it decided."""
@@ -39,9 +40,15 @@ class Questions:
     def record(self, record: CallRecord) -> None:
         """Record a call that has ended."""
         question = record.key.question
-        if self._done[question].get(record.key) is record:
-            return  # another controller has recorded it
-        self._done[question][record.key] = record
+        done = self._done[question]
+        for place, earlier in enumerate(done):
+            if earlier is record:
+                return  # another controller has recorded it
+            if earlier.key == record.key:
+                done[place] = record
+                break
+        else:
+            done.append(record)
         self._ends.pop(question, None)
         if self._state is not None and self._state.question.id == question:
             self._state = None
@@ -58,7 +65,8 @@ class Questions:
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
         """Return a question, its calls of the first layer and the records of its ended calls."""
-        return self._questions[question], self._first[question], self._done[question]
+        done = {record.key: record for record in self._done[question]}
+        return self._questions[question], self._first[question], done
 
     def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
         """List the calls of a node that questions need now, or would need if the gate skipped nothing."""

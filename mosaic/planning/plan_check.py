@@ -44,7 +44,6 @@ def check_sessions(
     left = {call.key: call for call in calls}
     if len(left) != len(calls):
         raise PlanError(f"calls: key must be unique, {len(calls)} calls have {len(left)} keys")
-    served: set[CallKey] = set()
     earlier: set[int] = set()
     for session in sessions:
         _check_place(session, experts, cluster)
@@ -52,13 +51,16 @@ def check_sessions(
             if needed not in earlier:
                 raise PlanError(f"plan session {session.id}: after must name earlier sessions, got {needed}")
         earlier.add(session.id)
-        _check_shard(session, left, served)
-    for key, call in left.items():
-        if key not in served:
-            raise PlanError(f"plan drops call {key}: each call must be served once")
+        _check_shard(session, left, calls)
+    for key in left:
+        raise PlanError(f"plan drops call {key}: each call must be served once")
+    keys = {call.key for call in calls} if any(call.after for call in calls) else set()
+    for call in calls:
         for read in call.after:
-            if read in left:
-                raise PlanError(f"plan: call {key} comes after {read}, which must have ended before the plan starts")
+            if read in keys:
+                raise PlanError(
+                    f"plan: call {call.key} comes after {read}, which must have ended before the plan starts"
+                )
 
 
 def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster: Cluster) -> None:
@@ -77,16 +79,19 @@ def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster
         raise PlanError(f"{label}: workers must be {GANG_RULE}, got {[worker.place for worker in gang]}")
 
 
-def _check_shard(session: Session, calls: Mapping[CallKey, Call], served: set[CallKey]) -> None:
+def _check_shard(session: Session, left: dict[CallKey, Call], calls: Sequence[Call]) -> None:
+    """Take the calls of a session out of those that are left to serve."""
     label = f"plan session {session.id}"
     if not session.shard:
         raise PlanError(f"{label}: shard must be at least one call, got {session.shard}")
     for key in session.shard:
-        call = calls.get(key)
+        call = left.pop(key, None)
+        is_served = call is None
+        if call is None:
+            call = next((one for one in calls if one.key == key), None)
         if call is None:
             raise PlanError(f"{label}: call {key} is not a call of this problem; was the plan made for another?")
         if call.expert != session.expert:
             raise PlanError(f"{label}: call {key} is for expert {call.expert!r}, got {session.expert!r}")
-        if key in served:
+        if is_served:
             raise PlanError(f"{label}: call {key} must be served once, it is served twice")
-        served.add(key)

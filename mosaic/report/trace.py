@@ -64,7 +64,7 @@ def _counters(result: RunResult) -> Iterator[Event]:
         if record.admitted_ts is not None and record.finished_ts is not None:
             spans[record.workers[0]] += (record.admitted_ts, record.finished_ts)
     for worker in sorted(spans):
-        micros = np.array([_micros(ts) for ts in spans.pop(worker)], dtype=np.int64)
+        micros = np.rint(np.array(spans.pop(worker)) * 1e6).astype(np.int64)  # as in _micros
         instants, index = np.unique(micros, return_inverse=True)
         changes = np.zeros(len(instants), dtype=np.int64)
         np.add.at(changes, index, np.tile([1, -1], len(micros) // 2))

@@ -191,9 +191,14 @@ class SimBackend:
         key, now = call.key, self._now
         if key in self._calls:
             raise BackendError(f"Submit: call {key} must be new, it was submitted before")
-        live = self._sessions.get(to) if isinstance(to, int) else None
-        expert = self._models.expert(call.expert) if live is None else live.model.expert
-        outcome = cut_off(call, expert, self._outcomes(call, self._inputs_of(call)))
+        if isinstance(to, int):
+            live = self._session_of(to, call, is_open=True)
+            expert = live.model.expert
+        elif to != call.expert:
+            raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
+        else:
+            live, expert = None, self._models.expert(to)
+        outcome = cut_off(call, expert, self._outcomes(call, self._inputs_of(call) if call.after else {}))
         ready_ts = now if call.ready_s < now else call.ready_s
         pending = self._calls[key] = PendingCall(call, outcome, ready_ts, call.prefix)
         if not call.after:
@@ -201,19 +206,15 @@ class SimBackend:
         else:
             self._prefills.stop(key, now)
             self._prefills.name_prefix(pending)
-        if isinstance(to, int):
-            self._give(pending, self._session_of(to, call, is_open=True))
-        elif to != call.expert:
-            raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
-        else:
-            self._queues.push(pending)
-            for live in self._sessions_of(to):
-                self._clock.touch(live)
+        if live is not None:
+            self._give(pending, live)
+            return
+        self._queues.push(pending)
+        for live in self._sessions_of(call.expert):
+            self._clock.touch(live)
 
     def _inputs_of(self, call: Call) -> Inputs:
         """Give the records of the calls that a call comes after, of this run or of another."""
-        if not call.after:
-            return {}
         submitted = {key: self._calls.get(key) for key in call.after}
         ended = {key: record for key, record in submitted.items() if isinstance(record, CallRecord)}
         return inputs_of(call, self._earlier, ended)
