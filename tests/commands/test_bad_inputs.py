@@ -241,7 +241,8 @@ def refused(questions: Path, *words: object, status: int = 2) -> str:
 
 def test_without_models_a_batch_asks_for_them(questions: Path) -> None:
     said = refused(questions)
-    assert said == "error: --models must be names of checkpoints, A,B,C, or left out beside pool=NAME, got None\n"
+    rule = "names of checkpoints, A,B,C, or left out beside --server URL or pool=NAME"
+    assert said == f"error: --models must be {rule}, got None\n"
 
 
 def test_all_that_is_missing_is_one_message(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
