@@ -53,7 +53,7 @@ class SeparateAttention:
     prefill: Points
     """By prompt length."""
     prefill_heads: int | None
-    """Query heads that ``prefill`` was measured with, where its column says so."""
+    """Query heads that ``prefill`` was measured with, if its column names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ Batch: TypeAlias = tuple[tuple[int, int], ...]
 LONGEST_PROMPT = 1024
 """Of batches as large as they get; experts with a shorter context have half of it."""
 WARM_UP: Batch = ((24, 6),) * 48
-"""Served first by a fresh engine: what it takes longer than later on belongs to the load."""
+"""Served first by a new engine: its extra time, compared with later ones, belongs to the load."""
 NUM_LONG = (1, 4, 16)
 """Long sequences in a batch of unequal ones."""
 

@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 
 
 Reader: TypeAlias = Callable[[int, Layer], Tensor | None]
-"""Says which tokens the steps of a layer read, by the layer's number, or only looks at it.
+"""Selects the tokens that the steps of a layer read, by the layer's number, or only records them.
 
 Gives booleans of shape (T, H, L), or None: all tokens. Those behind a step's own are masked in any case.
 """

@@ -27,7 +27,7 @@ class HeadProfile:
 
 
 def profile_document(model: PreTrainedModel, tokens: Sequence[int], num_steps: int, kv: SparseKv) -> HeadProfile:
-    """Read all but the last tokens as a prompt, decode those densely, and look at every layer."""
+    """Read all but the last tokens as a prompt, decode those densely, and record every layer."""
     rows: list[tuple[Tensor, ...]] = []
 
     def look(number: int, layer: Layer) -> None:

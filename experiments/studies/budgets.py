@@ -48,7 +48,7 @@ Change = Callable[[AnswerModel], AnswerModel]
 
 
 def unrelated_lengths(model: AnswerModel) -> AnswerModel:
-    """Let lengths say nothing of difficulty."""
+    """Make lengths independent of difficulty."""
     return replace(model, length_loading=0.0, aggregator_length_loading=0.0)
 
 

@@ -128,7 +128,7 @@ def gather(name: str, workload: str, questions: Iterable[CalibrationQuestion]) -
 
 
 def _pattern(ballot: Ballot) -> Any:
-    """Everything of a ballot that a gate may look at, but for the answers' names."""
+    """Everything of a ballot that a gate may use, except the answers' names."""
     names: dict[str, int] = {}
     pattern = tuple(None if vote.answer is None else names.setdefault(vote.answer, len(names)) for vote in ballot.votes)
     experts = tuple(vote.expert for vote in ballot.votes)
@@ -158,7 +158,7 @@ def attracted_experts() -> AnswerModel:
 
     NOTE: the right option's utility, -difficulty x ATTRACTION_STD, has the distribution of every wrong option's, and
     all experts share the utilities. So the options are exchangeable: whatever agreement is seen, the option that it is
-    on is the right one with probability 1 / num_options. Lengths depend on nothing, and so does who is cut off.
+    on is the right one with probability 1 / num_options. Lengths and cut-off calls are independent of everything.
     """
     return replace(NOTHING_MATTERS, discrimination=ATTRACTION_STD, distractor_std=ATTRACTION_STD)
 
@@ -169,7 +169,7 @@ def indifferent_aggregator(right_frac: float, num_options: int) -> AnswerModel:
 
 
 def draw_adversarial(accepted_fracs: Sequence[float], seeds: Sequence[int], num_questions: int) -> list[Population]:
-    """Draw, for each accepted loss, a world in which agreement says nothing and any skipping loses just more than that.
+    """Draw, for each accepted loss, a world with meaningless agreement, in which any skipping loses just more.
 
     The aggregator is better than the experts' plurality by the same margin at every degree of agreement. The margin is
     the smallest one at which skipping the unanimous questions loses more than is accepted; skipping more loses more.

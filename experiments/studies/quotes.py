@@ -48,7 +48,7 @@ WORKLOADS = {
     "MMLU-Pro, instruct pool": ("mmlu_pro_instruct", "instruct"),
     "MMLU-Pro, reasoning pool": ("mmlu_pro_reasoning", "reasoning"),
 }
-"""Workloads, and who answers them."""
+"""Workloads, and the experts that answer them."""
 ALL = "all workloads"
 
 

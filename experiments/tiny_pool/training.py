@@ -176,7 +176,7 @@ def judge_examples(cases: Sequence[Case], router: Router, *, num_alone: int, see
     cases
         Training questions that the experts have answered.
     router
-        It decides which of them are heard.
+        It decides which of them are read.
     num_alone
         Examples, at first without responses; later ones have none at ``ALONE_FRAC``.
     seed

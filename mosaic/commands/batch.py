@@ -71,7 +71,7 @@ def run_batch(
     metrics_port: int | None,
     metrics_host: str,
 ) -> int:
-    """Run a batch to its end, or what is left of it; gives the exit status."""
+    """Run a batch, or the rest of a resumed one, to its end; returns the exit status."""
     spare_garbage_collector()
     work, files = work or work_folder(request.path), paths_of(request.path, out)
     folders = (work, files.out.parent)
@@ -148,7 +148,7 @@ def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
 def _leave(
     work: Path, files: BatchPaths, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Ended
 ) -> Promise | None:
-    """Leave the run folder; its summary counts how questions ended, and speaks for the output files."""
+    """Write the run folder; its summary counts the ends of questions, and has the digests of the output files."""
     promise = promise_of(prepared.job, prepared.calibration, outcome)
     summary = summary_of(prepared, stamped, outcome.plans, outcome, promise)
     summary |= ended._asdict() | {"outputs": digests(files)}

@@ -7,7 +7,7 @@ ratio of their times (of the expert stage, or with --metric end_to_end_s of both
 did not finish, is listed by name. Runs that were interrupted or lost workers are left out too, unless --disturbed
 counts them: their times are not those of their policy alone. If gates or aggregators differ, tradeoff.png and
 tradeoff.csv show accuracy against end-to-end time. If a policy was run on several numbers of GPUs, scaling.png and
-scaling.csv compare it with itself. A figure that would say nothing is not drawn, and a sentence says why.
+scaling.csv compare it with itself. A figure without information is not drawn, and a line gives the reason.
 """
 
 from collections.abc import Callable, Sequence

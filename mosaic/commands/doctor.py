@@ -85,7 +85,7 @@ def findings(request: BatchRequest, port: int | None) -> Iterator[Finding]:
 
 
 def describe(finding: Finding) -> str:
-    """Lay out a finding: a line, and the one that mends it below."""
+    """Write a finding: its line, and below it the line that corrects it."""
     line = f"{finding.level:<5} {finding.part:<12} {' '.join(finding.text.split())}"
     return line if finding.mend is None else f"{line}\n{'':<5} {'mend:':<12} {finding.mend}"
 

@@ -37,7 +37,7 @@ def leave(
     spec, recorded
         What was run, and its configuration as the folder has it.
     summary, plans, outcome
-        What came of it; without an outcome a plan was made, and not run.
+        The outcome of the run; without one a plan was made, and not run.
     wall_s_by_step
         For meta.json.
     files

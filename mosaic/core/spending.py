@@ -49,7 +49,7 @@ class Spent(NamedTuple):
     num_retries: int = 0
     num_answered: int = 0
     num_lost: int = 0
-    """Sent, and no reply came: the run had stopped, or they were cancelled. They may be billed all the same."""
+    """Sent, and no reply came: the run had stopped, or they were cancelled. They may still be billed."""
     prompt_tokens: int = 0
     """As replies say; a call that is lost is taken to be the mean of the others."""
     output_tokens: int = 0
@@ -168,7 +168,7 @@ class Cap:
         Parameters
         ----------
         num_requests, dollars
-            So far, with the most that calls under way may come to.
+            So far, with the most that calls in progress may cost.
         more
             The most dollars that the request may cost.
 

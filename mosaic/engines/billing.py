@@ -1,7 +1,7 @@
 """Decides whether a call may be sent to a server that bills it: costs so far and possible costs stay below caps.
 
-A request may read as many tokens as its prompt has bytes, and those that a chat template adds; it may write as many as
-it asks for. Its reply has the actual counts.
+A request may read as many tokens as its prompt has bytes, and those that a chat template adds. It may write as many
+tokens as it requests. Its reply has the actual counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,8 +68,8 @@ class Billing:
 class Admission:
     """Admits calls to their sessions, as long as caps leave room.
 
-    Once a call is refused, no call of a later question goes before it: what is in progress may end for less than the
-    most that it may cost, and then the call goes.
+    Once a call is refused, no call of a later question is sent before it. Calls in progress may cost less than their
+    maximum, and then the call is sent.
     """
 
     billing: Billing | None

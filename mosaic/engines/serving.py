@@ -85,7 +85,7 @@ class SessionService:
                 if key in self._running:  # otherwise it has ended
                     self._change(message)
             case _:
-                raise AssertionError(f"no message for a session under way: {message!r}")
+                raise AssertionError(f"no message for a running session: {message!r}")
 
     def _change(self, command: Cancel | Cut | Move) -> None:
         request = self._running[command.key]

@@ -11,7 +11,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.walk import walk
 
 _Seen: TypeAlias = tuple[tuple[ExpertName, ...] | int, int]
-"""Who has voted, in the order of their names, or the number of votes; and the number of missing votes."""
+"""The experts that have voted, in the order of their names, or the number of votes; and the number of missing votes."""
 
 MAX_SUBSETS = 50
 """Subsets of a question's votes, of each size: more would add little information."""

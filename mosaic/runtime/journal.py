@@ -171,7 +171,7 @@ class JournalState:
     last_ts: float = 0.0
     """The latest instant at which something happened."""
     spent: dict[Payee, Spent] = field(default_factory=dict)
-    """What calls on servers have come to that are not under way any more."""
+    """Costs of calls on servers that are no longer in progress."""
     reserved: dict[Payee, Spent] = field(default_factory=dict)
     """The most that calls on servers may come to."""
     sent: dict[CallKey, SentCall] = field(default_factory=dict)

@@ -37,7 +37,7 @@ def question_kind(
     options
         Where the file has them apart; none: the text may list some.
     wanted
-        How answers compare, where the user says so; None: guessed.
+        How answers compare, if the user gives it; None: guessed.
 
     Raises
     ------

@@ -42,7 +42,7 @@ def load_request_log(
     ``input_length``, ``output_length``, ``hash_ids``. They were not measured, so they are a workload alone.
 
     ``hash_ids``, in either format, has a number for each block of a prompt's tokens, the last one full or not. A number
-    stands for the prompt up to the end of its block: prompts that share it begin alike up to there.
+    identifies the prompt up to the end of its block: prompts that share it are equal up to there.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
     ``scheduled_ts``, ``first_token_ts`` and ``last_token_ts``; ``arrival_time`` may be on another clock. Records have
     instants in seconds, zero at the first arrival. There are none of a trace.
 
-    NOTE: an engine looks at its inbox between iterations, so ``queued_ts`` is late by up to an iteration.
-    Where all lines have it, ``arrival_time`` counts instead. Its clock is set by the request with the least
-    delay, since none can be queued before it has arrived.
+    NOTE: an engine reads its inbox between iterations, so ``queued_ts`` is late by up to an iteration. Where all lines
+    have it, ``arrival_time`` counts instead. Its clock is set by the request with the least delay, since none can be
+    queued before it has arrived.
 
     Raises
     ------
