@@ -1,6 +1,7 @@
 """A batch of ten questions on two servers: requests are counted and priced, a cap stops it, and it goes on."""
 
 import json
+import shlex
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mosaic.report.batch_output import NOT_SENT
 from tests.commands.command_line import Outcome
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_server import FakeServer, completion
+from tests.readme_blocks import ROOT, blocks_of, commands_of
 from tests.run_tables import bodies_of, summary_of
 
 PRICE = ("--price", "1000/4000")
@@ -226,3 +228,30 @@ def test_caps_and_prices_of_tokens_are_of_servers_alone(path: Path, models: list
         outcome = run_mosaic("batch", path, *models, *options)
         assert outcome.status == 2
         assert "must be left out where models are loaded here" in outcome.err
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand in docs/how-to/api.md, but for the addresses of its servers; each in a folder of its own."""
+    blocks = blocks_of(ROOT / "docs" / "how-to" / "api.md")
+    (litellm,) = (block.text for block in blocks if block.language == "yaml")
+    commands = [command for block in blocks if block.language == "sh" for command in commands_of(block.text)]
+    ours = [command for command in commands if command.startswith("mosaic")]
+    assert len(ours) == 4, commands
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
+    with ExitStack() as opened:
+        models = ("gpt-4.1-mini", "gpt-4.1-nano", "Qwen/Qwen2.5-72B-Instruct")
+        servers = [opened.enter_context(closing(FakeServer("one", model=model))) for model in models]
+        mini, nano, qwen = (server.endpoint.base_url for server in servers)
+        for number, command in enumerate(ours):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            monkeypatch.chdir(folder)
+            write_batch(folder, [batch_line(line, max_tokens=30) for line in range(20)])
+            Path("litellm.yaml").write_text(
+                litellm.replace("https://api.openai.com/v1", nano).replace("http://gpu-box:8000/v1", qwen)
+            )
+            words = shlex.split(command.replace("\\\n", " ").replace("https://api.openai.com/v1", f"{mini},{nano}"))
+            done = run_mosaic(*words[1:])
+            assert done.status == 0, f"{command}: {done.err}"
+        assert all(server.posts for server in servers)
