@@ -182,7 +182,7 @@ def check_checkpoints(models: str | None, folder: Path) -> Iterator[Finding]:
         except CheckpointError as error:
             level = Level.WARN if models is None else Level.FAIL
             again = "copy the folder again from where it was made"
-            mend = again if (folder / checkpoint).exists() else f"hf download {checkpoint}"
+            mend = again if Path(checkpoint).exists() or (folder / checkpoint).exists() else f"hf download {checkpoint}"
             yield Finding(level=level, part="checkpoint", text=str(error), mend=mend)
         else:
             text = f"{name}: {found.weight_bytes / 2**30:,.2f} GiB, context {found.context_tokens or 'not said'}"
