@@ -30,24 +30,26 @@ KeyEnv = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Variable that holds the servers' key. [default: OPENAI_API_KEY, for https]"),
 ]
-RequestsPerMin = Annotated[int | None, typer.Option("--rpm", help="Most requests a minute, of a model.", min=1)]
-TokensPerMin = Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute, of a model.", min=1)]
+RequestsPerMin = Annotated[int | None, typer.Option("--rpm", help="Most requests per minute and model.", min=1)]
+TokensPerMin = Annotated[int | None, typer.Option("--tpm", help="Most tokens per minute and model.", min=1)]
 MaxRequests = Annotated[int | None, typer.Option(help="Send servers no more requests in all, retries included.", min=1)]
 MaxCost = Annotated[float | None, typer.Option(metavar="DOLLARS", help="Spend no more on servers in all.", min=0)]
 Aggregator = Annotated[
     str | None,
-    typer.Option(help="Who merges: one of them, another one, or none. [default: the largest; on servers the first]"),
+    typer.Option(
+        help="The aggregator: one of them, another one, or none. [default: the largest; on servers the first]"
+    ),
 ]
 PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
 Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
-Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
+Checkpoints = Annotated[str, typer.Option(help="Folder of checkpoints that are not given by path.")]
 QuestionColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column or key of the questions. [default: question, prompt, ...]")
 ]
 Answers = Annotated[
     str | None, typer.Option(metavar="KIND", help="How answers compare: number, choice or text. Guessed by default.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Only so many questions, from the start of FILE.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Read only so many questions, from the start of FILE.", min=1)]
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
@@ -56,13 +58,13 @@ KindPrices = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KIND=DOLLARS",
-        help="An hour of one GPU, or MODEL=IN/OUT of a million tokens on servers; may be repeated.",
+        help="Price of a GPU hour, or MODEL=IN/OUT per million tokens on servers; may be repeated.",
     ),
 ]
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
+        "--folder", "--work", help="Folder of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
     ),
 ]
 
@@ -78,7 +80,7 @@ def show_version(is_requested: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which version this is.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Mixture-of-Agents batches on few GPUs: plan, run, simulate, compare."""
@@ -99,7 +101,7 @@ def compare(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Scheduler, or full policy name as the table has it. "
+            help="Scheduler, or full policy name as in the table. "
             "[default: round_robin where it was run, with gate=never where gates differ]"
         ),
     ] = None,
@@ -128,13 +130,13 @@ def quote(
     kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
     price: KindPrices = None,
     prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
-    deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="Time from now: seconds, or with min, h or d.")] = None,
     pilot: Annotated[
         int | None,
-        typer.Option(help="Calls an expert, on average: 128. On servers questions: 20, or a tenth.", min=1),
+        typer.Option(help="Calls per expert, on average: 128. On servers questions: 20, or a tenth.", min=1),
     ] = None,
     folder: Folder = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the largest cost, and the uncertainty.")] = False,
     models: Models = None,
     server: Servers = None,
     key_env: KeyEnv = None,
@@ -217,7 +219,7 @@ def batch(
     workers: Workers = None,
     on: Annotated[
         str | None,
-        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
+        typer.Option(help="Machines: ray (the cluster of this machine), or ray://HEAD. [default: only this machine]"),
     ] = None,
     checkpoints: Checkpoints = "checkpoints",
     question_column: QuestionColumn = None,
@@ -227,7 +229,7 @@ def batch(
         list[str] | None,
         typer.Option(
             metavar="[MODEL=]IN/OUT",
-            help="Dollars for a million tokens read/written; of models here DOLLARS for a worker and an hour.",
+            help="Dollars per million tokens read/written; for models loaded here DOLLARS per worker and hour.",
         ),
     ] = None,
     max_requests: MaxRequests = None,
@@ -279,10 +281,10 @@ def batch(
 
 @app.command()
 def audit(
-    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    out: Annotated[Path, typer.Argument(help="Output of mosaic batch: NAME.out.jsonl.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Code of your own, as the batch had it: aggregator.comparison=..."),
+        typer.Argument(help="Your own code, as for the batch: aggregator.comparison=..."),
     ] = None,
     server: Annotated[
         list[str] | None,
@@ -292,8 +294,8 @@ def audit(
         list[str] | None,
         typer.Option(metavar="NAME", help="Variable that holds the key; may be repeated. [default: OPENAI_API_KEY]"),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
-    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
+    until: Annotated[str | None, typer.Option(help="Continue until at most this share would change: 2%.")] = None,
+    sample: Annotated[int, typer.Option(help="Questions of the first round; each round doubles them.", min=1)] = 100,
     most: Annotated[int | None, typer.Option(help="Most questions to audit in all.", min=1)] = None,
     work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
@@ -314,7 +316,7 @@ def audit(
 @app.command()
 def doctor(
     models: Annotated[
-        str | None, typer.Option(help="Check these, as `mosaic batch` has them. [default: all checkpoints there are]")
+        str | None, typer.Option(help="Models to check, as for `mosaic batch`. [default: all checkpoints found]")
     ] = None,
     server: Servers = None,
     key_env: KeyEnv = None,

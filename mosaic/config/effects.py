@@ -75,7 +75,7 @@ def _upper_nodes(config: Mapping[str, Any], job: Job) -> Rules:
     """Layers above the first."""
     topology = config["topology"]
     is_flat = topology.get("layers") is None
-    layered = f"topology={topology.get('name')} names who answers and who merges"
+    layered = f"topology={topology.get('name')} names the experts and the aggregator"
     yield is_flat, "topology.min_output_tokens", "topology.layers is null"
     yield not is_flat and config["aggregator"].get("name") != "none", "aggregator", layered
     yield not is_flat, ("workload.num_slots_per_question", "pipeline.leave_one_out"), layered
@@ -139,7 +139,7 @@ def _rules_and_reactions(config: Mapping[str, Any], job: Job) -> Rules:
     is_one_left = settings.get("leave_one_out") and graph.upper_nodes
     yield is_one_left and not rule.is_exit and not rule.skips_nothing, "pipeline.leave_one_out", only_never
     yield graph.upper_nodes and graph.skips_nothing, "summary", f"gate={rule.name} aggregates every question"
-    yield job.site.kind != "simulated", "summary", "engines cannot tell what they would have done"
+    yield job.site.kind != "simulated", "summary", "engines cannot compute another run"
 
 
 def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
@@ -161,7 +161,7 @@ def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
     unbounded = "only what real engines measure is bounded"
     yield is_simulated and not has_pilot, "profile.max_batch_frac", unbounded
     yield has_pilot and not job.graph.upper_nodes, "profile.seed", "the batch's own calls are measured"
-    yield job.site.cache_key is None, "profile.store", "only simulations keep what they measure"
+    yield job.site.cache_key is None, "profile.store", "only simulations store their measurements"
     shown = "the batch's own questions show what the gate leaves"
     yield has_pilot and job.graph.upper_nodes, "backend.num_calibration_questions", shown
 

@@ -259,7 +259,7 @@ def _check_prefill_ahead(graph: CallGraph, settings: PipelineSection, backend: s
     require(bool(graph.upper_nodes), key, "false where no call reads others", True)
     is_early = bool(settings.wanted & {Reaction.OVERLAP, Reaction.NO_BARRIER})
     require(is_early, key, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
-    require(backend != "endpoint", key, "false with backend=endpoint: no server says which prompts it holds", True)
+    require(backend != "endpoint", key, "false with backend=endpoint: no server reports the prompts in its cache", True)
     caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False
     rule = "false where engines cache no prefixes: they do with backend.order=mixed, and on real vLLM"
     require(caches, key, rule, True)

@@ -73,7 +73,7 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            "engine.trust_remote_code must be true to run the Python files that the checkpoint brings along (read them "
+            "engine.trust_remote_code must be true to run the Python files of the checkpoint (read them "
             f"first: {spec.settings.checkpoint}), got {loading.trust_remote_code}"
         ) from error
     return VllmEngine(llm, spec)

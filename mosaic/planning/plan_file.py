@@ -20,7 +20,7 @@ class _PlanFile:
     layers: tuple[Plan, ...] = ()
 
     def __post_init__(self) -> None:
-        rule = "the plans of one layer or more (a file of an earlier version holds one plan alone: plan again)"
+        rule = "the plans of one layer or more (a file of an earlier version has only one plan: plan again)"
         require(len(self.layers) > 0, "layers", rule, self.layers)
 
 

@@ -231,7 +231,7 @@ def describe_tokens(quote: TokenQuote) -> str:
         notes.append(f"at least {duration(quote.least_s)}, by the limits of a minute of {quote.slowest}")
     if quote.stopped is not None:
         notes.append(f"STOPPED: {quote.stopped}")
-    notes.append("the first questions stand for all; mosaic batch repeats none of them")
+    notes.append("all questions are priced as the first ones; mosaic batch repeats none of these")
     head = f"quote for {quote.name}: {answered}, {quote.spent.text} so far"
     return "\n".join([head, "", *lines, "", *notes]) + "\n"
 

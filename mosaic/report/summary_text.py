@@ -194,7 +194,7 @@ def _disturbed_lines(summary: Summary) -> list[str]:
     disturbances = describe_disturbances(summary)
     if not disturbances:
         return []
-    text = f"{disturbances}: the times hold what that cost, and compare.py leaves this run out"
+    text = f"{disturbances}: the times include it, and compare.py leaves this run out"
     return _wrapped("DISTURBED", text, max_lines=MAX_DISTURBED_LINES)
 
 

@@ -340,7 +340,7 @@ def _lines_and_entries(folder: Path) -> Iterator[tuple[Line, Entry | Action | No
     if old := sorted(path.name for path in folder.glob(_OLD_FILES)):
         raise JournalError(
             f"journal {folder}: version 0.2 wrote it ({', '.join(old)}); "
-            "go on with that version, or remove it to start anew"
+            "continue with that version, or remove it to start again"
         )
     path = folder / FILE_NAME
     for line in lines_of(path):

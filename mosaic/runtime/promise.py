@@ -64,7 +64,7 @@ class Promise(NamedTuple):
         return (
             "promise WITHDRAWN: the votes differ from those of the calibration questions "
             f"(p = {self.votes.p_value:.2g}, below {LEVEL:g}): {self.votes.largest_differences(NUM_NAMED)}. The gate "
-            "was used as calibrated, and nothing bounds what it loses here"
+            "was used as calibrated, and its loss here has no bound"
         )
 
 

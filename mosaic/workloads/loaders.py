@@ -288,7 +288,7 @@ def _recruit(
         require(profiles is None, "workload.profiles", "null where every line names its experts", profiles)
         return tuple(row.experts or () for row in rows)
     if experts is not None:
-        require(profiles is None, "workload.profiles", "null where workload.experts says who answers", profiles)
+        require(profiles is None, "workload.profiles", "null where workload.experts names the experts", profiles)
         return tuple(row.experts or draw_experts(experts, row.id, num_slots, seed) for row in rows)
     if profiles is None:
         rule = "given, or workload.profiles must name the router's skill profiles, or workload.experts who answers"

@@ -145,7 +145,7 @@ def test_a_damaged_journal_loses_its_damaged_lines_and_no_others(tmp_path, host,
 def test_a_journal_of_an_earlier_version_is_refused(tmp_path, host):
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "worker-0.journal").write_text("")
-    with pytest.raises(JournalError, match=r"version 0.2 wrote it \(worker-0.journal\); go on with that version"):
+    with pytest.raises(JournalError, match=r"version 0.2 wrote it \(worker-0.journal\); continue with that version"):
         Runs(tmp_path, host).execute(PLAN, [*A, *B])
 
 

@@ -129,7 +129,7 @@ def test_broken_plan_names_the_key(tmp_path: Path, change: Callable[[dict[str, A
         (b'{"more": []}', "the file: layers must be the plans of one layer or more"),
         (
             plans_to_json(PLANS).encode().splitlines()[1].rstrip(b","),
-            "a file of an earlier version holds one plan",
+            "a file of an earlier version has only one plan",
         ),
     ],
 )

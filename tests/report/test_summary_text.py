@@ -56,7 +56,7 @@ def test_screen_tells_makespan_against_prediction_and_bound():
 def test_screen_and_line_say_what_disturbed_the_run():
     said = " ".join(describe(make_disturbed_run()).split())
     assert "DISTURBED resumed once (at 20.0 s, after a pause of 60.0 s) and lost worker 1 at 45.0 s: " in said
-    assert "the times hold what that cost, and compare.py leaves this run out" in said
+    assert "the times include it, and compare.py leaves this run out" in said
     assert "DISTURBED" not in describe(make_small_run())
     summary = summarise_two_stages(make_disturbed_run())
     assert ", DISTURBED: resumed once (at 20.0 s, after a pause of 60.0 s) and lost" in describe_point(summary, "p")

@@ -242,7 +242,7 @@ def _confidence_of(record: CallRecord) -> float:
     if record.confidence is None:
         raise ValueError(
             f"exit=faster_moa: the confidence of {record.key.question}, {record.key.node}, slot {record.key.slot} must "
-            "be known, got None: its engine did not tell how probable its tokens were"
+            "be known, got None: its engine did not report the probabilities of its tokens"
         )
     return record.confidence
 
