@@ -1,1 +1,1 @@
-"""From operator tables and measured iterations to files of conf/hardware."""
+"""Makes files of conf/hardware from operator tables and measured iterations."""

@@ -1,6 +1,6 @@
-"""What only an engine on the device knows: which device it is, and how much KV cache there is room for.
+"""Finds what only an engine on the device knows: the kind of device, and the room for KV cache.
 
-Each fact is found in a process of its own, which takes whatever it used of the device along when it ends.
+Each fact is found in a process of its own, which releases the device when it ends.
 """
 
 import os

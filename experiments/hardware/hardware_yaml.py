@@ -1,4 +1,4 @@
-"""How a conf/hardware file is written: tables as text blocks."""
+"""Writes a conf/hardware file, with tables as text blocks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From rounds of sessions to a conf/hardware file, as ``sim.hardware.hardware_from_config`` reads it."""
+"""Makes a conf/hardware file from rounds of sessions, as ``sim.hardware.hardware_from_config`` reads it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is measured on a machine, by what it is: all that tells a GPU from a CPU is here."""
+"""Defines the measurements of a machine: every difference between a GPU and a CPU is here."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

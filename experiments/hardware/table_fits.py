@@ -1,4 +1,4 @@
-"""From thousands of measured operator times to the coefficients and compact grids of a conf/hardware file."""
+"""Fits the coefficients and compact grids of a conf/hardware file to thousands of measured operator times."""
 
 from collections.abc import Mapping
 from dataclasses import replace

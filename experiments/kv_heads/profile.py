@@ -1,4 +1,4 @@
-"""How stable each KV head's best pages are, which heads documents call unstable, and what a budget catches."""
+"""Measures how stable each KV head's best pages are, finds the unstable heads, and what a budget covers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""What studies share: a study is a declared sweep, what is measured at a point, a page and figures."""
+"""Shared parts of studies: a study is a declared sweep, its measurements at a point, a page and figures."""

@@ -1,4 +1,4 @@
-"""How the simulated experts and aggregators answer: expectations, and their fit to what may be fitted.
+"""Computes expectations of the simulated answers, and fits them to the published numbers for fitting.
 
 MMLU-Pro's questions and aggregator are fitted to the published agreement, accuracy and tokens by agreement; the other
 benchmarks get three numbers of their own questions. Expectations are over the draws of the answers, on the questions of

@@ -1,4 +1,4 @@
-"""Whether budgets and hedge, chosen jointly with the gate, keep their promise in worlds whose losses are known."""
+"""Tests whether budgets and hedge, chosen jointly with the gate, keep their promise in worlds with known losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

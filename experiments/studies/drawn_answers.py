@@ -1,4 +1,4 @@
-"""What a simulated world's experts answer, drawn without running them: no schedule changes it."""
+"""Draws the answers of a simulated world's experts without running them: they do not depend on the schedule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

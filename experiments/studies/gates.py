@@ -1,4 +1,4 @@
-"""Whether the calibrated gate keeps its promise, and what it earns.
+"""Tests whether the calibrated gate keeps its promise, and measures its gain.
 
 Calibration sets are drawn with replacement from large populations of simulated questions, so that the loss of every
 threshold is known exactly.

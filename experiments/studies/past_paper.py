@@ -1,4 +1,4 @@
-"""What gate, budgets and hedge earn together on seeds that were never used to build them, for a promised loss of 1 pp.
+"""Measures the joint gain of gate, budgets and hedge for a promised loss of 1 pp, on seeds that were not used before.
 
 The promise rests on calibration questions, so each seed takes one of several independent draws of 10,000 of them:
 

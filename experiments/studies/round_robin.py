@@ -1,4 +1,4 @@
-"""What round robin tells about the simulated engine and world: parameters, and their fit to its published times.
+"""Fits parameters of the simulated engine and world to the published times of round robin.
 
 Sessions of different workers do not meet under round robin, so each is simulated alone. A fit sees the published times
 of the baseline only; everything about the ILP and the gate is predicted.

@@ -1,4 +1,4 @@
-"""What the processes that make the tiny pool do: train a model, let a model answer. One thread each, so repeatable."""
+"""Jobs of the processes that make the tiny pool: train a model, let a model answer. One thread each, so repeatable."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What the tiny pool's models answered: graded by skill, and as what the aggregator learns from."""
+"""Answers of the tiny pool's models: graded by skill, and as training examples of the aggregator."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean

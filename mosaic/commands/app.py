@@ -153,7 +153,7 @@ def quote(
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
 ) -> int:
-    """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
+    """Predict how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
 
     Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
     """
@@ -244,7 +244,7 @@ def batch(
     ] = "127.0.0.1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and stop.")] = False,
 ) -> int:
-    """Answer a file of questions; the same command goes on after any interruption.
+    """Answer a file of questions; the same command resumes after any interruption.
 
     Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
     """
@@ -300,7 +300,7 @@ def audit(
     work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
 ) -> int:
-    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
+    """Bound how many skipped questions would have another answer if they had been aggregated: a promise without gold.
 
     Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
     """
@@ -339,7 +339,7 @@ def doctor(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for, and end with its status; a bad option is bad input as any other."""
+    """Run the command line, and end with its status; a bad option counts as bad input."""
     words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     command = get_command(app)
     # NOTE: `command.main` would end an interrupt without a word.

@@ -1,10 +1,11 @@
-"""Say how many of a batch's skipped questions would have another answer, had they been aggregated.
+"""Bound how many of a batch's skipped questions would have another answer if they had been aggregated.
 
     mosaic audit questions.out.jsonl               a hundred of them, and what that promises
     mosaic audit questions.out.jsonl --until 2%    as many as that takes
 
-Questions are drawn uniformly, in an order that the input file alone decides, so no answer can bend it. The promise
-holds at whichever moment one stops, and the same command with another --until goes on from what was answered.
+Questions are drawn uniformly, in an order that depends only on the input file, so answers cannot influence it. The
+promise holds at whichever moment one stops. The same command with another --until continues from the answered
+questions.
 """
 
 import json
@@ -30,7 +31,7 @@ from mosaic.runtime.journal import RUN, read_journal
 
 OUT_SUFFIX = ".out.jsonl"
 CAPS = ("max_requests", "max_dollars")
-"""Of the batch: an audit sends the questions that its own options name."""
+"""Options of the batch that do not apply: the audit's own options select its questions."""
 
 
 def run_audit(
@@ -44,7 +45,7 @@ def run_audit(
     as_json: bool,
     trusted: TrustedServers | None = None,
 ) -> int:
-    """Audit a batch as `mosaic audit` says, and print what it promises; gives the exit status."""
+    """Run `mosaic audit`, and print its promise; returns the exit status."""
     until_frac = None if until is None else read_share(until)
     require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
     folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
@@ -76,7 +77,7 @@ def run_audit(
 
 
 def check_output(out: Path, folder: Path) -> None:
-    """Check that an output file is as the run in a folder wrote it.
+    """Check that an output file is unchanged since the run in a folder wrote it.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def check_output(out: Path, folder: Path) -> None:
 
 
 def read_job(folder: Path, overrides: Sequence[str] = (), trusted: TrustedServers | None = None) -> tuple[Job, str]:
-    """Make a batch's job again, from its run folder; gives the seed of its audit too, the digest of its input.
+    """Make a batch's job again, from its run folder; returns also the seed of its audit, the digest of its input.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def read_job(folder: Path, overrides: Sequence[str] = (), trusted: TrustedServer
 
 
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
-    """Read how the experts' calls ended last; one that finished once has finished."""
+    """Read the last ends of the experts' calls; a call that finished once counts as finished."""
     first = set(job.graph.first_nodes)
     ended = [record for record in read_journal(journal / RUN).ended if record.key.node in first]
     return {record.key: record for record in sorted(ended, key=lambda record: record.status is CallStatus.FINISHED)}
@@ -123,7 +124,7 @@ def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
 def changed(
     job: Job, names: Sequence[str], done: Mapping[CallKey, CallRecord], answers: Mapping[str, str | None]
 ) -> list[bool]:
-    """Tell which questions would have another answer; one that is not known counts as changed."""
+    """Return which questions would have another answer; an unknown answer counts as changed."""
     kinds = {question.id: question.answer_kind for question in job.workload.questions}
     unskipped = answer_unskipped(job, names, done, show_stage)
 
@@ -138,7 +139,7 @@ def changed(
 
 
 def why_none(job: Job) -> str:
-    """Say why, where the reason is that free text cannot be compared."""
+    """Explain the error, if the reason is that free text cannot be compared."""
     texts = sum(question.answer_kind is AnswerKind.TEXT for question in job.workload.questions)
     if not texts or job.graph.compare[AnswerKind.TEXT] is not None:
         return ""
@@ -149,7 +150,7 @@ def why_none(job: Job) -> str:
 
 
 def as_dict(audit: SkipAudit) -> dict[str, float | int]:
-    """Give the numbers of an audit."""
+    """Return the numbers of an audit."""
     return {
         "num_skipped": audit.num_skipped,
         "num_audited": audit.num_audited,
@@ -161,7 +162,7 @@ def as_dict(audit: SkipAudit) -> dict[str, float | int]:
 
 
 def describe(out: Path, num_questions: int, audit: SkipAudit, until_frac: float | None) -> str:
-    """Say what an audit found, what it promises and what more takes."""
+    """Describe what an audit found, its promise and the cost of a tighter one."""
     share = audit.num_changed / audit.num_audited
     lines = [
         f"{out.name}: {audit.num_skipped:,} of {num_questions:,} questions skipped the aggregator",

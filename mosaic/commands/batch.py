@@ -138,7 +138,7 @@ def keep_standard_input(out: Path | None, work: Path | None, *, is_dry: bool) ->
 
 
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
-    """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
+    """Return the stages of the quote before a batch; None: there was none, or the batch has other layers."""
     quoted = quote_before(work)
     if not quoted or job.site.expert_by_server is not None or not can_quote(job):
         return None
@@ -185,7 +185,7 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
 
 
 def status_if_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Sequence[str]) -> int | None:
-    """Give the exit status of a batch whose calls have all ended well, with its output files as it wrote them.
+    """Return the exit status of a batch whose calls have all ended well, with unchanged output files.
 
     None: the same command has something to do.
 
@@ -210,7 +210,7 @@ def describe(
     notes: Sequence[str],
     billed: Sequence[tuple[str, str]],
 ) -> str:
-    """Say in a few lines how a batch ended."""
+    """Describe in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls, num_workers = outcome.result.calls, outcome.result.num_workers
     unit = "server" if outcome.plans[0].scheduler == SERVERS else "worker"
@@ -262,12 +262,12 @@ def billed_rows(
 
 
 def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
-    """Say what so many seconds cost, idle or not, at a price for a worker and an hour."""
+    """Describe the cost of so many seconds, idle or not, at a price per worker and hour."""
     return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
 
 
 def batch_time() -> int:
-    """Say what time it is for a batch, in seconds since 1970; SOURCE_DATE_EPOCH sets it, as for builds."""
+    """Return the time for a batch, in seconds since 1970; SOURCE_DATE_EPOCH overrides it, as for builds."""
     given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
     require(given.isdecimal(), "SOURCE_DATE_EPOCH", "whole seconds since 1970", given)
     return int(given)

@@ -29,7 +29,7 @@ OUTCOME_COLUMNS = (
     "skip_frac", "skip_frac_source", "accuracy_frac", "accuracy_low_frac", "accuracy_high_frac",
     "change_pp", "change_low_pp", "change_high_pp", "change_from", "num_changes",
 )  # fmt: skip
-"""What the second stage did. Intervals are 95%, empty for a single seed."""
+"""Columns of the second stage. Intervals are 95%, empty for a single seed."""
 COLUMNS = (
     "case", "policy", "metric", "num_seeds", "time_s", "time_low_s", "time_high_s", "idle_frac", "num_loads",
     "num_pairs", "speedup", "speedup_low", "speedup_high", *OUTCOME_COLUMNS,
@@ -47,7 +47,7 @@ SCALING_COLUMNS = (
 def run_compare(
     folders: Sequence[Path], *, baseline: str | None, metric: str | None, disturbed: bool, out: Path | None
 ) -> None:
-    """Compare run folders as `mosaic compare` says, and print the table."""
+    """Run `mosaic compare`, and print the table."""
     require(metric in (None, *METRICS), "--metric", f"one of {[*METRICS]}", metric)
     runs, skipped = collect_runs(folders, disturbed=disturbed)
     metric = metric or default_metric(runs)
@@ -67,7 +67,7 @@ def run_compare(
 
 
 def default_baseline(runs: Sequence[RunPoint]) -> str:
-    """Choose what to compare with: round robin where it was run, never skipping where it was run with several gates.
+    """Choose the baseline: round robin if it was run, and never skipping if it was run with several gates.
 
     A sweep without round robin is compared with the first of its schedulers.
     """
@@ -82,18 +82,18 @@ def default_baseline(runs: Sequence[RunPoint]) -> str:
 
 
 def default_metric(runs: Sequence[RunPoint]) -> str:
-    """Choose the time to compare: end to end where an aggregator runs, which is all that a gate can shorten."""
+    """Choose the time to compare: end to end if an aggregator runs, since a gate shortens only its stage."""
     return "end_to_end_s" if any(run.summary.get("aggregator") is not None for run in runs) else "expert_makespan_s"
 
 
 def disturbed_notes(runs: Sequence[RunPoint]) -> list[str]:
-    """Name the runs whose times are not those of their policy alone."""
+    """Name the runs whose times are not only due to their policy."""
     found = {seen_from_here(run.folder): describe_disturbances(run.summary) for run in runs}
     return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in found.items() if disturbances]
 
 
 def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
-    """Say what the times of runs leave out that had some of their calls answered before they planned the others."""
+    """Describe what the times of runs leave out if some of their calls were answered before the plan."""
     pilots = [pilot for run in runs if (pilot := run.summary.get("pilot"))]
     if not pilots:
         return []
@@ -106,7 +106,7 @@ def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
 
 
 def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:
-    """Make every table and figure that says something; name the figures that would not, and why."""
+    """Make every table and figure that has information; name the other figures, with the reason."""
     rows = [row | {"metric": comparison.metric} for row in comparison.rows]
     files, refused = {"compare.csv": _csv(rows, COLUMNS)}, []
 
@@ -134,7 +134,7 @@ def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
 
 
 def in_columns(row: Row) -> Row:
-    """Lay out a mean as its value and the ends of its interval: ``time_s``, ``time_low_s`` and ``time_high_s``."""
+    """Write a mean as its value and the ends of its interval: ``time_s``, ``time_low_s`` and ``time_high_s``."""
     laid_out = dict(row)
     for name, found in row.items():
         if isinstance(found, Estimate):

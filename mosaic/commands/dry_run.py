@@ -20,7 +20,7 @@ from mosaic.runtime.job import Job
 
 
 def run_dry(request: BatchRequest) -> int:
-    """Print what a batch would send; gives the exit status."""
+    """Print what a batch would send; returns the exit status."""
     config = batch_config(request)
     job = build_job(config, work_folder(request.path) / JOURNAL, request.overrides).job
     log_notes(job.workload)
@@ -77,14 +77,14 @@ def tokens_of(prompt: str | Chat) -> int:
 
 
 def merged_by(node: Node, num_questions: int) -> str:
-    """Say who merges, and how often at most."""
+    """Describe the aggregator, and its largest number of calls."""
     names = ", ".join(expert.name for expert in node.experts)
     rule = ", where the answers do not agree" if node.when is When.UNSETTLED else ""
     return f"{names}, at most {num_questions * len(node.experts):,} calls{rule}"
 
 
 def dearest_prices(endpoints: Sequence[Mapping[str, Any]]) -> dict[ExpertName, TokenPrice] | None:
-    """Read the prices of experts on servers, of several servers the dearest; None: there are no servers."""
+    """Read the prices of experts on servers, the highest of several servers; None: there are no servers."""
     prices: dict[ExpertName, TokenPrice] = {}
     for endpoint in endpoints:
         if endpoint.get("price") is not None:
@@ -99,7 +99,7 @@ def cost_of_experts(
     most_tokens: Mapping[ExpertName, int],
     prices: Mapping[ExpertName, TokenPrice] | None,
 ) -> str:
-    """Say what is known of the cost of calls before they are sent."""
+    """Describe the known costs of calls before they are sent."""
     if prices is None:
         return "that of the machines' time: mosaic quote measures it"
     unknown = [expert for expert in prompt_tokens if expert not in prices]

@@ -45,7 +45,7 @@ from sim.hardware.hardware import Hardware
 
 MAX_GPUS = 64
 DEFAULT_CALLS = 128
-"""Of a pilot, for each expert on average."""
+"""Calls of a pilot per expert, on average."""
 
 
 def run_quote(
@@ -62,7 +62,7 @@ def run_quote(
     explain: bool,
     as_json: bool,
 ) -> int:
-    """Quote a batch as `mosaic quote` says, and print the table; gives the exit status."""
+    """Run `mosaic quote`, and print the table; returns the exit status."""
     if request is not None and is_on_servers(request):
         for option, value in (("--kind", kinds), ("--prices", prices), ("--deadline", deadline), ("--price", price)):
             require(not value, option, "left out on servers, which bill tokens: --price MODEL=IN/OUT", value)
@@ -94,7 +94,7 @@ def quote_batch(
     folder: Path | None = None,
     request: BatchRequest | None = None,
 ) -> Quotation:
-    """Run a batch's pilot, or go on with it, and quote the rest; see `quote` for what is given.
+    """Run or resume a batch's pilot, and quote the rest; see `quote` for the arguments.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
-    """Tell the file of questions from the overrides.
+    """Separate the file of questions from the overrides.
 
     Raises
     ------

@@ -47,14 +47,14 @@ from mosaic.runtime.run import failures
 
 @contextmanager
 def timed(wall_s_by_step: dict[str, float], name: str) -> Iterator[None]:
-    """Note the wall seconds of a step, for meta.json."""
+    """Record the wall seconds of a step, for meta.json."""
     start = time.perf_counter()
     yield
     wall_s_by_step[name] = round(time.perf_counter() - start, 6)
 
 
 def run_command() -> None:
-    """Run what the command line asks for; bad input ends with status 2 and a message, calls without a result with 3."""
+    """Run the command line's points; bad input ends with status 2 and a message, calls without a result with 3."""
     with exit_with_message():
         launch = launch_of(sys.argv[1:])
         if launch.sweep_dir is None:
@@ -63,7 +63,7 @@ def run_command() -> None:
 
 
 def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str, Any] | None) -> int:
-    """Run all points, whichever of them fail; gives the exit status of the first that has failed.
+    """Run all points, even after failures; returns the exit status of the first failed one.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def run_sweep(points: Sequence[Point], sweep_dir: str, side_by_side: Mapping[str
 
 
 def try_point(point: Point) -> int | Exception:
-    """Run a point of a sweep, and say what is wrong with its input; gives its exit status, or our own mistake."""
+    """Run a point of a sweep, and describe errors of its input; returns its exit status, or an internal error."""
     try:
         return run_point(point)
     except Exception as error:
@@ -94,7 +94,7 @@ def try_point(point: Point) -> int | Exception:
 
 
 def run_point(point: Point) -> int:
-    """Run a point as `run_resolved` does, and give the exit status; a folder without a file is not left behind."""
+    """Run a point like `run_resolved`, and return the exit status; an empty folder is removed."""
     spare_garbage_collector()
     point.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,7 +105,7 @@ def run_point(point: Point) -> int:
 
 
 def run_resolved(point: Point) -> int:
-    """Run a point into its folder, unless that is done already; gives the calls that have no result.
+    """Run a point into its folder, unless it is complete; returns the number of calls without a result.
 
     A point of a sweep prints a line, a single run a screen.
     """
@@ -154,7 +154,7 @@ def finish(
     wall_s_by_step: dict[str, float],
     point: str | None,
 ) -> int:
-    """Leave a run's folder and print what it did; gives the number of its calls without a result."""
+    """Write a run's folder and print its summary; returns the number of its calls without a result."""
     job, result = spec.job, outcome.result
     promise = promise_of(job, spec.calibration, outcome)
     summary = summary_of(spec, stamped, outcome.plans, outcome, promise)
@@ -188,7 +188,7 @@ def finish(
 def explain_only(
     spec: RunSpec, folder: Path, stamped: dict[str, Any], wall_s_by_step: dict[str, float], point: str | None
 ) -> None:
-    """Plan, and say why the plan looks so."""
+    """Plan, and explain the plan."""
     planned = mosaic.plan(spec.job, step=partial(timed, wall_s_by_step))
     summary = summary_of(spec, stamped, [planned.plan])
     leave(folder, spec, stamped, summary, [planned.plan], wall_s_by_step=wall_s_by_step)
@@ -201,7 +201,7 @@ def explain_only(
 
 @contextmanager
 def resumable(point: Point) -> Iterator[None]:
-    """Say how a real run that ends early goes on."""
+    """Describe how to resume a real run that ends early."""
     again = f"the same command with {point.again or f'hydra.run.dir={point.folder}'}"
     try:
         with stoppable(f"To go on: {again}"):

@@ -1,4 +1,4 @@
-"""What a run leaves: its folder, and what summary.json says of it."""
+"""Writes a run's folder and its summary.json."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +90,7 @@ def summary_of(
 
 
 def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[str, Any]:
-    """Say how the answers came about, by the keys of ``ANSWER_KEYS``."""
+    """Return the values of ``ANSWER_KEYS``: the sources of the answers, and the second stage."""
     graph, source, accuracy = spec.job.graph, spec.job.site.answers_source, accuracy_frac(outcome.answers or ())
     if not graph.upper_nodes:
         return {"accuracy_frac": accuracy, "skip_frac_source": None if accuracy is None else source}
@@ -117,7 +117,7 @@ def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[
 
 
 def _gate_report(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
-    """List the numbers behind what gate and budgets promise, and whether it holds; None: there is nothing of it."""
+    """List the numbers behind the promise of gate and budgets, and whether it holds; None: there is no promise."""
     graph, calibration = spec.job.graph, spec.calibration
     report = graph.rule.report()
     if calibration is not None:

@@ -25,13 +25,13 @@ from mosaic.runtime.sweep import of_questions
 MAY_DIFFER = (f"{QUOTE}.num_questions",)
 """Of an earlier quote."""
 NOT_SENT = "not sent: "
-"""Begins the error of a call that a cap kept from being sent."""
+"""Prefix of the error of a call that a cap kept from being sent."""
 
 
 def quote_on_servers(
     config: Mapping[str, Any], request: BatchRequest, num_questions: int | None, folder: Path | None
 ) -> TokenQuote:
-    """Answer a batch's first questions, or go on with them, and quote the rest.
+    """Answer a batch's first questions, or resume them, and quote the rest.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def answered_questions(job: Job, number: int, result: RunResult) -> list[str]:
 
 
 def stopped_by(result: RunResult) -> str | None:
-    """Return which cap stopped the calls; None: none did."""
+    """Return the cap that stopped the calls; None: no cap did."""
     errors = _errors(result)
     return next((error.removeprefix(NOT_SENT) for error in errors if error.startswith(NOT_SENT)), None)
 

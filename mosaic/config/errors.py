@@ -1,4 +1,4 @@
-"""What a command says beside its results: of bad input a message that names the field, and no traceback."""
+"""Prints a command's errors and notes: for bad input a message that names the field, without a traceback."""
 
 import os
 import select
