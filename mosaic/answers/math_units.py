@@ -2,7 +2,6 @@
 
 A word that is no known unit, as in '5 apples', is a dimension of its own. It equals itself only, and converts to no
 other.
-other.
 """
 
 import re
