@@ -15,7 +15,7 @@ from experiments.measure_heads import heads_report
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-OWN_FOLDERS = ("budgets", "gates", "paper", "validation")
+OWN_FOLDERS = ("budgets", "gates", "growth", "paper", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
