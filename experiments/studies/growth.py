@@ -4,7 +4,6 @@ Each run is a process of its own, from the start of Python to the last file of t
 more questions, and each expert's calls in proportion. Nothing is read from earlier measurements.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,14 @@ from mosaic.workloads.slot_table import scaled_slots
 RUN = Path(__file__).parents[1] / "run.py"
 NUM_CALLS = (10_000, 100_000, 1_000_000)
 NUM_GPUS = (4, 64, 256)
+COUNT = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(status)
+"""
+"""Starts a run from a small process: Linux counts the memory of the process that forked it into its peak."""
 LABELS = ("num_calls", "num_gpus", "scheduler")
 
 
@@ -74,11 +81,13 @@ def measure(point: Point, seed: int) -> Row:
     """Run a point in a process of its own, and read what the system counted of it."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, str(RUN), *point.overrides, f"seed={seed}", f"hydra.run.dir={folder}/run"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)}: ended with status {os.waitstatus_to_exitcode(status)}")
-    return Used(cpu_s=used.ru_utime + used.ru_stime, peak_mib=used.ru_maxrss / 1024)._asdict()
+        counted = subprocess.run(
+            [sys.executable, "-c", COUNT, *command], stdout=subprocess.PIPE, text=True, check=False
+        )
+    if counted.returncode:
+        raise RuntimeError(f"{' '.join(command)}: ended with status {counted.returncode}")
+    cpu_s, peak_kib = map(float, counted.stdout.split())
+    return Used(cpu_s=cpu_s, peak_mib=peak_kib / 1024)._asdict()
 
 
 def report(tables: Tables) -> str:

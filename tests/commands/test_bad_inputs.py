@@ -271,7 +271,8 @@ def test_a_job_that_could_be_built_is_checked_whole(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=LITTLE_BYTES))
     outcome = run_fake(*inputs, "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 2
-    head, *found = outcome.err.splitlines()
+    guess, head, *found = outcome.err.splitlines()
+    assert guess == "answers: choices (guessed; --answers number|text says otherwise)"
     assert head == "error: this run cannot start:"
     parts = ("SmolLM2: checkpoint", "QwenHalf: checkpoint", "the disk must have 65 MiB free for 36 calls, got 1 MiB")
     assert [part in line for part, line in zip(parts, found, strict=True)] == [True] * 3

@@ -80,8 +80,12 @@ def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) ->
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
     local = ("cluster=local", "workload=file", "pool=demo", f"workload.path={path}", *QUICK)
     outcome = run_here(*local, f"hydra.run.dir={tmp_path / 'run'}")
-    assert outcome.out.startswith("also chosen by the files of these groups: hardware=cpu_core, aggregator=dp\n")
-    asked = run_here(*local, "aggregator=none", "hardware=cpu_core", f"hydra.run.dir={tmp_path / 'asked'}")
+    assert outcome.out.startswith(
+        "also chosen by the files of these groups: costs=affine, hardware=cpu_core, aggregator=dp\n"
+    )
+    asked = run_here(
+        *local, "aggregator=none", "hardware=cpu_core", "costs=affine", f"hydra.run.dir={tmp_path / 'asked'}"
+    )
     assert "also chosen" not in asked.out
     assert asked.out.startswith("ilp on file")
 

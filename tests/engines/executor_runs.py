@@ -149,8 +149,13 @@ def finished_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallReco
 
 
 def ended_once(folder: Path, calls: Sequence[Call], statuses=tuple(CallStatus)) -> dict[CallKey, CallRecord]:
-    """Check that each call's end, whichever, is in the journal exactly once, and return them."""
+    """Check that each call's end, whichever, is in the journal exactly once, and return them.
+
+    A call that failed, as each of its engines was killed, is tried again by the next start of the run.
+    """
     ended = [record for record in ended_in(folder / "journal") if record.status in statuses]
+    later = {record.key for record in ended if record.status is not CallStatus.FAILED}
+    ended = [record for record in ended if record.status is not CallStatus.FAILED or record.key not in later]
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
 

@@ -1,6 +1,5 @@
 """Controllers that open sessions, share queues, move, cut and cancel while a run goes on; the engine has no model."""
 
-from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -62,7 +61,7 @@ def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_th
 
 def hold_open():
     """A session on the other worker, so that the run does not end."""
-    return [Open(make_session(1, expert="B", workers=(1,))), Submit(replace(B[0], ready_s=1.0), 1)]
+    return [Open(make_session(1, expert="B", workers=(1,))), Submit(structs.replace(B[0], ready_s=1.0), 1)]
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_prompts_that_cannot_be_served_fail_alone(shared, host):
     ended = picky.records
     assert ended[A[0].key].response.error == "prompt must hold at least one token, got none"
     assert ended[A[1].key].response.error == "prompt must hold token ids in 0 .. 255, got 256"
-    more = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
+    more = "shorten the prompt, or raise context_tokens up to the checkpoint's limit"
     assert ended[A[2].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
     assert ended[A[3].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
     assert ended[A[4].key].response.error.startswith("prompt must hold token ids in 0 .. 255")
