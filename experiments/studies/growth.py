@@ -115,7 +115,7 @@ def _show(used: Used | None) -> str:
 
 
 TEXT = """Processor time and peak memory of whole runs, from the start of Python to the last file: MMLU-Pro's batch with
-more questions, on simulated A100s. The machine had other work meanwhile: equal runs differed by up to a tenth.
+more questions, on simulated A100s. The machine had no other work; equal runs differ by some per cent.
 
 A run of 10,000 calls takes what every run takes: imports, configuration, a sweep of the experts, the figure. With more
 than 10,000 questions a run does not simulate aggregating every question."""
