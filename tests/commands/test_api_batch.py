@@ -70,7 +70,7 @@ def test_requests_are_counted_and_priced_and_a_batch_that_a_cap_stops_goes_on(
     done = ask(path, servers, *PRICE, "--max-requests", "100")
     assert done.status == 0, done.err
     assert len(bodies_of(path)) == 10
-    assert most_of_a_prompt(servers) == 1, "nothing is asked twice"
+    assert most_of_a_prompt(servers) == 1, "nothing is sent twice"
     assert sum(each["num_requests"] for each in spending(path).values()) == num_posts(servers)
     for name, server in zip("ab", servers, strict=True):
         each = spending(path)[name]

@@ -1,4 +1,4 @@
-"""`mosaic batch --dry-run` says what would be asked, and `mosaic batch -` keeps what standard input has."""
+"""`mosaic batch --dry-run` says what would be sent, and `mosaic batch -` keeps what standard input has."""
 
 import json
 import sys

@@ -83,11 +83,11 @@ def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) ->
     assert outcome.out.startswith(
         "also chosen by the files of these groups: costs=affine, hardware=cpu_core, aggregator=dp\n"
     )
-    asked = run_here(
-        *local, "aggregator=none", "hardware=cpu_core", "costs=affine", f"hydra.run.dir={tmp_path / 'asked'}"
+    chosen = run_here(
+        *local, "aggregator=none", "hardware=cpu_core", "costs=affine", f"hydra.run.dir={tmp_path / 'chosen'}"
     )
-    assert "also chosen" not in asked.out
-    assert asked.out.startswith("ilp on file")
+    assert "also chosen" not in chosen.out
+    assert chosen.out.startswith("ilp on file")
 
 
 class Knot:

@@ -60,10 +60,10 @@ def run_revised(
     planner = make_planner(graph, "ABC", profiles={PROPOSE: make_profile(*entries)})
     forecaster, plans = Forecaster(planner.profiles, planner.cluster), []
     revising = Revising(planner, forecaster, lambda plan, lost: plans.append(plan), least_s=least_s)
-    everybody = [forecaster, Layers(questions, planner, closes=False), revising, Keeping()]
+    controllers = [forecaster, Layers(questions, planner, closes=False), revising, Keeping()]
     if replayed is not None:
-        everybody = [Replay(replayed.actions)]
-    run = kind.drive(outcome, everybody, experts=planner.experts, folder=folder, num_workers=2, tick_s=0.02)
+        controllers = [Replay(replayed.actions)]
+    run = kind.drive(outcome, controllers, experts=planner.experts, folder=folder, num_workers=2, tick_s=0.02)
     return run, plans
 
 

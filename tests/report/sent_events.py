@@ -1,4 +1,4 @@
-"""Runs told by hand to whoever watches."""
+"""Runs whose events are sent by hand."""
 
 from msgspec.structs import replace
 
@@ -54,8 +54,8 @@ class Run:
 
     def finish(self, number: int, calls, *, output_tokens: int = 100, **changes: object) -> list[str]:
         record = make_record(session=number, output_tokens=output_tokens, **changes)
-        told = [self.send(Finished(self.ts, replace(record, key=call.key, expert=call.expert))) for call in calls]
-        return [line for lines in told for line in lines]
+        lines = [self.send(Finished(self.ts, replace(record, key=call.key, expert=call.expert))) for call in calls]
+        return [line for part in lines for line in part]
 
     def close(self, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:
         return self.close_at(self.ts, number, load_s=load_s, serve_s=serve_s)

@@ -57,16 +57,16 @@ def test_a_known_speed_is_found_again(seed: int, base_s: float, per_seq_s: float
     assert found.read_s == pytest.approx(READ_S, rel=0.01)
 
 
-def test_where_no_first_token_is_told_reading_is_not_priced_and_one_token_says_nothing() -> None:
+def test_where_no_first_token_is_reported_reading_is_not_priced_and_one_token_says_nothing() -> None:
     speed = Speed(base_s=0.01, per_seq_s=0.0, per_kv_s=0.0, read_s=0.0)
-    told = serve([20, 30, 40], [10, 10, 10], speed)
-    silent = fit_speed([structs.replace(record, first_token_ts=None) for record in told])
+    timed = serve([20, 30, 40], [10, 10, 10], speed)
+    silent = fit_speed([structs.replace(record, first_token_ts=None) for record in timed])
     assert silent is not None
     assert silent.read_s == 0
     assert silent.step_s(1) == pytest.approx(0.01, rel=0.2)
-    assert fit_speed([structs.replace(record, output_tokens=1) for record in told]) is None
-    assert fit_speed([structs.replace(record, admitted_ts=None) for record in told]) is None
-    at_once = [structs.replace(record, first_token_ts=None, finished_ts=record.admitted_ts) for record in told]
+    assert fit_speed([structs.replace(record, output_tokens=1) for record in timed]) is None
+    assert fit_speed([structs.replace(record, admitted_ts=None) for record in timed]) is None
+    at_once = [structs.replace(record, first_token_ts=None, finished_ts=record.admitted_ts) for record in timed]
     assert fit_speed(at_once) is None
 
 

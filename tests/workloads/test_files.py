@@ -1,4 +1,4 @@
-"""Files of the kinds that people have: what is asked of each, or the whole line that says what to do."""
+"""Files of the kinds that people have: the questions of each, or the whole line that says what to do."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ GUESSED_TEXT = "answers: free text (guessed; --answers number|choice says otherw
 USUAL = "['question', 'prompt', 'messages', 'query', 'problem', 'question_stem']"
 
 
-class Asked(NamedTuple):
+class Parsed(NamedTuple):
     """A question as it was read."""
 
     text: str
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
     name: str
     file: str
     content: bytes
-    expected: list[Asked] | str
+    expected: list[Parsed] | str
     notes: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
     options: dict[str, Any] = {}  # noqa: RUF012
@@ -55,14 +55,14 @@ def request(text: str, **body: Any) -> dict[str, Any]:
     return {"custom_id": text, "body": {"messages": [{"role": "user", "content": text}], **body}}
 
 
-SUM = [Asked("2 + 2, then?", "4", MATH)]
+SUM = [Parsed("2 + 2, then?", "4", MATH)]
 FRENCH = "question;answer\nQuel \xe2ge a l\u2019\u0153uvre de Moli\xe8re ?;42\n"
-AGE = [Asked("Quel \xe2ge a l\u2019\u0153uvre de Moli\xe8re ?", "42", MATH)]
+AGE = [Parsed("Quel \xe2ge a l\u2019\u0153uvre de Moli\xe8re ?", "42", MATH)]
 MMLU_PRO = {
     "question_id": 70, "question": "Which?", "options": ["red", "green"], "answer": "B", "answer_index": 1,
     "cot_content": "", "category": "art", "src": "exam",
 }  # fmt: skip
-GREEN = [Asked(RED, "B", CHOICE)]
+GREEN = [Parsed(RED, "B", CHOICE)]
 
 KINDS = [
     # Tables
@@ -71,8 +71,8 @@ KINDS = [
     Kind("tab", "q.tsv", b"question\tanswer\n2 + 2, then?\t4\n", SUM, (GUESSED_NUMBERS,)),
     Kind("bar", "q.csv", b"question|answer\n2 + 2, then?|4\n", SUM, (GUESSED_NUMBERS,)),
     Kind("unicode_text_of_a_spreadsheet", "q.txt", "question\tanswer\r\n2 + 2, then?\t4\r\n".encode("utf-16"), SUM),
-    Kind("one_column", "q.csv", b"question\nRed, or not?\nSo; what?\n", [Asked("Red, or not?"), Asked("So; what?")]),
-    Kind("capitals", "q.csv", b"ID,Question, ANSWER \na,2 + 2,4\n", [Asked("2 + 2", "4", MATH)], (GUESSED_NUMBERS,)),
+    Kind("one_column", "q.csv", b"question\nRed, or not?\nSo; what?\n", [Parsed("Red, or not?"), Parsed("So; what?")]),
+    Kind("capitals", "q.csv", b"ID,Question, ANSWER \na,2 + 2,4\n", [Parsed("2 + 2", "4", MATH)], (GUESSED_NUMBERS,)),
     Kind("utf_8_mark", "q.csv", FRENCH.encode("utf-8-sig"), AGE, (GUESSED_NUMBERS,)),
     Kind("utf_16", "q.csv", FRENCH.encode("utf-16"), AGE, (GUESSED_NUMBERS,)),
     Kind(
@@ -81,36 +81,36 @@ KINDS = [
     ),
     Kind(
         "one_damaged_byte", "q.csv", "question\nO\xf9 \xe7a, l\xe0-bas?\n".encode() + b"O\xf9?\n",
-        [Asked("O\xf9 \xe7a, l\xe0-bas?")], bad=("FILE, line 3: must be UTF-8, got 'O\\udcf9?'",),
+        [Parsed("O\xf9 \xe7a, l\xe0-bas?")], bad=("FILE, line 3: must be UTF-8, got 'O\\udcf9?'",),
     ),
     Kind(
-        "own_column", "q.csv", b"Frage;Antwort\nWas nun?;4\n", [Asked("Was nun?")],
+        "own_column", "q.csv", b"Frage;Antwort\nWas nun?;4\n", [Parsed("Was nun?")],
         ("q.csv: ignored Antwort", GUESSED_TEXT), options={"question_column": "frage"},
     ),
     Kind(
-        "own_column_beside_an_id", "q.csv", b"custom_id,Frage\na,Was nun?\n", [Asked("Was nun?")],
+        "own_column_beside_an_id", "q.csv", b"custom_id,Frage\na,Was nun?\n", [Parsed("Was nun?")],
         options={"question_column": " Frage"},
     ),
     Kind(
-        "column_of_two", "q.csv", b"prompt,question\nBe brief,Why?\n", [Asked("Why?")],
+        "column_of_two", "q.csv", b"prompt,question\nBe brief,Why?\n", [Parsed("Why?")],
         ("q.csv: ignored prompt", GUESSED_TEXT), options={"question_column": "question"},
     ),
-    Kind("empty_rows", "q.csv", b"question,answer\n2,2\n,\n\n3,3\n", [Asked("2", "2", MATH), Asked("3", "3", MATH)],
+    Kind("empty_rows", "q.csv", b"question,answer\n2,2\n,\n\n3,3\n", [Parsed("2", "2", MATH), Parsed("3", "3", MATH)],
          ("q.csv: ignored 2 empty rows", GUESSED_NUMBERS)),
     Kind(
         "a_long_and_a_short_row", "q.csv", b"question,answer\nWhy?,a\nHow?\nWho?,b,\nWho, then?,a\n",
-        [Asked("Why?", "a"), Asked("Who?", "b")],
+        [Parsed("Why?", "a"), Parsed("Who?", "b")],
         bad=(
             "FILE, line 3: must have 2 columns, like the header, got 1",
             "FILE, line 5: must have 2 columns, like the header, got 3",
         ),
     ),
-    Kind("text_over_lines", "q.csv", b'question,answer\n"Why\nso?",a\n,\n"x"y,b\n', [Asked("Why\nso?", "a")],
+    Kind("text_over_lines", "q.csv", b'question,answer\n"Why\nso?",a\n,\n"x"y,b\n', [Parsed("Why\nso?", "a")],
          bad=("FILE, line 5: must be CSV (',' expected after '\"')",)),
-    Kind("lines_of_text", "q.txt", b"Why?\n\nHow, then?\n", [Asked("Why?"), Asked("How, then?")],
+    Kind("lines_of_text", "q.txt", b"Why?\n\nHow, then?\n", [Parsed("Why?"), Parsed("How, then?")],
          ("q.txt: ignored 1 empty row", GUESSED_TEXT)),
-    Kind("gzip", "q.csv.gz", gzip.compress(b"question,answer\n2 + 2,4\n"), [Asked("2 + 2", "4", MATH)]),
-    Kind("no_suffix", "questions", lines({"question": "Why?"}), [Asked("Why?")]),
+    Kind("gzip", "q.csv.gz", gzip.compress(b"question,answer\n2 + 2,4\n"), [Parsed("2 + 2", "4", MATH)]),
+    Kind("no_suffix", "questions", lines({"question": "Why?"}), [Parsed("Why?")]),
     # Data sets
     Kind("mmlu_pro_lines", "q.jsonl", lines(MMLU_PRO), GREEN, ("q.jsonl: ignored cot_content, src",)),
     Kind("mmlu_pro_parquet", "q.parquet", parquet(MMLU_PRO), GREEN, ("q.parquet: ignored cot_content, src",)),
@@ -132,42 +132,42 @@ KINDS = [
         "question": "Which?", "answer": "y", "choices": [{"label": "x", "text": "red"}, {"label": "y", "text": "green"}]
     }), GREEN),
     Kind("medmcqa_counts_from_1", "q.csv", b"id,question,opa,opb,cop\n1,Which?,red,green,1\n2,Which?,red,green,2\n",
-         [Asked(RED, "A", CHOICE), *GREEN],
+         [Parsed(RED, "A", CHOICE), *GREEN],
          ("answers: positions of options, counted from 1 (guessed; letters leave no doubt)",)),
     Kind("positions_from_0", "q.csv", b"question,A,B,answer\nWhich?,red,green,1\nWhich?,red,green,0\n",
-         [*GREEN, Asked(RED, "A", CHOICE)]),
+         [*GREEN, Parsed(RED, "A", CHOICE)]),
     Kind("a_position_too_far", "q.jsonl", lines(MMLU_PRO, {**MMLU_PRO, "question_id": 71, "answer": 9}), GREEN,
          bad=("FILE, line 2: answer must be the position of an option, 0 to 1, got 9",)),
     Kind("options_in_text_and_list", "q.jsonl", lines({"question": RED, "options": ["red", "green"], "answer": "B"}),
          GREEN),
     Kind("numbers_with_gaps", "q.parquet", parquet({"question": "a", "answer": 4.0}, {"question": "b", "answer": None}),
-         [Asked("a", "4", MATH), Asked("b")],
+         [Parsed("a", "4", MATH), Parsed("b")],
          ("answers: 1 as numbers, 1 as free text (guessed; --answers number|choice|text says otherwise)",)),
-    Kind("said_to_be_numbers", "q.txt", b"2 + 2?\n", [Asked("2 + 2?", None, MATH)], (), options={"answers": "number"}),
-    Kind("said_to_be_text", "q.jsonl", lines(MMLU_PRO), [Asked(RED, "B", TEXT)], options={"answers": "text"}),
-    Kind("said_to_be_choices", "q.csv", b"question,answer\nWhich?,E\nWhich?,7\n", [Asked("Which?", "E", CHOICE)],
+    Kind("said_to_be_numbers", "q.txt", b"2 + 2?\n", [Parsed("2 + 2?", None, MATH)], (), options={"answers": "number"}),
+    Kind("said_to_be_text", "q.jsonl", lines(MMLU_PRO), [Parsed(RED, "B", TEXT)], options={"answers": "text"}),
+    Kind("said_to_be_choices", "q.csv", b"question,answer\nWhich?,E\nWhich?,7\n", [Parsed("Which?", "E", CHOICE)],
          bad=("FILE, line 3: answer must be the letter or the text of an option, got '7'",),
          options={"answers": "choice"}),
     # JSON
-    Kind("list_with_the_suffix_of_lines", "q.jsonl", b'[\n {"question": "Why?"}\n]', [Asked("Why?")]),
+    Kind("list_with_the_suffix_of_lines", "q.jsonl", b'[\n {"question": "Why?"}\n]', [Parsed("Why?")]),
     Kind("lines_with_the_suffix_of_a_list", "q.json", lines({"question": "a"}, {"question": "b"}),
-         [Asked("a"), Asked("b")]),
-    Kind("messages_as_a_prompt", "q.jsonl", lines({"prompt": [{"role": "user", "content": "Why?"}]}), [Asked("Why?")]),
-    Kind("unknown_keys", "q.jsonl", lines({"question": "a", "expert": ["A"], "source": 1}), [Asked("a")],
+         [Parsed("a"), Parsed("b")]),
+    Kind("messages_as_a_prompt", "q.jsonl", lines({"prompt": [{"role": "user", "content": "Why?"}]}), [Parsed("Why?")]),
+    Kind("unknown_keys", "q.jsonl", lines({"question": "a", "expert": ["A"], "source": 1}), [Parsed("a")],
          ("q.jsonl: ignored expert (is experts meant?), source", GUESSED_TEXT)),
     Kind("unknown_keys_of_a_request", "q.jsonl", lines(request("Why?", reasoning_effort="low"), request("Who?")),
-         [Asked("Why?"), Asked("Who?")], ("q.jsonl: ignored body.reasoning_effort", GUESSED_TEXT)),
-    Kind("stop_at_a_line_end", "q.jsonl", lines(request("Why?", stop=["\n"])), [Asked("Why?")]),
+         [Parsed("Why?"), Parsed("Who?")], ("q.jsonl: ignored body.reasoning_effort", GUESSED_TEXT)),
+    Kind("stop_at_a_line_end", "q.jsonl", lines(request("Why?", stop=["\n"])), [Parsed("Why?")]),
     Kind("bad_lines", "q.jsonl", lines(
-        request("Why?"), "{", request("Why?"), request("How?", n=3), request("Who?")), [Asked("Why?"), Asked("Who?")],
+        request("Why?"), "{", request("Why?"), request("How?", n=3), request("Who?")), [Parsed("Why?"), Parsed("Who?")],
         bad=(
             "FILE, line 2: must be JSON, got '{' (Expecting property name enclosed in double quotes: line 1 column 2 "
             "(char 1))",
             "FILE, line 3: id must be unique, got 'Why?', which FILE, line 1 has too",
             "FILE, line 4: body.n must be left out or 1, as a final answer is one text of several models, got 3",
         )),
-    Kind("limit", "q.txt", b"a\nb\nc\n", [Asked("a"), Asked("b")], options={"limit": 2}),
-    # What cannot be asked at all
+    Kind("limit", "q.txt", b"a\nb\nc\n", [Parsed("a"), Parsed("b")], options={"limit": 2}),
+    # What cannot be read at all
     Kind("no_question", "q.csv", b"frage,antwort\na,1\nb,2\n",
          f"FILE, line 2: question must be in one of the columns or keys {USUAL}, or --question-column names it, "
          "got ['frage', 'antwort']; none of its 2 lines can be used"),
@@ -202,7 +202,7 @@ def read(kind: Kind, folder: Path) -> Workload:
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in KINDS])
-def test_a_kind_of_file_is_asked_or_refused_in_a_line(kind: Kind, tmp_path: Path) -> None:
+def test_a_kind_of_file_is_read_or_refused_in_a_line(kind: Kind, tmp_path: Path) -> None:
     path = str(tmp_path / kind.file)
     if isinstance(kind.expected, str):
         with pytest.raises((ValueError, TypeError)) as refused:
@@ -210,8 +210,8 @@ def test_a_kind_of_file_is_asked_or_refused_in_a_line(kind: Kind, tmp_path: Path
         assert str(refused.value).replace(path, "FILE") == kind.expected
         return
     workload = read(kind, tmp_path)
-    asked = [Asked(str(question.text), question.answer, question.answer_kind) for question in workload.questions]
-    assert asked == kind.expected
+    parsed = [Parsed(str(question.text), question.answer, question.answer_kind) for question in workload.questions]
+    assert parsed == kind.expected
     assert tuple(line.reason.replace(path, "FILE") for line in workload.bad_lines) == kind.bad
     assert not kind.notes or workload.notes == kind.notes
     assert all("\n" not in line for line in (*workload.notes, *(line.reason for line in workload.bad_lines)))
