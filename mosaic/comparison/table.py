@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from mosaic.comparison.pairing import ALWAYS, METRICS, NEVER, Comparison, Row
+from mosaic.core.text_table import aligned
 
 CHANGE_NOTES = {
     NEVER: "change: accuracy in percentage points, less that of gate=never with the same scheduler and seed",
@@ -43,16 +44,12 @@ def _blocks(cases: Sequence[str], table: Sequence[Cells]) -> list[str]:
     ]
     unknown = [name for name in SHARED if name in table[0] and all(row[name] == "-" for row in table)]
     heads = [name for name in table[0] if name not in (*shared, *unknown)]
-    widths = {name: max(len(name), *(len(row[name]) for row in table)) for name in heads}
-
-    def line(row: Cells) -> str:
-        first, *others = heads
-        return "  ".join(["", row[first].ljust(widths[first]), *(row[name].rjust(widths[name]) for name in others)])
-
+    head, *written = [f"  {line}" for line in aligned([heads, *([row[name] for name in heads] for row in table)])]
     lines: list[str] = []
     for case, own in by_case.items():
         beside = ", ".join(f"{name} {own[0][name]}" for name in shared if name not in unknown)
-        lines += ["", f"{case}: {beside}" if beside else case, line({name: name for name in heads}), *map(line, own)]
+        lines += ["", f"{case}: {beside}" if beside else case, head]
+        lines += [line for other, line in zip(cases, written, strict=True) if other == case]
     return lines
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mosaic.core.plan import Plan, SolveStatus
+from mosaic.core.text_table import aligned
 from mosaic.planning.costs import price_s
 from mosaic.planning.problem import Problem
 from mosaic.planning.program.instance import make_instance
@@ -112,13 +113,4 @@ def _shorten(stays: Sequence[str], most: int = 8) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Lay out columns: the first and last left-aligned, numbers right-aligned."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    last = len(head) - 1
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in (0, last) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned([head, *rows], left=(0, len(head) - 1)))

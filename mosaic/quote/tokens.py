@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import inf, sqrt
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 from mosaic.core.results import SERVED, CallRecord
 from mosaic.core.spending import Cost, Prices, dollars_text
+from mosaic.core.text_table import aligned
 from mosaic.core.workload import ExpertName
 from mosaic.quote.prices import duration
 
@@ -163,26 +165,12 @@ def predict(dollars: Sequence[float | None], num_questions: int) -> Range | None
     known = [each for each in dollars if each is not None]
     if len(known) < max(2, len(dollars)):
         return None
+    from scipy.special import stdtrit  # other quotes do without
+
     num_left = num_questions - len(known)
     p50 = fmean(known) * num_questions
     spread = sqrt(variance(known) * (num_left + num_left**2 / len(known)))
-    return Range(p50, p50 + student_p90(len(known) - 1) * spread)
-
-
-def student_p90(num_degrees: int) -> float:
-    """Return the 90% quantile of Student's t distribution, approximately.
-
-    References
-    ----------
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-
-    Examples
-    --------
-    >>> round(student_p90(19), 2), round(student_p90(4), 2)  # exactly 1.328 and 1.533
-    (1.33, 1.53)
-    """
-    z = NormalDist().inv_cdf(0.9)
-    return z + (z**3 + z) / (4 * num_degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * num_degrees**2)
+    return Range(p50, p50 + float(stdtrit(len(known) - 1, 0.9)) * spread)
 
 
 def _needs_of(record: CallRecord, prices: Prices) -> Needs:
@@ -192,10 +180,7 @@ def _needs_of(record: CallRecord, prices: Prices) -> Needs:
 
 
 def _sum(needs: Iterable[Needs]) -> Needs:
-    total = Needs()
-    for each in needs:
-        total = total.plus(each)
-    return total
+    return reduce(Needs.plus, needs, Needs())
 
 
 def _scaled(needs: Needs, factor: float) -> Needs:
@@ -219,8 +204,6 @@ def describe_tokens(quote: TokenQuote) -> str:
         total = _sum(quote.needs.values())
         rows.append(["all", *(f"{count:,.0f}" for count in total[:3]), *_amounts(quote.total)])
     table = [["model", "requests", "tokens in", "tokens out", "P50", "P90"], *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
     notes = []
     unknown = [name for name, each in quote.needs.items() if each.dollars is None]
     if unknown:
@@ -233,7 +216,7 @@ def describe_tokens(quote: TokenQuote) -> str:
         notes.append(f"STOPPED: {quote.stopped}")
     notes.append("all questions are priced as the first ones; mosaic batch repeats none of these")
     head = f"quote for {quote.name}: {answered}, {quote.spent.text} so far"
-    return "\n".join([head, "", *lines, "", *notes]) + "\n"
+    return "\n".join([head, "", *aligned(table), "", *notes]) + "\n"
 
 
 def _amounts(dollars: Range | None) -> list[str]:
