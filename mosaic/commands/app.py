@@ -159,11 +159,11 @@ def quote(
     """
     from mosaic.commands.quote import run_quote, split_words
     from mosaic.config.batch import BatchRequest
-    from mosaic.config.servers import read_price
+    from mosaic.config.servers import split_prices
     from mosaic.core.checks import require
     from mosaic.core.spending import Cap
 
-    token_prices = dict(map(read_price, (text for text in price or () if "/" in text)))
+    token_prices, machine_prices = split_prices(price or ())
     file, overrides = split_words(words or ())
     require(file is not None or not server, "FILE", "a file of questions beside --server", None)
     request = None
@@ -191,7 +191,7 @@ def quote(
         request,
         gpus=gpus,
         kinds=kind or (),
-        price=[text for text in price or () if "/" not in text],
+        price=machine_prices,
         prices=prices,
         deadline=deadline,
         pilot=pilot,
@@ -251,10 +251,11 @@ def batch(
     from mosaic.commands.batch import keep_standard_input, run_batch
     from mosaic.commands.dry_run import run_dry
     from mosaic.config.batch import BatchRequest
-    from mosaic.config.servers import split_prices
+    from mosaic.config.servers import read_hourly_price, split_prices
     from mosaic.core.spending import Cap
 
-    token_prices, price_per_hour = split_prices(price or ())
+    token_prices, machine_prices = split_prices(price or ())
+    price_per_hour = read_hourly_price(machine_prices)
     request = BatchRequest(
         path=keep_standard_input(out, work, is_dry=dry_run) if str(file) == "-" else file,
         token_prices=token_prices,

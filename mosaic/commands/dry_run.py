@@ -8,6 +8,7 @@ from typing import Any
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.job import build_job
 from mosaic.config.run_start import log_notes
+from mosaic.config.servers import prices_of
 from mosaic.core.addition import add_in_order
 from mosaic.core.chat import Chat, count_text_tokens
 from mosaic.core.spending import TokenPrice, dollars_text
@@ -86,10 +87,9 @@ def merged_by(node: Node, num_questions: int) -> str:
 def dearest_prices(endpoints: Sequence[Mapping[str, Any]]) -> dict[ExpertName, TokenPrice] | None:
     """Read the prices of experts on servers, the highest of several servers; None: there are no servers."""
     prices: dict[ExpertName, TokenPrice] = {}
-    for endpoint in endpoints:
-        if endpoint.get("price") is not None:
-            price, expert = TokenPrice(**endpoint["price"]), str(endpoint["expert"])
-            prices[expert] = max(prices.get(expert, price), price, key=lambda one: one.dollars(1, 1))
+    for server, price in prices_of(endpoints).items():
+        expert = str(endpoints[server]["expert"])
+        prices[expert] = max(prices.get(expert, price), price, key=lambda one: one.dollars(1, 1))
     return prices if endpoints else None
 
 

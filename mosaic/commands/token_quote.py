@@ -10,10 +10,12 @@ from mosaic.config.compose import as_recorded
 from mosaic.config.errors import log, stoppable
 from mosaic.config.job import build_job
 from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start, log_notes
+from mosaic.config.servers import prices_of
 from mosaic.core.errors import BackendError
 from mosaic.core.results import SERVED, RunResult
-from mosaic.core.spending import Prices, TokenPrice, total_cost
+from mosaic.core.spending import total_cost
 from mosaic.core.workload import ExpertName
+from mosaic.engines.billing import NOT_SENT
 from mosaic.pipelines.questions import Questions
 from mosaic.quote.tokens import DEFAULT_QUESTIONS, Limit, TokenQuote, quote_tokens
 from mosaic.report.display import show_stage
@@ -24,8 +26,6 @@ from mosaic.runtime.sweep import of_questions
 
 MAY_DIFFER = (f"{QUOTE}.num_questions",)
 """Of an earlier quote."""
-NOT_SENT = "not sent: "
-"""Prefix of the error of a call that a cap kept from being sent."""
 
 
 def quote_on_servers(
@@ -70,7 +70,7 @@ def quote_on_servers(
         num_all,
         name=job.workload.name,
         spent=total_cost(job.site.costs()),
-        prices=prices_of(config),
+        prices=prices_of(config["backend"]["endpoints"]),
         limits=limits_of(config),
         stopped=stopped,
     )
@@ -104,12 +104,6 @@ def first_error(result: RunResult) -> str:
 def _errors(result: RunResult) -> Sequence[str]:
     said = [record.response.error for record in result.calls if record.response is not None]
     return [error for error in said if error]
-
-
-def prices_of(config: Mapping[str, Any]) -> Prices:
-    """Return the prices of a configuration, by server."""
-    endpoints = enumerate(config["backend"]["endpoints"])
-    return {number: TokenPrice(**endpoint["price"]) for number, endpoint in endpoints if endpoint.get("price")}
 
 
 def limits_of(config: Mapping[str, Any]) -> dict[ExpertName, Limit]:

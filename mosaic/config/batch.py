@@ -6,20 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mosaic.config.compose import compose_config
 from mosaic.config.engines import find_device
 from mosaic.config.instantiation import TARGET, make
-from mosaic.config.servers import (
-    Deployment,
-    LiteLlmEntry,
-    deployments_of_litellm,
-    deployments_of_servers,
-    names_of,
-    pool_of_servers,
-    without_provider,
-)
+from mosaic.config.litellm import deployments_of_litellm, is_litellm, litellm_entries, without_provider
+from mosaic.config.servers import Deployment, deployments_of_servers, names_of, pool_of_servers
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
 from mosaic.core.spending import Cap, TokenPrice
@@ -96,7 +87,7 @@ def work_folder(path: Path) -> Path:
 
 def is_on_servers(request: BatchRequest) -> bool:
     """Return whether a batch names servers that have its models."""
-    if request.servers or not _is_litellm(request.models):
+    if request.servers or not is_litellm(request.models):
         return bool(request.servers)
     return any("api_base" in parameters for _, parameters, _ in litellm_entries(Path(str(request.models))))
 
@@ -173,7 +164,7 @@ def deployments_of(request: BatchRequest, chosen: set[str]) -> list[Deployment]:
         require(request.key_env is None, "--key-env", "left out: the file names keys", request.key_env)
         return deployments_of_litellm(litellm_entries(Path(str(request.models))), str(request.models))
     rule = "names that the servers have, or left out: a LiteLLM file names its servers itself"
-    require(not _is_litellm(request.models), "--models", rule, request.models)
+    require(not is_litellm(request.models), "--models", rule, request.models)
     return deployments_of_servers(request.servers, request.models, request.key_env, request.aggregator)
 
 
@@ -222,7 +213,7 @@ def named_models(models: str) -> dict[str, str]:
     >>> named_models("Qwen/Qwen2.5-7B-Instruct,/models/Llama")
     {'Qwen2.5-7B-Instruct': 'Qwen/Qwen2.5-7B-Instruct', 'Llama': '/models/Llama'}
     """
-    if _is_litellm(models):
+    if is_litellm(models):
         entries = litellm_entries(Path(models))
         require_unique((name for name, _, _ in entries), f"{models}: model_name")
         return {name: without_provider(str(parameters["model"])) for name, parameters, _ in entries}
@@ -230,38 +221,6 @@ def named_models(models: str) -> dict[str, str]:
     require(len(names) > 0, "--models", "names of checkpoints, A,B,C", models)
     require_unique((Path(name).name for name in names), "--models: last part of a name")
     return {Path(name).name: name for name in names}
-
-
-def _is_litellm(models: str | None) -> bool:
-    return models is not None and models.endswith((".yaml", ".yml"))
-
-
-def litellm_entries(path: Path) -> list[LiteLlmEntry]:
-    """Read a LiteLLM file.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["model_list"]
-        found = [
-            LiteLlmEntry(str(entry["model_name"]), dict(entry["litellm_params"]), dict(entry.get("model_info") or {}))
-            for entry in entries
-        ]
-        models = [str(entry.parameters["model"]) for entry in found]
-    except OSError as error:
-        raise ValueError(f"--models must be a readable file, got {str(path)!r} ({error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"--models must be a LiteLLM file, a model_list of model_name and litellm_params.model, got {str(path)!r}"
-        ) from error
-    require(len(models) > 0, f"{path}: model_list", "at least one entry", [])
-    for entry in found:
-        rule = "text of one line, without control characters"
-        require(entry.name.isprintable(), f"{path}: model_name", rule, entry.name)
-    return found
 
 
 def pool_of(named: Mapping[str, str], request: BatchRequest) -> dict[str, Any]:
@@ -305,7 +264,7 @@ def _proposers(pool: Mapping[str, Any], request: BatchRequest, *, is_served: boo
     """Name the experts that answer: all except the aggregator; on servers all except one named only by --aggregator."""
     names = [str(entry["name"]) for entry in pool["experts"].values()]
     aggregator = pool.get("aggregator")
-    if is_served and (_is_litellm(request.models) or aggregator in names_of(request.models) or not request.models):
+    if is_served and (is_litellm(request.models) or aggregator in names_of(request.models) or not request.models):
         return names
     return [name for name in names if name != aggregator] or names
 

@@ -1,4 +1,4 @@
-"""Finds models on servers, from ``--server`` or a LiteLLM file with ``api_base``: their addresses and prices.
+"""Finds models on servers by ``--server``: their addresses and prices.
 
 Before the batch each server's list is read: the names of its models, and their contexts if it is vLLM.
 """
@@ -6,14 +6,13 @@ Before the batch each server's list is read: the names of its models, and their 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from mosaic.config.errors import log
 from mosaic.config.instantiation import TARGET
 from mosaic.core.checks import require
-from mosaic.core.spending import MILLION, TokenPrice
+from mosaic.core.spending import Prices, TokenPrice
 from mosaic.core.workload import Family
 from mosaic.engines.endpoint_models import ListedModel, list_models
 from mosaic.engines.named_models import DEFAULT_TEMPERATURE, MAX_OUTPUT_TOKENS
@@ -23,13 +22,6 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 """Sent to https servers where it is set and no other key is named."""
 MOST_UNNAMED = 10
 """If a server lists more models, not all are called: each costs money."""
-REFERENCE = "os.environ/"
-"""How a LiteLLM file names an environment variable."""
-LITELLM_KEYS = (
-    "model", "api_base", "api_key", "rpm", "tpm", "input_cost_per_token", "output_cost_per_token", "max_tokens",
-    "max_completion_tokens", "temperature",
-)  # fmt: skip
-"""What is read of an entry's litellm_params."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +83,7 @@ def deployments_of_servers(
         )
         for name in names
         for base in bases
-        if (one := _find(name, listed[base])) is not None
+        if (one := find_listed(name, listed[base])) is not None
     ]  # fmt: skip
     served = {one.expert for one in found}
     missing = [name for name in names if name not in served]
@@ -143,21 +135,36 @@ def read_price(text: str) -> tuple[str | None, TokenPrice]:
     return model or None, TokenPrice(input_dollars_per_mtok=dollars[0], output_dollars_per_mtok=dollars[1])
 
 
-def split_prices(texts: Sequence[str]) -> tuple[dict[str | None, TokenPrice], float | None]:
-    """Split prices of tokens from one of a worker and an hour, dollars.
+def split_prices(texts: Sequence[str]) -> tuple[dict[str | None, TokenPrice], list[str]]:
+    """Separate prices of tokens, which have a slash, from those of machines.
 
     Raises
     ------
     ValueError
-        If one is neither.
+        If a price of tokens is not valid.
 
     Examples
     --------
-    >>> split_prices(["1.89"])
-    ({}, 1.89)
+    >>> split_prices(["a100_80gb=1.89"])
+    ({}, ['a100_80gb=1.89'])
     """
     of_tokens = dict(map(read_price, (text for text in texts if "/" in text)))
-    of_hours = [text for text in texts if "/" not in text]
+    return of_tokens, [text for text in texts if "/" not in text]
+
+
+def read_hourly_price(of_hours: Sequence[str]) -> float | None:
+    """Read the dollars for a worker and an hour; None: no price is given.
+
+    Raises
+    ------
+    ValueError
+        If there are several, or one is no price.
+
+    Examples
+    --------
+    >>> read_hourly_price(["1.89"])
+    1.89
+    """
     rule = "dollars for a worker and an hour, or [MODEL=]IN/OUT for a million tokens of a model on servers"
     require(len(of_hours) < 2, "--price", rule, ", ".join(of_hours))
     try:
@@ -165,7 +172,12 @@ def split_prices(texts: Sequence[str]) -> tuple[dict[str | None, TokenPrice], fl
     except ValueError:
         per_hour = -1.0
     require(per_hour is None or 0 <= per_hour < float("inf"), "--price", rule, of_hours)
-    return of_tokens, per_hour
+    return per_hour
+
+
+def prices_of(endpoints: Sequence[Mapping[str, Any]]) -> Prices:
+    """Return the prices of ``backend.endpoints``, by server."""
+    return {server: TokenPrice(**one["price"]) for server, one in enumerate(endpoints) if one.get("price") is not None}
 
 
 def names_of(models: str | None) -> list[str]:
@@ -190,123 +202,11 @@ def _all_of(listed: Mapping[str, Sequence[ListedModel] | None]) -> list[str]:
     return names
 
 
-def _find(name: str, listed: Sequence[ListedModel] | None) -> ListedModel | None:
+def find_listed(name: str, listed: Sequence[ListedModel] | None) -> ListedModel | None:
     """Find a model in a list; a server without a list is assumed to have it."""
     if listed is None:
         return ListedModel(name)
     return next((one for one in listed if one.name == name), None)
-
-
-class LiteLlmEntry(NamedTuple):
-    """An entry of a LiteLLM file."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    """litellm_params."""
-    info: Mapping[str, Any]
-    """model_info."""
-
-
-def deployments_of_litellm(entries: Sequence[LiteLlmEntry], path: str) -> list[Deployment]:
-    """Read the entries of a LiteLLM file whose models are on servers.
-
-    Raises
-    ------
-    ValueError, BackendError
-        Naming the entry, the rule and the value, or a server that does not answer.
-    """
-    found = [_deployment(name, parameters, info, path) for name, parameters, info in entries]
-    known = cache(lambda base, key: list_models(base, key))
-    return alike([_as_listed(one, known(one.base_url, one.api_key_env), path) for one in found])
-
-
-def _as_listed(one: Deployment, listed: Sequence[ListedModel] | None, path: str) -> Deployment:
-    """Add a server's data about a model."""
-    found = _find(one.model, listed)
-    if found is None:
-        rule = f"one that {one.base_url} serves, {[each.name for each in listed or ()]}"
-        raise ValueError(f"{path}, {one.expert}: model must be {rule}, got {one.model!r}")
-    context = one.context_tokens if found.context_tokens is None else found.context_tokens
-    return replace(one, is_vllm=one.is_vllm or found.is_vllm, context_tokens=context)
-
-
-def _deployment(name: str, parameters: Mapping[str, Any], info: Mapping[str, Any], path: str) -> Deployment:
-    where = f"{path}, {name}"
-    base, provider = _base_of(parameters.get("api_base"), where), str(parameters["model"]).partition("/")[0]
-    unread = [key for key in parameters if key not in LITELLM_KEYS]
-    if unread:
-        log(f"{where}: ignored {', '.join(map(str, unread))}")
-    limits = [key for key in ("max_tokens", "max_completion_tokens") if parameters.get(key) is not None]
-    require(
-        len(limits) < 2, f"{where}: max_tokens", "left out beside max_completion_tokens", parameters.get("max_tokens")
-    )
-    return Deployment(
-        expert=name,
-        base_url=base,
-        model=without_provider(str(parameters["model"])),
-        api_key_env=_key_name(parameters.get("api_key"), where),
-        is_vllm=provider in ("hosted_vllm", "vllm"),
-        max_requests_per_min=parameters.get("rpm"),
-        max_tokens_per_min=parameters.get("tpm"),
-        price=_price_of({**info, **parameters}, where),
-        max_output_tokens=parameters[limits[0]] if limits else None,
-        limit_key=limits[0] if limits else "max_tokens",
-        temperature=parameters.get("temperature"),
-    )
-
-
-def _base_of(value: object, where: str) -> str:
-    """Read api_base, which may name an environment variable."""
-    rule = "given in every entry of the file, or in none: models of one batch are all on servers, or all loaded here"
-    require(isinstance(value, str) and bool(value), f"{where}: api_base", rule, value)
-    url = str(value)
-    if url.startswith(REFERENCE):
-        name = url.removeprefix(REFERENCE)
-        url = os.environ.get(name, "")
-        require(bool(url), f"{where}: api_base", f"the URL in environment variable {name}, which is not set", value)
-    return base_url_of(url)
-
-
-def _price_of(values: Mapping[str, Any], where: str) -> TokenPrice | None:
-    """Read LiteLLM's costs of a token; None: there are none."""
-    costs = [values.get(key) for key in ("input_cost_per_token", "output_cost_per_token")]
-    if costs == [None, None]:
-        return None
-    dollars = []
-    for kind, cost in zip(("input", "output"), costs, strict=True):
-        try:
-            amount = float(cost if cost is not None else "none")  # YAML takes 1e-7 for a text
-        except (TypeError, ValueError):
-            amount = -1.0
-        rule = "dollars for a token, for both of input and output"
-        require(0 <= amount < float("inf"), f"{where}: {kind}_cost_per_token", rule, cost)
-        dollars.append(round(amount * MILLION, 9))
-    return TokenPrice(input_dollars_per_mtok=dollars[0], output_dollars_per_mtok=dollars[1])
-
-
-def _key_name(value: object, where: str) -> str | None:
-    if value is None:
-        return None
-    name = str(value).removeprefix(REFERENCE)
-    if not str(value).startswith(REFERENCE) or not name.isidentifier():
-        # The value is not repeated: a key that was written there must not appear in a log too.
-        raise ValueError(
-            f"{where}: api_key must be os.environ/NAME, and the key in the environment variable NAME: files and "
-            "journals are shared"
-        )
-    return name
-
-
-def without_provider(model: str) -> str:
-    """Drop LiteLLM's name of a provider from that of a model.
-
-    Examples
-    --------
-    >>> without_provider("hosted_vllm/meta-llama/Llama-3.1-8B"), without_provider("meta-llama/Llama-3.1-8B")
-    ('meta-llama/Llama-3.1-8B', 'meta-llama/Llama-3.1-8B')
-    """
-    provider, _, name = model.partition("/")
-    return name if provider in ("hosted_vllm", "vllm", "huggingface", "openai") and name else model
 
 
 def alike(found: Iterable[Deployment]) -> list[Deployment]:

@@ -18,6 +18,8 @@ from mosaic.engines.engine import Prompt, Request
 from mosaic.engines.prompt_text import messages_of
 from mosaic.runtime.journal import Journal, JournalState, SentCall
 
+NOT_SENT = "not sent: "
+"""Prefix of the error of a call that a cap kept from being sent."""
 TEMPLATE_TOKENS = 16
 """Assumed: tokens that a chat template adds to a message."""
 

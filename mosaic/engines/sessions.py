@@ -14,7 +14,7 @@ from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Pref
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
-from mosaic.engines.billing import Admission, Billing
+from mosaic.engines.billing import NOT_SENT, Admission, Billing
 from mosaic.engines.calls import Calls, CallState, SessionState, Stage
 from mosaic.engines.engine import EngineSpec, Output, Prompt
 from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess
@@ -284,7 +284,7 @@ class Sessions:
         if (event := self._admission.stop(self.now(), is_idle=is_idle)) is not None:
             self.emit(event)
         cause = self._admission.stopped
-        return cause is not None and self.calls.fail_waiting(f"not sent: {cause}")
+        return cause is not None and self.calls.fail_waiting(f"{NOT_SENT}{cause}")
 
     def _fair_share(self, state: SessionState) -> float:
         """Compute how many calls a server may have, so that all servers of its expert have equal loads."""

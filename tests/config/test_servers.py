@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mosaic.config.batch import BatchRequest, batch_config, litellm_entries
-from mosaic.config.servers import Deployment, deployments_of_litellm, deployments_of_servers
+from mosaic.config.batch import BatchRequest, batch_config
+from mosaic.config.litellm import deployments_of_litellm, litellm_entries
+from mosaic.config.servers import Deployment, deployments_of_servers
 from mosaic.core.errors import BackendError
 from mosaic.core.spending import TokenPrice
 from mosaic.core.workload import Expert
@@ -109,7 +110,7 @@ def test_a_litellm_file_gives_servers_limits_prices_and_sampling(tmp_path: Path,
 def test_the_litellm_file_of_the_page_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = (block for block in blocks_of(ROOT / "docs" / "how-to" / "api.md") if block.language == "yaml")
     (tmp_path / "litellm.yaml").write_text(block.text)
-    monkeypatch.setattr("mosaic.config.servers.list_models", lambda *_: None)
+    monkeypatch.setattr("mosaic.config.litellm.list_models", lambda *_: None)
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     small, large = deployments_of_litellm(litellm_entries(tmp_path / "litellm.yaml"), "litellm.yaml")
     assert (small.expert, small.model, small.api_key_env) == ("small", "gpt-4.1-nano", "OPENAI_API_KEY")
